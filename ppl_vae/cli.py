@@ -1,0 +1,356 @@
+"""The command line: `ppl-vae run | train | evaluate | sample | denoise | datasets`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Generator
+
+from ppl_vae.components import UsageError, create
+from ppl_vae.data import names
+from ppl_vae.evaluation.denoising import image_quality, mean_and_se
+from ppl_vae.experiments import (
+    TrainConfig,
+    evaluate_run,
+    finished,
+    load_run,
+    restore,
+    sample_images,
+    save_evaluation,
+    train,
+    write_json,
+)
+from ppl_vae.gallery import draw_run
+from ppl_vae.noise import Noise
+from ppl_vae.plots import figure, images, rows_of_images, save
+from ppl_vae.study import StudyConfig, run_study
+
+RunFolder = tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """The report's whole study: autoencoders, VAEs, PCA; denoising, samples and log-likelihoods, with their errors.
+
+    Without arguments, in a few minutes, on the two data sets that the package carries. On full sets
+    (`--dataset mnist fashion-mnist`) with the report's 20 and 15 epochs. What is finished in the output folder is
+    not done again."""
+
+    experiment: tyro.conf.Positional[str] = "study"
+    """Which experiment: study."""
+    dataset: tuple[str, ...] = ("mnist-mini", "fashion-mnist-mini")
+    """Names from `ppl-vae datasets`, or paths to your own images."""
+    data_dir: Path | None = None
+    """Where torchvision's data sets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
+    output: Path = Path("runs")
+    """Folder for what comes out: OUTPUT/EXPERIMENT/DATASET."""
+    noise: str = "gaussian-noise:scale=0.5"
+    """What to remove: gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
+    autoencoder_epochs: int | None = None
+    """Default: 20 on full sets, 8 on small ones."""
+    vae_epochs: int | None = None
+    """Default: 15 on full sets, 5 on small ones."""
+    batch_size: int | None = None
+    """Default: 128 on full sets, 64 on small ones."""
+    num_images: int | None = None
+    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
+    num_samples: int | None = None
+    """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
+    train_images: int | None = None
+    """Use the first so many training images only."""
+    seed: int = 0
+
+    def __call__(self) -> None:
+        if self.experiment != "study":
+            raise UsageError(f"experiment: expected study; got {self.experiment!r}")
+        with usage():
+            shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudyConfig) if f.name != "dataset"}
+            configs = [StudyConfig(dataset=name, **shared) for name in self.dataset]
+        start = time.perf_counter()
+        say(f"ppl-vae run {self.experiment} on {', '.join(self.dataset)}, into {self.output}")
+        for config in configs:
+            folder = self.output / self.experiment / Path(config.dataset).stem
+            metrics = run_study(config, folder, data_dir=self.data_dir, say=say)
+            show_denoising(f"{config.dataset}: removing {config.noise}", metrics["denoising"]["rows"])
+            show_log_likelihood(config.dataset, metrics["log_likelihood"])
+            say(f"Pictures: {folder / 'figures'} and {folder}/*/figures. Numbers: {folder / 'metrics.json'}")
+        say(f"Done in {(time.perf_counter() - start) / 60:.1f} min.")
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train one model and write a run folder: config.json, weights.safetensors, history.csv, metrics.json, figures.
+
+    Example: ppl-vae train --model conv-vae --dataset mnist --likelihood bernoulli --latent-size 20 --epochs 15
+    --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae"""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    data_dir: Path | None = None
+    """Where torchvision's data sets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
+    output: Path | None = None
+    """The run folder. Default: runs/MODEL-DATASET."""
+    overwrite: bool = False
+    """Replace a finished run in the output folder."""
+
+    def __call__(self) -> None:
+        output = self.output or Path("runs") / f"{self.config.model}-{Path(self.config.dataset).stem}"
+        if (output / "metrics.json").exists() and not self.overwrite:
+            same = "with this config" if finished(output, self.config) else "with another config"
+            raise UsageError(f"--output: expected a new folder; got {output}, a finished run {same} (see --overwrite)")
+        run = train(self.config, output, data_dir=self.data_dir)
+        draw_run(run, output, seed=self.config.seed)
+        say(f"Run folder: {output}")
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """log p(x) of held-out images by importance sampling, in nats per image, with its errors and warnings.
+
+    Writes RUN/log_likelihood.json, and per image RUN/log_likelihood.npz."""
+
+    run: RunFolder
+    """The folder of a finished run of a VAE."""
+    num_samples: int = 1000
+    """K, importance samples for each image."""
+    num_images: int | None = None
+    """The first so many test images. Default: all."""
+    seed: int = 0
+    """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
+    data_dir: Path | None = None
+    """Where torchvision's data sets are. Default: $PPL_VAE_DATA, else the user's cache folder."""
+
+    def __call__(self) -> None:
+        with usage():
+            at_least_one(num_samples=self.num_samples, num_images=self.num_images)
+        run = load_run(self.run, data_dir=self.data_dir)
+        result, summary = evaluate_run(
+            run, num_samples=self.num_samples, num_images=self.num_images, seed=self.seed, show_progress=True
+        )
+        save_evaluation(self.run, result, summary)
+        say(str(result))
+        show_log_likelihood(str(self.run), {self.run.name: summary})
+
+
+@dataclass(frozen=True)
+class SampleCommand:
+    """Draw images: samples from the prior, reconstructions, interpolations, and the grid over a 2-d latent space."""
+
+    run: RunFolder
+    """The folder of a finished run of a VAE."""
+    num_images: int = 64
+    """Samples from the prior."""
+    seed: int = 0
+    output: Path | None = None
+    """PNG file for the samples. Default: all pictures, to RUN/figures."""
+    data_dir: Path | None = None
+    """Where torchvision's data sets are. Default: $PPL_VAE_DATA, else the user's cache folder."""
+
+    def __call__(self) -> None:
+        with usage():
+            at_least_one(num_images=self.num_images)
+            if self.output is not None and self.output.suffix.lower() != ".png":
+                raise UsageError(f"--output: expected a path that ends in .png; got {self.output}")
+        run = load_run(self.run, data_dir=self.data_dir)
+        samples = sample_images(run, self.num_images, seed=self.seed)
+        if self.output is None:
+            for path in draw_run(run, self.run, num_samples=self.num_images, seed=self.seed):
+                say(str(path))
+            return
+        fig, ax = figure(6, 6)
+        images(ax, samples)
+        save(fig, self.output, title=f"{run.config.dataset}: {self.run.name}")
+        say(str(self.output))
+
+
+@dataclass(frozen=True)
+class DenoiseCommand:
+    """Remove noise from test images: MSE, PSNR and SSIM against the clean ones, mean and standard error.
+
+    Writes RUN/denoising.json and RUN/figures/denoising.png."""
+
+    run: RunFolder
+    """The folder of a finished run, autoencoder or VAE."""
+    noise: str | None = None
+    """gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5.
+    Default: what the model learned to remove, else gaussian-noise:scale=0.5."""
+    num_images: int | None = None
+    """The first so many test images. Default: all."""
+    seed: int = 0
+    """Of the noise."""
+    data_dir: Path | None = None
+    """Where torchvision's data sets are. Default: $PPL_VAE_DATA, else the user's cache folder."""
+
+    def __call__(self) -> None:
+        with usage():
+            at_least_one(num_images=self.num_images)
+            create(Noise, self.noise or "no-noise")
+        run = load_run(self.run, data_dir=self.data_dir)
+        spec = self.noise or (run.config.noise if run.config.noise != "no-noise" else "gaussian-noise:scale=0.5")
+        clean = run.dataset.test[: self.num_images] / 255
+        noisy = create(Noise, spec)(clean, Generator().manual_seed(self.seed))
+        restored = restore(run, noisy)
+        rows = {}
+        for name, x in (("noisy", noisy), (self.run.name, restored)):
+            quality = {metric: mean_and_se(values) for metric, values in image_quality(x, clean).items()}
+            rows[name] = {metric: {"mean": mean, "se": se} for metric, (mean, se) in quality.items()}
+        summary = {"noise": spec, "num_images": len(clean), "seed": self.seed, "rows": rows}
+        write_json(self.run / "denoising.json", summary)
+        (self.run / "figures").mkdir(exist_ok=True)
+        path = self.run / "figures" / "denoising.png"
+        fig, ax = figure(8, 2.6)
+        rows_of_images(ax, {"original": clean[:10], "noisy": noisy[:10], "restored": restored[:10]})
+        save(fig, path, title=f"{run.config.dataset}: {spec}, removed by {self.run.name}")
+        show_denoising(f"{self.run}: removing {spec}, {len(clean)} test images", rows)
+        say(str(path))
+
+
+@dataclass(frozen=True)
+class DatasetsCommand:
+    """List the data sets that go by name."""
+
+    def __call__(self) -> None:
+        grid = Table("name", "what it is")
+        for name, text in names().items():
+            grid.add_row(name, text)
+        grid.add_row("PATH", "your own: .npz, .npy or a folder of images")
+        console().print(grid)
+
+
+COMMANDS: dict[str, Any] = {
+    "run": RunCommand,
+    "train": TrainCommand,
+    "evaluate": EvaluateCommand,
+    "sample": SampleCommand,
+    "denoise": DenoiseCommand,
+    "datasets": DatasetsCommand,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit status 0, 2 for bad usage, 1 for failure, 130 for an interrupt; an error is one line."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        command()
+    except UsageError as error:
+        fail(str(error), 2)
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
+        fail(describe(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 128 + signal.SIGINT)
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments ask for. Raises `UsageError`."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), usage():
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="ppl-vae",
+                description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry "
+                "their error.",
+                args=arguments,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise UsageError(one_line(errors.getvalue())) from None
+        raise
+
+
+def one_line(box: str) -> str:
+    """tyro's message in a box, as one line.
+
+    >>> one_line("╭─ Error ─╮\\n│ Bad --epochs. │\\n│ ─── │\\n│ Epochs.  │\\n│ ─── │\\n│ For full helptext, x │\\n╰─╯")
+    'Bad --epochs. (Epochs.)'
+    """
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    text = " ".join(lines)
+    parts = [part.strip() for part in re.split("─{3,}", text) if not part.strip().startswith("For full helptext")]
+    hint = " ".join(parts[1:]).removeprefix("Argument helptext:").strip()
+    hint = re.sub(r"\s+", " ", hint)
+    # a refusal by a config says which of its fields; tyro's own name for the config says nothing
+    what = re.sub(r"^Error parsing __tyro\S+: ", "", parts[0])
+    return f"{what} ({hint})" if hint else what
+
+
+@contextlib.contextmanager
+def usage() -> Any:
+    """Within it, a value that is refused is bad usage."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def at_least_one(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1; got {value}")
+
+
+def describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def fail(message: str, status: int) -> None:
+    print(f"ppl-vae: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    console().print(text, markup=False)
+
+
+def show_denoising(title: str, rows: dict[str, Any]) -> None:
+    grid = Table("model", title=title)
+    for heading in ("MSE", "PSNR (dB)", "SSIM"):
+        grid.add_column(heading, justify="right")
+    for name, row in rows.items():
+        cells = (f"{row[m]['mean']:.{d}f} ± {row[m]['se']:.{d}f}" for m, d in (("mse", 5), ("psnr", 2), ("ssim", 4)))
+        grid.add_row(name, *cells)
+    console().print(grid)
+
+
+def show_log_likelihood(title: str, rows: dict[str, Any]) -> None:
+    first = next(iter(rows.values()))
+    grid = Table(
+        "model",
+        "likelihood",
+        title=f"{title}: log p(x), nats per image, {first['num_images']} test images, K = {first['num_samples']}",
+        caption="± MC: from the samples; ± data: from the choice of images. Masses and densities do not compare. "
+        "Where k̂ > 0.7, read a lower bound.",
+    )
+    for heading in ("log p(x)", "± MC", "± data", "ELBO", "KL", "k̂ > 0.7"):
+        grid.add_column(heading, justify="right")
+    for name, row in rows.items():
+        grid.add_row(
+            name,
+            f"{row['likelihood']} ({row['measure']})",
+            *(f"{row[key]:.2f}" for key in ("log_p", "mc_se", "data_se", "elbo", "kl")),
+            f"{row['khat_over_limit']}/{row['num_images']}",
+        )
+    console().print(grid)
+
+
+if __name__ == "__main__":
+    main()

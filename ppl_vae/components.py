@@ -1,0 +1,100 @@
+"""Components by name: the subclasses of a base class, and their keyword arguments, are the choices.
+
+A component is written `name` or `name:key=value,key=value`, with the class name in kebab case:
+`gaussian:scale=0.1` is `Gaussian(scale=0.1)`. Nothing is registered: a class is found because it is a subclass,
+and its arguments because they are in its signature.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """A name or an argument that does not exist: what was typed is wrong, and not the data."""
+
+
+def kebab(cls: type) -> str:
+    """The name of a class on the command line.
+
+    >>> class SaltAndPepper: ...
+    >>> kebab(SaltAndPepper)
+    'salt-and-pepper'
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+def choices(base: type[T]) -> dict[str, type[T]]:
+    """Every concrete subclass of `base` by its kebab-case name, in the order of definition."""
+
+    def subclasses(cls: type[T]) -> Iterator[type[T]]:
+        for sub in cls.__subclasses__():
+            if not inspect.isabstract(sub):
+                yield sub
+            yield from subclasses(sub)
+
+    return {kebab(cls): cls for cls in subclasses(base)}
+
+
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """One line that says what was expected, with the nearest name if there is one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{what}: expected one of {', '.join(known)}; got {name!r}{hint}"
+
+
+def create(base: type[T], spec: str, **given: Any) -> T:
+    """The component of kind `base` that `spec` describes. `given` are arguments that a spec can't set.
+
+    Raises `UsageError` for an unknown name or argument or a value of the wrong type, and what the component raises
+    for a value out of range.
+
+    >>> from ppl_vae.likelihoods import Likelihood
+    >>> create(Likelihood, "gaussian:scale=0.2")
+    Gaussian(scale=0.2)
+    """
+    what = base.__name__.lower()
+    name, _, rest = spec.partition(":")
+    known: dict[str, Any] = choices(base)
+    if name not in known:
+        raise UsageError(unknown(what, name, list(known)))
+    cls = known[name]
+    hints = get_type_hints(cls.__init__)
+    accepted = [p for p in inspect.signature(cls).parameters if p in hints and p not in given]
+    kwargs: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, text = item.partition("=")
+        key = key.replace("-", "_")
+        if not equals or key not in accepted:
+            expected = ", ".join(f"{p}=..." for p in accepted) or "no arguments"
+            raise UsageError(f"{what} {name}: expected {expected}; got {item!r}")
+        kwargs[key] = _parse(hints[key], text, f"{what} {name}: {key}")
+    return cls(**given, **kwargs)
+
+
+def describe(base: type) -> str:
+    """The choices with their arguments and defaults, for `--help`."""
+
+    def one(name: str, cls: type) -> str:
+        parameters = inspect.signature(cls).parameters.values()
+        arguments = ",".join(f"{p.name}={p.default}" for p in parameters if p.default is not p.empty)
+        return f"{name}:{arguments}" if arguments else name
+
+    return ", ".join(one(name, cls) for name, cls in choices(base).items())
+
+
+def _parse(kind: type, text: str, where: str) -> Any:
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise UsageError(f"{where}: expected true or false; got {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{where}: expected {kind.__name__}; got {text!r}") from None

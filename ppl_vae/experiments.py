@@ -1,0 +1,458 @@
+"""Experiments: a frozen config in, a folder of artefacts out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
+
+from ppl_vae.components import create, unknown
+from ppl_vae.data import Dataset, fingerprint, load, split
+from ppl_vae.encodings import Encoding, default_encoding
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models import VAE, Autoencoder
+from ppl_vae.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    DenseDecoder,
+    DenseEncoder,
+    PoolEncoder,
+    Shape,
+    UpsampleDecoder,
+)
+from ppl_vae.noise import Noise, NoNoise
+from ppl_vae.objectives import elbo_parts
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
+from ppl_vae.programs import evaluating, seeded
+from ppl_vae.training import DivergedError, History, fit
+
+NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One model on one data set. Components are written as name:key=value,key=value."""
+
+    model: str = "conv-vae"
+    """Networks and kind of model: dense-ae, conv-ae, dense-vae or conv-vae."""
+    dataset: str = "mnist-mini"
+    """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images."""
+    likelihood: str | None = None
+    """p(x|z): bernoulli, gaussian:scale=0.1 (fixed), gaussian-learned (one learned) or gaussian-per-pixel.
+    Default: bernoulli for a VAE, the squared error (gaussian:scale=0.7071) for an autoencoder."""
+    prior: str = "standard-normal"
+    """p(z)."""
+    posterior: str = "diagonal-normal"
+    """q(z|x)."""
+    encoding: str | None = None
+    """What the likelihood observes of 8-bit images: binarize, threshold:level=127, levels, dequantize or scale.
+    Default: what the likelihood's support asks for; scale for an autoencoder."""
+    noise: str = "no-noise"
+    """What is done to the images that the encoder sees, to learn to undo it: gaussian-noise:scale=0.5,
+    salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
+    latent_size: int = 20
+    """Numbers in the code z (the code of conv-ae is 8 feature maps of an eighth of the image)."""
+    hidden: tuple[int, ...] = (400,)
+    """Widths of the hidden layers of dense networks, in the encoder; the decoder has them in reverse."""
+    epochs: int = 15
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    seed: int = 0
+    """Of the weights, the split, the order of the data, and all noise."""
+    train_images: int | None = None
+    """Use the first so many training images only."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_size", "epochs", "batch_size", "train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1; got {value}")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate: expected a number above 0; got {self.learning_rate}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
+        if self.model not in MODELS:
+            raise ValueError(unknown("model", self.model, list(MODELS)))
+        create(Noise, self.noise)
+        create(Likelihood, self.resolved().likelihood or "")
+        create(Encoding, self.resolved().encoding or "")
+
+    def resolved(self) -> TrainConfig:
+        """The config with the defaults of likelihood and encoding written out."""
+        is_vae = self.model.endswith("vae")
+        likelihood = self.likelihood or ("bernoulli" if is_vae else f"gaussian:scale={math.sqrt(0.5):.4f}")
+        default = default_encoding(create(Likelihood, likelihood).support) if is_vae else create(Encoding, "scale")
+        encoding = self.encoding or type(default).__name__.lower()
+        if (likelihood, encoding) == (self.likelihood, self.encoding):
+            return self
+        return dataclasses.replace(self, likelihood=likelihood, encoding=encoding)
+
+
+def _dense_ae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoencoder:
+    encoder = DenseEncoder(shape, config.latent_size, config.hidden)
+    decoder = DenseDecoder(config.latent_size, shape, likelihood.params_per_dim, config.hidden[::-1])
+    return Autoencoder(encoder, decoder, likelihood=likelihood)
+
+
+def _conv_ae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoencoder:
+    return Autoencoder(PoolEncoder(shape), UpsampleDecoder(shape, likelihood.params_per_dim), likelihood=likelihood)
+
+
+def _vae(config: TrainConfig, encoder: Callable, decoder: Callable, likelihood: Likelihood) -> VAE:
+    prior = create(Prior, config.prior, latent_size=config.latent_size)
+    posterior = create(Posterior, config.posterior, latent_size=config.latent_size)
+    return VAE(
+        encoder(posterior.num_params),
+        decoder(config.latent_size, likelihood.params_per_dim),
+        prior=prior,
+        likelihood=likelihood,
+        posterior=posterior,
+    )
+
+
+def _dense_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
+    return _vae(
+        config,
+        lambda outputs: DenseEncoder(shape, outputs, config.hidden),
+        lambda inputs, params: DenseDecoder(inputs, shape, params, config.hidden[::-1]),
+        likelihood,
+    )
+
+
+def _conv_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
+    return _vae(
+        config,
+        lambda outputs: ConvEncoder(shape, outputs),
+        lambda inputs, params: ConvDecoder(inputs, shape, params),
+        likelihood,
+    )
+
+
+Model = Autoencoder | VAE
+
+MODELS: dict[str, Callable[[TrainConfig, Shape, Likelihood], Model]] = {
+    "dense-ae": _dense_ae,
+    "conv-ae": _conv_ae,
+    "dense-vae": _dense_vae,
+    "conv-vae": _conv_vae,
+}
+
+
+def build(config: TrainConfig, image_shape: Shape) -> Model:
+    """The untrained model of a config for images of shape (C, H, W), its weights drawn from the config's seed."""
+    config = config.resolved()
+    with seeded(config.seed):
+        return MODELS[config.model](config, image_shape, create(Likelihood, config.likelihood or ""))
+
+
+@dataclass(frozen=True)
+class Observe:
+    """From 8-bit images to the arguments of the programs: x, and the noisy image for the guide if there is noise.
+
+    x is drawn first, so that under one seed it is the same for models with and without noise.
+    """
+
+    encoding: Encoding
+    noise: Noise
+
+    def __call__(self, images: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, ...]:
+        x = self.encoding(images, generator)
+        return (x,) if isinstance(self.noise, NoNoise) else (x, self.noise(images / 255, generator))
+
+    def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
+        """As observed once under a seed: validation and test data."""
+        return self(images, generator=Generator().manual_seed(seed))
+
+
+def observation(config: TrainConfig) -> Observe:
+    config = config.resolved()
+    return Observe(create(Encoding, config.encoding or ""), create(Noise, config.noise))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with what it was trained on and how."""
+
+    config: TrainConfig
+    model: Model
+    dataset: Dataset
+    metrics: dict[str, Any]
+
+    @property
+    def observe(self) -> Observe:
+        return observation(self.config)
+
+
+def split_images(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Training and validation images, uint8: the seed takes one sixth for validation (60,000 -> 50,000 + 10,000)."""
+    images = dataset.train[: config.train_images]
+    if len(images) < 6:
+        raise ValueError(f"training images: expected at least 6, to hold out one in six; got {len(images)}")
+    train, validation = split(len(images), len(images) // 6, seed=config.seed)
+    return images[train], images[validation]
+
+
+def train(
+    config: TrainConfig,
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    dataset: Dataset | None = None,
+    **options: Any,
+) -> Run:
+    """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`.
+
+    A run without `metrics.json` did not finish. `options` go to `fit`.
+    Raises `DivergedError` when the loss turns NaN, after writing the weights and history of the epochs before,
+    `OSError` for an output that can't be written, and `ValueError` for data that can't be used.
+    """
+    config = config.resolved()
+    dataset = dataset or load(config.dataset, data_dir)
+    images, validation = split_images(config, dataset)
+    model = build(config, dataset.image_shape)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
+    write_json(output / "config.json", {"image_shape": dataset.image_shape, **dataclasses.asdict(config)})
+    start = time.perf_counter()
+    failure = None
+    try:
+        history = fit(
+            model.model,
+            model.guide,
+            images,
+            validation=validation[:NUM_MONITORED],
+            encode=observation(config),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            description=f"{config.dataset} {output.name}",
+            **options,
+        )
+    except DivergedError as error:
+        history, failure = error.history, error
+    save_weights(model, output / "weights.safetensors")
+    history.save(output / "history.csv")
+    if failure is not None:
+        raise failure
+    metrics = {
+        "dataset_fingerprint": fingerprint(images, validation),
+        "train_images": len(images),
+        "validation_images": len(validation),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seed": config.seed,
+        "seconds": round(time.perf_counter() - start, 2),
+        "versions": versions(),
+        "last_epoch": {k: v for k, v in history.rows[-1].items() if k != "seconds"},
+    }
+    write_json(output / "metrics.json", metrics)
+    return Run(config, model, dataset, metrics)
+
+
+def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | None = None) -> Run:
+    """A finished run from its folder.
+
+    Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected the folder of a run; got nothing there")
+    for name in ("config.json", "weights.safetensors", "metrics.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
+    config, shape = read_config(folder / "config.json")
+    model = build(config, shape)
+    path = folder / "weights.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
+    dataset = dataset or load(config.dataset, data_dir)
+    if dataset.image_shape != shape:
+        raise ValueError(
+            f"{config.dataset}: expected images of shape {shape}, as trained on; got {dataset.image_shape}"
+        )
+    return Run(config, model, dataset, read_json(folder / "metrics.json"))
+
+
+def read_config(path: Path) -> tuple[TrainConfig, Shape]:
+    """A config and the image shape from JSON, checked: an unknown key or a wrong type is a `ValueError`."""
+    values = read_json(path)
+    shape = values.pop("image_shape", None)
+    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)):
+        raise ValueError(f"{path}: expected image_shape [C, H, W]; got {shape!r}")
+    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"{path}: {unknown('key', key, list(fields))}")
+        default = fields[key]
+        optional: tuple[Any, ...] = (int, type(None)) if key == "train_images" else (str, type(None))
+        expected = optional if default is None else (int, float) if isinstance(default, float) else type(default)
+        if key == "hidden" and isinstance(value, list) and all(type(h) is int for h in value):
+            values[key] = tuple(value)
+        elif not isinstance(value, expected) or isinstance(value, bool):
+            raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
+    try:
+        return TrainConfig(**values), tuple(shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Writes the state of a model as safetensors."""
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(state, temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON by way of a temporary name, so that a file under this name is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; anything else is a `ValueError` that names the file."""
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON; got {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object; got {type(values).__name__}")
+    return values
+
+
+def versions() -> dict[str, str]:
+    names = ("ppl-vae", "torch", "pyro-ppl", "arviz", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+# What a trained model is asked for
+
+
+def evaluate_run(
+    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, show_progress: bool = False
+) -> tuple[LogLikelihood, dict[str, Any]]:
+    """log p(x) of the first test images, observed once under `seed`, and a summary of it for JSON, with the ELBO.
+
+    Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
+    """
+    if isinstance(run.model, Autoencoder):
+        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
+    data = run.observe.frozen(run.dataset.test[:num_images], seed)
+    encoding = f"{run.observe.encoding!r}, seed {seed}"
+    result = log_likelihood(
+        run.model.model,
+        run.model.guide,
+        *data,
+        num_samples=num_samples,
+        seed=seed,
+        encoding=encoding,
+        show_progress=show_progress,
+    )
+    parts = elbo_parts(run.model.model, run.model.guide, *data, seed=seed)
+    return result, {
+        "likelihood": run.config.likelihood,
+        "measure": result.measure,
+        "encoding": encoding,
+        "fingerprint": result.fingerprint,
+        "num_images": len(result),
+        "num_samples": num_samples,
+        "seed": seed,
+        "log_p": result.mean,
+        "mc_se": result.mc_se_of_mean,
+        "data_se": result.data_se_of_mean,
+        "khat_over_limit": result.num_unreliable,
+        "elbo": parts.elbo.double().mean().item(),
+        "reconstruction": parts.reconstruction.double().mean().item(),
+        "kl": parts.kl.double().mean().item(),
+    }
+
+
+def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
+    """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat) `log_likelihood.npz`."""
+    temporary = folder / "log_likelihood.npz.tmp"
+    per_image = {name: getattr(result, name).numpy() for name in ("log_p", "mc_se", "ess", "khat", "num_samples")}
+    with temporary.open("wb") as file:
+        np.savez(file, **per_image)
+    os.replace(temporary, folder / "log_likelihood.npz")
+    write_json(folder / "log_likelihood.json", summary | {"versions": versions()})
+
+
+def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
+    """The model's reconstruction of noisy images in [0, 1], shape (data, C, H, W), as brightness in [0, 1]."""
+    with evaluating(run.model.model):
+        parts = [run.observe.encoding.grey(run.model.reconstruct(part)) for part in noisy.split(chunk)]
+    return torch.cat(parts)
+
+
+def sample_images(run: Run, num_images: int, *, seed: int = 0) -> Tensor:
+    """E[x|z] for z from the prior, as brightness in [0, 1], shape (num_images, C, H, W). Raises for an autoencoder."""
+    if not isinstance(run.model, VAE):
+        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no prior to sample from")
+    with seeded(seed), evaluating(run.model.model):
+        return decode(run, run.model.prior().sample((num_images,)))
+
+
+def decode(run: Run, z: Tensor) -> Tensor:
+    """E[x|z] as brightness in [0, 1], shape (*, C, H, W), of codes (*, latent)."""
+    assert isinstance(run.model, VAE)
+    with evaluating(run.model.model):
+        return run.observe.encoding.grey(run.model.decode(z))
+
+
+def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
+    """What a training step of this config takes here, measured on two batches after one to warm up."""
+    images = dataset.train[: 2 * config.batch_size]
+    model = build(config, dataset.image_shape)
+    seconds: list[float] = []
+    for batches in (1, 2):
+        start = time.perf_counter()
+        fit(
+            model.model,
+            model.guide,
+            images[: batches * config.batch_size],
+            validation=images[:1],
+            encode=observation(config),
+            epochs=1,
+            batch_size=config.batch_size,
+            show_progress=False,
+        )
+        seconds.append(time.perf_counter() - start)
+    return seconds[-1] / 2
+
+
+def finished(folder: Path, config: TrainConfig) -> bool:
+    """Whether `folder` holds a finished run of just this config."""
+    if not (folder / "metrics.json").is_file() or not (folder / "weights.safetensors").is_file():
+        return False
+    try:
+        return read_config(folder / "config.json")[0] == config.resolved()
+    except (OSError, ValueError):
+        return False
+
+
+def history_of(folder: Path) -> History:
+    """The history of a run from its `history.csv`."""
+    lines = (folder / "history.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    return History([dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]])

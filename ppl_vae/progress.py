@@ -1,0 +1,62 @@
+"""Progress on long work: a bar in a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Report(Protocol):
+    """Called after each unit of work; `text` is what is known by then."""
+
+    def __call__(self, advance: int = 1, text: str = "") -> None: ...
+
+
+@contextmanager
+def progress(description: str, total: int, *, enabled: bool = True, lines: bool = True) -> Iterator[Report]:
+    """Yields a function that reports progress over `total` units, on standard error.
+
+    In a terminal it moves a bar with the time left. Elsewhere it prints each non-empty `text` as a line,
+    if `lines`.
+    """
+    console = Console(stderr=True)
+    if not enabled:
+        yield lambda advance=1, text="": None
+    elif console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(description, total=total, text="")
+
+            def report(advance: int = 1, text: str = "") -> None:
+                if text:
+                    bar.update(task, advance=advance, text=text)
+                else:
+                    bar.update(task, advance=advance)
+
+            yield report
+    else:
+
+        def say(advance: int = 1, text: str = "") -> None:
+            if text and lines:
+                console.print(f"{description}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+        yield say

@@ -1,0 +1,194 @@
+"""From metrics.json to tables in Markdown: nothing here computes a figure, it only sets what is on disk."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.experiments import read_json
+
+BEGIN, END = "<!-- rendered: {} -->", "<!-- end -->"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right.
+
+    >>> print(table(["model", "MSE"], [["PCA", "0.02"]]))
+    | model | MSE |
+    |---|---:|
+    | PCA | 0.02 |
+    """
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("|" + "|".join(line if line[:3] == "---" else f" {line} " for line in row) + "|" for row in lines)
+
+
+def denoising_table(metrics: dict[str, Any]) -> str:
+    """Mean and standard error over the test images of MSE, PSNR and SSIM, a row a model."""
+
+    def cell(row: dict, metric: str, digits: int) -> str:
+        return f"{row[metric]['mean']:.{digits}f} ± {row[metric]['se']:.{digits}f}"
+
+    rows = [
+        [
+            name,
+            "noisy → clean" if row["trained_on_noise"] else "—" if name == "noisy" else "clean only",
+            cell(row, "mse", 5),
+            cell(row, "psnr", 2),
+            cell(row, "ssim", 4),
+        ]
+        for name, row in metrics["denoising"]["rows"].items()
+    ]
+    return table(["model", "trained on", "MSE", "PSNR (dB)", "SSIM"], rows)
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """Which networks do not beat PCA in SSIM at the same noise, by more than two standard errors."""
+    rows = metrics["denoising"]["rows"]
+    pca = next(row for name, row in rows.items() if name.startswith("PCA"))["ssim"]
+    networks = {name: row for name, row in rows.items() if name != "noisy" and not name.startswith("PCA")}
+    behind = [n for n, r in networks.items() if r["ssim"]["mean"] - pca["mean"] <= 2 * (r["ssim"]["se"] + pca["se"])]
+    if not behind:
+        return "Every network beats PCA in SSIM."
+    learned = [n for n in behind if networks[n]["trained_on_noise"]]
+    text = f"Not ahead of PCA in SSIM: {', '.join(behind)}."
+    if not learned:
+        text += (
+            " These saw clean images alone: their encoder takes the noise for content, far from all that it was"
+            " trained on. Every network that learned noisy → clean beats PCA."
+        )
+    return text
+
+
+def likelihood_table(metrics: dict[str, Any]) -> str:
+    """log p(x) per test image with both errors, and the ELBO with its parts, in nats, a row a VAE."""
+    rows = [
+        [
+            name,
+            row["likelihood"],
+            row["measure"],
+            f"{row['log_p']:.2f}",
+            f"{row['mc_se']:.2f}",
+            f"{row['data_se']:.2f}",
+            f"{row['elbo']:.2f}",
+            f"{row['reconstruction']:.2f}",
+            f"{row['kl']:.2f}",
+            f"{row['khat_over_limit']}/{row['num_images']}",
+        ]
+        for name, row in metrics["log_likelihood"].items()
+    ]
+    header = [
+        "model",
+        "likelihood",
+        "kind",
+        "log p(x)",
+        "± MC",
+        "± data",
+        "ELBO",
+        "reconstruction",
+        "KL",
+        "k̂ > 0.7",
+    ]
+    return table(header, rows)
+
+
+def likelihood_caption(metrics: dict[str, Any]) -> str:
+    row = next(iter(metrics["log_likelihood"].values()))
+    return (
+        f"Nats per image, {row['num_images']} test images, importance sampling with K = {row['num_samples']} from the "
+        "guide (a lower bound in expectation). ± MC: another seed's samples; ± data: another draw of test images. "
+        "A mass on binarised pixels and a density on dequantised ones are two different measures and do not compare. "
+        "Where many images have k̂ > 0.7, read the figure as a lower bound only."
+    )
+
+
+def study_section(folder: Path, *, level: int = 2, figures: bool = True) -> str:
+    """One study as Markdown, from its `metrics.json`; paths are relative to the folder above it."""
+    metrics = read_json(folder / "metrics.json")
+    config = metrics["config"]
+    heading = "#" * level
+    lines = [
+        f"{heading} {config['dataset']}",
+        "",
+        f"{metrics['train_images']} training images, {config['autoencoder_epochs']} epochs for autoencoders and "
+        f"{config['vae_epochs']} for VAEs, batch {config['batch_size']}, seed {config['seed']}; "
+        + ", ".join(f"{k} {v}" for k, v in metrics["versions"].items())
+        + ".",
+        "",
+        f"{heading}# Denoising: {config['noise']}, {metrics['denoising']['num_images']} test images, mean ± s.e.",
+        "",
+        denoising_table(metrics),
+        "",
+        verdict(metrics),
+        "",
+    ]
+    if figures:
+        lines += [f"![Originals, noisy and restored images]({folder.name}/figures/denoising.png)", ""]
+    lines += [
+        f"{heading}# Log-likelihood",
+        "",
+        likelihood_table(metrics),
+        "",
+        likelihood_caption(metrics),
+        "",
+    ]
+    if figures:
+        for stem, text in (
+            ("conv-vae/figures/samples", "Samples of the convolutional VAE"),
+            ("conv-vae/figures/interpolations", "Interpolations of the convolutional VAE"),
+            ("dense-vae-2d/figures/latent-grid", "The grid over a 2-d latent space"),
+            ("dense-vae-2d/figures/latent-codes", "Codes of test images in a 2-d latent space, by label"),
+            ("conv-vae/figures/training", "ELBO, reconstruction and KL of the convolutional VAE by epoch"),
+        ):
+            if (folder / f"{stem}.png").is_file():
+                lines += [f"![{text}]({folder.name}/{stem}.png)", ""]
+    return "\n".join(lines)
+
+
+def results_page(results: Path) -> str:
+    """`results/README.md`, from every study below it."""
+    lines = [
+        "# Results",
+        "",
+        "Rendered from the `metrics.json` files by `python -m ppl_vae.report results README.md`. Beside each lie the "
+        "runs that it summarises: config, seed, versions, history by epoch, weights and figures.",
+        "",
+    ]
+    for study in sorted(results.glob("*/*/metrics.json")):
+        if "denoising" in read_json(study):
+            section = study_section(study.parent)
+            lines.append(section.replace(f"({study.parent.name}/", f"({study.parent.parent.name}/{study.parent.name}/"))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """`text` with each block between its two markers replaced. Raises `ValueError` for a missing marker."""
+    for name, block in blocks.items():
+        begin = BEGIN.format(name)
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(END)
+        if not (found and closed):
+            raise ValueError(f"expected the markers {begin!r} and {END!r}; got a text without them")
+        text = f"{before}{begin}\n{block}\n{END}{after}"
+    return text
+
+
+def readme_blocks(results: Path) -> dict[str, str]:
+    """The rendered blocks of the top-level README, by name."""
+    metrics = read_json(results / "study" / "mnist" / "metrics.json")
+    return {"denoising": denoising_table(metrics), "log-likelihood": likelihood_table(metrics)}
+
+
+def main() -> None:
+    """python -m ppl_vae.report RESULTS README: renders RESULTS/README.md, and the tables in README."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("readme", type=Path)
+    args = parser.parse_args()
+    (args.results / "README.md").write_text(results_page(args.results))
+    args.readme.write_text(fill(args.readme.read_text(), readme_blocks(args.results)))
+
+
+if __name__ == "__main__":
+    main()

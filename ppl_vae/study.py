@@ -1,0 +1,228 @@
+"""The report's study: autoencoders and VAEs on one data set, how they remove noise, and how likely they find images.
+
+Each model is a run folder of its own, skipped when it is there already, so that a study that stopped goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, Tensor
+
+from ppl_vae import plots
+from ppl_vae.components import create
+from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
+from ppl_vae.experiments import (
+    Run,
+    TrainConfig,
+    evaluate_run,
+    finished,
+    load_run,
+    read_json,
+    restore,
+    seconds_per_step,
+    split_images,
+    train,
+    versions,
+    write_json,
+)
+from ppl_vae.gallery import draw_run
+from ppl_vae.models import VAE
+from ppl_vae.noise import Noise
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The report's experiments on one data set. What is left out follows from the size of the set: the report's
+    20 and 15 epochs from 20,000 training images on, fewer epochs and images below that."""
+
+    dataset: str = "mnist-mini"
+    noise: str = "gaussian-noise:scale=0.5"
+    autoencoder_epochs: int | None = None
+    vae_epochs: int | None = None
+    batch_size: int | None = None
+    num_images: int | None = None
+    """Test images whose log p(x) is estimated."""
+    num_samples: int | None = None
+    """Importance samples for each of them."""
+    seed: int = 0
+    train_images: int | None = None
+
+    def resolved(self, num_train: int) -> StudyConfig:
+        """With what was left out filled in for a set of `num_train` training images."""
+        full = min(num_train, self.train_images or num_train) >= 20_000
+        defaults: dict[str, Any] = {
+            "autoencoder_epochs": 20 if full else 8,
+            "vae_epochs": 15 if full else 5,
+            "batch_size": 128 if full else 64,
+            "num_images": 1000 if full else 200,
+            "num_samples": 500 if full else 100,
+        }
+        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+    def models(self) -> dict[str, TrainConfig]:
+        """The runs of the study by name; `-denoising` learned noisy -> clean, as the autoencoders did."""
+        common: dict[str, Any] = {
+            "dataset": self.dataset,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "train_images": self.train_images,
+        }
+        ae = {**common, "epochs": self.autoencoder_epochs, "noise": self.noise}
+        vae = {**common, "epochs": self.vae_epochs}
+        return {
+            "dense-ae": TrainConfig(model="dense-ae", latent_size=32, **ae),
+            "conv-ae": TrainConfig(model="conv-ae", **ae),
+            "conv-vae-denoising": TrainConfig(model="conv-vae", noise=self.noise, **vae),
+            "conv-vae": TrainConfig(model="conv-vae", **vae),
+            "dense-vae": TrainConfig(model="dense-vae", **vae),
+            "dense-vae-2d": TrainConfig(model="dense-vae", latent_size=2, **vae),
+            "dense-vae-gaussian": TrainConfig(model="dense-vae", likelihood="gaussian-learned", **vae),
+            "dense-vae-per-pixel": TrainConfig(model="dense-vae", likelihood="gaussian-per-pixel", **vae),
+        }
+
+
+def run_study(
+    config: StudyConfig,
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    say: Any = print,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Trains, evaluates and draws; returns what it writes to `metrics.json`, and leaves `figures/` beside it."""
+    dataset = load(config.dataset, data_dir)
+    config = config.resolved(len(dataset.train))
+    output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    configs = config.models()
+    todo = [c for name, c in configs.items() if not finished(output / name, c)]
+    num_train = len(split_images(next(iter(configs.values())), dataset)[0])
+    if todo and show_progress:
+        steps = -(-num_train // (config.batch_size or 1))
+        minutes = sum(seconds_per_step(c, dataset) * steps * c.epochs for c in todo) / 60
+        say(
+            f"{config.dataset}: {len(todo)} of {len(configs)} models to train, about {minutes:.0f} min, then evaluation"
+        )
+    runs: dict[str, Run] = {}
+    for name, c in configs.items():
+        folder = output / name
+        if finished(folder, c):
+            runs[name] = load_run(folder, dataset=dataset)
+        else:
+            runs[name] = train(c, folder, dataset=dataset, show_progress=show_progress)
+    metrics: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "image_shape": dataset.image_shape,
+        "train_images": num_train,
+        "dataset_fingerprint": fingerprint(dataset.train, dataset.test),
+        "log_likelihood": {},
+        "versions": versions(),
+    }
+    for name, run in runs.items():
+        if isinstance(run.model, VAE):
+            metrics["log_likelihood"][name] = _evaluate(run, output / name, config, show_progress, say)
+    say(f"{config.dataset}: denoising {len(dataset.test)} test images")
+    metrics["denoising"], pictures = denoise_all(runs, dataset, config)
+    metrics["seconds"] = {
+        "training": {name: run.metrics["seconds"] for name, run in runs.items()},
+        "this_call": round(time.perf_counter() - start, 1),
+    }
+    for name, run in runs.items():
+        draw_run(run, output / name)
+    draw(metrics, pictures, output)
+    write_json(output / "metrics.json", metrics)
+    return metrics
+
+
+def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, say: Any) -> dict[str, Any]:
+    """log p(x) of a run, from `evaluation.json` where the same was asked before."""
+    path = folder / "evaluation.json"
+    asked = {
+        "num_samples": config.num_samples,
+        "num_images": min(config.num_images or 1, len(run.dataset.test)),
+        "seed": config.seed,
+        "trained": run.metrics,
+    }
+    if path.is_file():
+        known = read_json(path)
+        if known.get("asked") == asked:
+            return known["log_likelihood"]
+    say(f"{config.dataset} {folder.name}: log p(x) of {asked['num_images']} test images, K = {config.num_samples}")
+    result, summary = evaluate_run(
+        run,
+        num_samples=config.num_samples or 1,
+        num_images=config.num_images,
+        seed=config.seed,
+        show_progress=show_progress,
+    )
+    say(str(result))
+    write_json(path, {"asked": asked, "log_likelihood": summary})
+    return summary
+
+
+def denoise_all(runs: dict[str, Run], dataset: Dataset, config: StudyConfig) -> tuple[dict, dict[str, Tensor]]:
+    """Quality of every model's restoration of the same noisy test images, beside the noisy images and PCA.
+
+    Returns rows for JSON, and the first ten images of each row.
+    """
+    noise = create(Noise, config.noise)
+    clean = dataset.test / 255
+    noisy = noise(clean, Generator().manual_seed(config.seed))
+    images, validation = (part / 255 for part in split_images(next(iter(runs.values())).config, dataset))
+    pca = PCA.tuned(images, noise(validation, Generator().manual_seed(config.seed + 1)), validation)
+    restored = {"noisy": noisy, f"PCA ({pca.num_components} components)": pca(noisy)}
+    restored |= {name: restore(run, noisy) for name, run in runs.items() if _is_grey(run)}
+    rows = {}
+    for name, x in restored.items():
+        quality = {metric: mean_and_se(values) for metric, values in image_quality(x, clean).items()}
+        run = runs.get(name)
+        rows[name] = {
+            "trained_on_noise": run is not None and run.config.noise == config.noise,
+            **{metric: {"mean": mean, "se": se} for metric, (mean, se) in quality.items()},
+        }
+    shown = {"original": clean[:10], **{name: x[:10] for name, x in restored.items()}}
+    return {"noise": config.noise, "num_images": len(clean), "rows": rows}, shown
+
+
+def _is_grey(run: Run) -> bool:
+    """The 2-d VAE is there for its picture of the latent space, and not to restore images."""
+    return run.config.model != "dense-vae" or run.config.latent_size > 2
+
+
+def draw(metrics: dict[str, Any], denoised: dict[str, Tensor], output: Path) -> None:
+    """The study's comparisons, as PNG under `figures/`."""
+    figures = output / "figures"
+    figures.mkdir(exist_ok=True)
+    name = metrics["config"]["dataset"]
+
+    fig, ax = plots.figure(8, 0.75 * len(denoised) + 0.5)
+    plots.rows_of_images(ax, denoised)
+    plots.save(fig, figures / "denoising.png", title=f"{name}: {metrics['config']['noise']}, removed")
+
+    rows = metrics["denoising"]["rows"]
+    fig, axes = plots.figure(10, 0.4 * len(rows) + 1.2, ncols=3, sharey=True)
+    quality = {
+        metric.upper(): (
+            [row[metric]["mean"] for row in rows.values()],
+            [row[metric]["se"] for row in rows.values()],
+        )
+        for metric in ("mse", "psnr", "ssim")
+    }
+    plots.denoising_dots(axes, list(rows), quality)
+    plots.save(fig, figures / "denoising-quality.png", title=f"{name}: quality of denoising, mean and s.e.")
+
+    likelihoods = metrics["log_likelihood"]
+    for measure in sorted({row["measure"] for row in likelihoods.values()}):
+        part = {k: row for k, row in likelihoods.items() if row["measure"] == measure}
+        fig, ax = plots.figure(7, 0.45 * len(part) + 1.2)
+        plots.log_likelihood_bars(
+            ax, list(part), [row["log_p"] for row in part.values()], [row["data_se"] for row in part.values()]
+        )
+        title = f"{name}: log p(x), a {measure}, mean and s.e. over test images"
+        plots.save(fig, figures / f"log-likelihood-{measure}.png", title=title)

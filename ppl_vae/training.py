@@ -1,0 +1,190 @@
+"""Training by stochastic variational inference, in one function."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.optim import PyroOptim
+from torch import Generator, Tensor
+
+from ppl_vae.objectives import elbo_parts
+from ppl_vae.optimizers import adam
+from ppl_vae.programs import Program, mode, modules_of, seeded
+from ppl_vae.progress import progress
+
+Encode = Callable[..., tuple[Tensor, ...]]
+"""encode(*batch, generator=...) -> the programs' arguments: from stored data to what the programs observe."""
+
+
+@dataclass
+class History:
+    """What happened, a row an epoch: `epoch`, `loss`, `seconds`, and, per datum in nats and in evaluation mode,
+    `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def __getitem__(self, column: str) -> list[float]:
+        return [row[column] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def save(self, path: Path) -> None:
+        """Writes the rows as CSV."""
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]) if self.rows else ["epoch"])
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class DivergedError(ArithmeticError):
+    """The loss is NaN or infinite. `history` holds the epochs before; the weights are those after the last."""
+
+    def __init__(self, message: str, history: History):
+        super().__init__(message)
+        self.history = history
+
+
+def observe(*batch: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
+    """The data as they are: the `encode` of data that need no encoding."""
+    return batch
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *args: Tensor,
+    validation: Tensor | tuple[Tensor, ...] | None = None,
+    encode: Encode = observe,
+    elbo: ELBO | None = None,
+    optim: PyroOptim | None = None,
+    epochs: int = 10,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    show_progress: bool = True,
+    description: str = "fit",
+) -> History:
+    """Trains a Pyro pair by SVI, in place, and returns the history.
+
+    Arguments:
+        model, guide: any Pyro pair whose parameters belong to `nn.Module`s (`pyro.module`).
+        x, args: the data, batched together along dim 0: tensors of shape (data, ...).
+        validation: held-out data of the same form; their ELBO is logged by epoch under noise frozen by `seed`.
+        encode: from a batch of stored data to the programs' arguments, drawn anew for each training batch.
+        elbo: the objective, `Trace_ELBO()` by default. The loss is its sum over the batch.
+        optim: a `PyroOptim`; fused Adam at `learning_rate` by default.
+        seed: of the order of the data and of all noise. The same seed gives the same weights, bit for bit, on
+            one machine.
+
+    Pyro's param store, torch's random generators and the modules' training mode are left as they were found.
+
+    Raises `ValueError` for empty data, data of unequal length, a program without trainable parameters or with a
+    bare `pyro.param` (it would be lost with the param store), and `DivergedError` when the loss is NaN or
+    infinite: the weights are then those after the last whole epoch.
+    """
+    data = (x, *args)
+    _check(data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    held_out = None if validation is None else (validation if isinstance(validation, tuple) else (validation,))
+    generator = Generator().manual_seed(seed)
+    monitors = {"train": tuple(t[: len(held_out[0] if held_out else x)] for t in data)}
+    if held_out:
+        monitors["validation"] = held_out
+    # Frozen once, so that epochs differ by the weights alone.
+    frozen = {name: encode(*part, generator=Generator().manual_seed(seed)) for name, part in monitors.items()}
+
+    svi = SVI(model, guide, optim or adam(learning_rate), loss=elbo or Trace_ELBO())
+    history = History()
+    modules = modules_of(model, guide)
+    with (
+        seeded(seed),
+        pyro.get_param_store().scope(),
+        progress(description, epochs, enabled=show_progress) as report_epoch,
+    ):
+        weights = _snapshot(modules)
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            total = 0.0
+            with mode(model, guide, training=True):
+                for step, rows in enumerate(torch.randperm(len(x), generator=generator).split(batch_size), 1):
+                    batch = encode(*(t[rows] for t in data), generator=generator)
+                    # The first batch is validated: a wrong shape is a clear error there, and costs time later.
+                    with pyro.validation_enabled(epoch == step == 1):
+                        loss = svi.step(*batch)
+                    if epoch == step == 1:
+                        _check_params(modules)
+                    if not math.isfinite(loss):
+                        _restore(modules, weights)
+                        raise DivergedError(
+                            f"epoch {epoch}, step {step}: expected a finite loss; got {loss}. The weights are those "
+                            f"after epoch {epoch - 1}. Try a smaller learning rate than {learning_rate:g}",
+                            history,
+                        )
+                    total += loss
+            row: dict[str, float] = {"epoch": epoch, "loss": total / len(x)}
+            for name, arguments in frozen.items():
+                row |= {f"{name}_{k}": v for k, v in _mean_parts(model, guide, arguments, seed).items()}
+            row["seconds"] = time.perf_counter() - start
+            history.rows.append(row)
+            weights = _snapshot(modules)
+            report_epoch(text=_line(row, epochs))
+    return history
+
+
+def _mean_parts(model: Program, guide: Program, args: tuple[Tensor, ...], seed: int) -> dict[str, float]:
+    reconstruction, kl = (part.double().mean().item() for part in elbo_parts(model, guide, *args, seed=seed))
+    return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    name = "validation" if "validation_elbo" in row else "train"
+    left = row["seconds"] * (epochs - row["epoch"])
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}  {name} ELBO {row[f'{name}_elbo']:.2f} nats = reconstruction "
+        f"{row[f'{name}_reconstruction']:.2f} - KL {row[f'{name}_kl']:.2f}  {row['seconds']:.1f} s, {left:.0f} s left"
+    )
+
+
+def _check(data: tuple[Tensor, ...], **positive: float) -> None:
+    if not len(data[0]):
+        raise ValueError("x: expected at least one datum; got an empty tensor")
+    for i, t in enumerate(data[1:], 1):
+        if len(t) != len(data[0]):
+            raise ValueError(f"argument {i}: expected {len(data[0])} rows as in x; got {len(t)}")
+    for name, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}: expected a number above 0; got {value}")
+
+
+def _check_params(modules: list) -> None:
+    """The params of the first step must be parameters of a module, since the store itself is not kept."""
+    store = pyro.get_param_store()
+    ours = {p.data_ptr() for module in modules for p in module.parameters()}
+    params = dict(store.named_parameters())
+    if not params:
+        raise ValueError("expected a program with parameters, declared by pyro.module; got none")
+    for name, param in params.items():
+        if param.data_ptr() not in ours:
+            raise ValueError(
+                f"param {name!r}: expected a contiguous nn.Parameter of a module that the program refers to; got one "
+                "that lives in the param store alone, which fit leaves as it was found"
+            )
+
+
+def _snapshot(modules: list) -> list[dict[str, Any]]:
+    return [{k: v.detach().clone() for k, v in module.state_dict().items()} for module in modules]
+
+
+def _restore(modules: list, weights: list[dict[str, Any]]) -> None:
+    for module, state in zip(modules, weights, strict=True):
+        module.load_state_dict(state)
