@@ -275,11 +275,13 @@ def one_line(box: str) -> str:
     >>> one_line("╭─ Error ─╮\\n│ Bad --epochs. │\\n│ ─── │\\n│ Epochs.  │\\n│ ─── │\\n│ For full helptext, x │\\n╰─╯")
     'Bad --epochs. (Epochs.)'
     """
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    text = " ".join(lines)
-    parts = [part.strip() for part in re.split("─{3,}", text) if not part.strip().startswith("For full helptext")]
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    text = re.sub(r"\s+", " ", " ".join(lines))
+    parts = [part.strip() for part in re.split("[─-]{3,}", text)]
+    if "╭" not in box:  # where a terminal has no box, the title is a part of its own
+        parts = parts[1:]
+    parts = [part for part in parts if part and not part.startswith("For full helptext")]
     hint = " ".join(parts[1:]).removeprefix("Argument helptext:").strip()
-    hint = re.sub(r"\s+", " ", hint)
     # a refusal by a config says which of its fields; tyro's own name for the config says nothing
     what = re.sub(r"^Error parsing __tyro\S+: ", "", parts[0])
     return f"{what} ({hint})" if hint else what

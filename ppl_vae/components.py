@@ -66,7 +66,10 @@ def create(base: type[T], spec: str, **given: Any) -> T:
         raise UsageError(unknown(what, name, list(known)))
     cls = known[name]
     hints = get_type_hints(cls.__init__)
-    accepted = [p for p in inspect.signature(cls).parameters if p in hints and p not in given]
+    named = [
+        p.name for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    accepted = [name for name in named if name in hints and name not in given]
     kwargs: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, text = item.partition("=")
@@ -81,12 +84,13 @@ def create(base: type[T], spec: str, **given: Any) -> T:
 def describe(base: type) -> str:
     """The choices with their arguments and defaults, for `--help`."""
 
-    def one(name: str, cls: type) -> str:
-        parameters = inspect.signature(cls).parameters.values()
+    def one(name: str, component: type) -> str:
+        parameters = inspect.signature(component).parameters.values()
         arguments = ",".join(f"{p.name}={p.default}" for p in parameters if p.default is not p.empty)
         return f"{name}:{arguments}" if arguments else name
 
-    return ", ".join(one(name, cls) for name, cls in choices(base).items())
+    known: dict[str, Any] = choices(base)
+    return ", ".join(one(name, component) for name, component in known.items())
 
 
 def _parse(kind: type, text: str, where: str) -> Any:

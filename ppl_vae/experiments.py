@@ -12,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
+from tyro.conf import arg
 
-from ppl_vae.components import create, unknown
+from ppl_vae.components import UsageError, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.encodings import Encoding, default_encoding
 from ppl_vae.evaluation.importance import log_likelihood
@@ -54,19 +55,25 @@ class TrainConfig:
     """Networks and kind of model: dense-ae, conv-ae, dense-vae or conv-vae."""
     dataset: str = "mnist-mini"
     """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images."""
-    likelihood: str | None = None
-    """p(x|z): bernoulli, gaussian:scale=0.1 (fixed), gaussian-learned (one learned) or gaussian-per-pixel.
-    Default: bernoulli for a VAE, the squared error (gaussian:scale=0.7071) for an autoencoder."""
-    prior: str = "standard-normal"
-    """p(z)."""
-    posterior: str = "diagonal-normal"
-    """q(z|x)."""
-    encoding: str | None = None
-    """What the likelihood observes of 8-bit images: binarize, threshold:level=127, levels, dequantize or scale.
-    Default: what the likelihood's support asks for; scale for an autoencoder."""
-    noise: str = "no-noise"
-    """What is done to the images that the encoder sees, to learn to undo it: gaussian-noise:scale=0.5,
-    salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
+    likelihood: Annotated[
+        str | None,
+        arg(
+            help=f"p(x|z), one of {describe(Likelihood)}. Default: bernoulli for a VAE, the squared error "
+            "(gaussian:scale=0.7071) for an autoencoder."
+        ),
+    ] = None
+    prior: Annotated[str, arg(help=f"p(z), one of {describe(Prior)}.")] = "standard-normal"
+    posterior: Annotated[str, arg(help=f"q(z|x), one of {describe(Posterior)}.")] = "diagonal-normal"
+    encoding: Annotated[
+        str | None,
+        arg(
+            help=f"What the likelihood observes of 8-bit images, one of {describe(Encoding)}. Default: what the "
+            "likelihood's support asks for; scale for an autoencoder."
+        ),
+    ] = None
+    noise: Annotated[
+        str, arg(help=f"What is done to the images that the encoder sees, to learn to undo it: {describe(Noise)}.")
+    ] = "no-noise"
     latent_size: int = 20
     """Numbers in the code z (the code of conv-ae is 8 feature maps of an eighth of the image)."""
     hidden: tuple[int, ...] = (400,)
@@ -89,8 +96,10 @@ class TrainConfig:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
         if self.model not in MODELS:
-            raise ValueError(unknown("model", self.model, list(MODELS)))
+            raise UsageError(unknown("model", self.model, list(MODELS)))
         create(Noise, self.noise)
+        create(Prior, self.prior, latent_size=self.latent_size)
+        create(Posterior, self.posterior, latent_size=self.latent_size)
         create(Likelihood, self.resolved().likelihood or "")
         create(Encoding, self.resolved().encoding or "")
 

@@ -35,8 +35,8 @@ class OneOptimizer(PyroOptim):
                 self.optimizer = self._make(new)
             else:
                 self.optimizer.add_param_group({"params": new})
-        assert self.optimizer is not None
-        self.optimizer.step(*args, **kwargs)
+        if self.optimizer is not None:
+            self.optimizer.step(*args, **kwargs)
 
 
 def adam(learning_rate: float = 1e-3) -> OneOptimizer:

@@ -53,6 +53,13 @@ class StudyConfig:
     seed: int = 0
     train_images: int | None = None
 
+    def __post_init__(self) -> None:
+        for field in ("autoencoder_epochs", "vae_epochs", "batch_size", "num_images", "num_samples", "train_images"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}: expected at least 1; got {value}")
+        create(Noise, self.noise)
+
     def resolved(self, num_train: int) -> StudyConfig:
         """With what was left out filled in for a set of `num_train` training images."""
         full = min(num_train, self.train_images or num_train) >= 20_000

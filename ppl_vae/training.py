@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,8 @@ def fit(
                 for step, rows in enumerate(torch.randperm(len(x), generator=generator).split(batch_size), 1):
                     batch = encode(*(t[rows] for t in data), generator=generator)
                     # The first batch is validated: a wrong shape is a clear error there, and costs time later.
-                    with pyro.validation_enabled(epoch == step == 1):
+                    with pyro.validation_enabled(epoch == step == 1), warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, below
                         loss = svi.step(*batch)
                     if epoch == step == 1:
                         _check_params(modules)

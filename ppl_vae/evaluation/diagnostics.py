@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MIN_SAMPLES_FOR_KHAT = 25
+EQUAL = 1e-4  # nats: what float32 rounds off log-weights of some hundreds; below it the tail is rounding
 
 
 def pareto_khat(tail: Tensor, num_samples: int) -> Tensor:
@@ -32,12 +33,13 @@ def pareto_khat(tail: Tensor, num_samples: int) -> Tensor:
         column = values[:, i]
         if not np.isfinite(column).all():
             khat[i] = math.inf  # too few samples landed where p(x, z) > 0
-        elif np.ptp(column) < 1e-9:
+        elif np.ptp(column) < EQUAL:
             khat[i] = -math.inf
         else:
-            body.fill(column.min() - 1e-9)
+            body.fill(column.min() - 1)
             body[: len(column)] = column
-            khat[i] = float(psislw(body)[1])
+            with np.errstate(all="ignore"):
+                khat[i] = float(psislw(body)[1])
     return khat
 
 

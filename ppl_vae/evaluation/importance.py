@@ -172,7 +172,7 @@ def _measure(model: Program, guide: Program, *data: Tensor) -> str:
         value = site["value"]
         # The site observes x itself in most programs, and then all of x can be checked at once.
         x = data[0] if value.shape[1:] == data[0].shape[1:] and value.equal(data[0][:1]) else value
-        bad = x[~support.check(x).flatten(1).all(-1)]
+        bad = x[~support.check(x).reshape(len(x), -1).all(-1)]
         if len(bad):
             values = bad.flatten()
             remedy = ""

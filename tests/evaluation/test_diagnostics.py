@@ -1,0 +1,49 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_vae.evaluation.diagnostics import pareto_khat
+from ppl_vae.evaluation.streaming import LogMeanExp
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import arviz
+
+
+def pareto(k, K, seed):
+    """Weights u^-k have a tail of exponent k."""
+    u = torch.rand(K, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return -k * u.log()
+
+
+@pytest.mark.parametrize("K", [30, 400, 5000])
+def test_the_tail_alone_gives_the_khat_of_all_weights(K):
+    log_w = pareto(0.8, K, 0)
+    statistics = LogMeanExp(1, K)
+    statistics.add(log_w)
+    expected = float(arviz.psislw(log_w[:, 0].numpy().copy())[1])
+    assert statistics.khat().item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 1.0])
+def test_khat_is_the_exponent_of_the_tail(k):
+    K = 20_000
+    estimates = []
+    for seed in range(5):
+        statistics = LogMeanExp(1, K)
+        statistics.add(pareto(k, K, seed))
+        estimates.append(statistics.khat().item())
+    # the maximum likelihood error of a Pareto exponent from m tail weights is (1 + k) / sqrt(m)
+    error = (1 + k) / math.sqrt(3 * math.sqrt(K)) / math.sqrt(5)
+    assert np.mean(estimates) == pytest.approx(k, abs=4 * error)
+
+
+def test_what_has_no_khat():
+    assert math.isnan(pareto_khat(torch.zeros(5, 1), 20).item())
+    assert pareto_khat(torch.zeros(21, 1), 100).item() == -math.inf
+    tail = torch.zeros(21, 1)
+    tail[3:] = -math.inf
+    assert pareto_khat(tail, 100).item() == math.inf

@@ -1,0 +1,205 @@
+"""The command line as a person meets it: in this process, with what it prints and its exit status."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppl_vae.cli import main
+from ppl_vae.components import choices
+from ppl_vae.data import load
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.report import results_page
+
+TINY = ["--hidden", "8", "--latent-size", "2", "--epochs", "1", "--batch-size", "16", "--train-images", "60"]
+
+
+@pytest.fixture
+def ppl_vae(capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        status = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_vae, tmp_path):
+    mini = load("mnist-mini")
+    parts = {name: getattr(mini, name)[:120].numpy() for name in ("train", "test", "train_labels", "test_labels")}
+    np.savez(tmp_path / "tiny.npz", **parts)
+    short = ["--autoencoder-epochs", "1", "--vae-epochs", "1", "--num-images", "4", "--num-samples", "30"]
+    command = ["run", "--dataset", "tiny.npz", *short, "--output", "out"]
+    status, out, err = ppl_vae(*command)
+    assert status == 0, err
+    for text in ("models to train, about", "conv-vae-denoising", "PCA (", "SSIM", "log p(x)", "k̂ > 0.7", "Pictures: "):
+        assert text in out
+    assert "epoch 1/1" in err
+    folder = tmp_path / "out" / "study" / "tiny"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = metrics["denoising"]["rows"]
+    assert next(iter(rows)) == "noisy"
+    assert set(metrics["log_likelihood"]) == {name for name in rows if "vae" in name} | {"dense-vae-2d"}
+    for picture in (
+        "figures/denoising.png",
+        "figures/denoising-quality.png",
+        "figures/log-likelihood-mass.png",
+        "conv-vae/figures/samples.png",
+        "conv-vae/figures/interpolations.png",
+        "conv-ae/figures/reconstructions.png",
+        "dense-vae-2d/figures/latent-grid.png",
+        "dense-vae-2d/figures/latent-codes.png",
+    ):
+        with Image.open(folder / picture) as image:
+            assert min(image.size) > 100, picture
+    weights = folder / "conv-vae" / "weights.safetensors"
+    written = weights.stat().st_mtime_ns
+    status, out, _ = ppl_vae(*command)
+    assert status == 0
+    assert "models to train" not in out
+    assert weights.stat().st_mtime_ns == written
+    assert json.loads((folder / "metrics.json").read_text())["denoising"]["rows"] == rows
+    page = results_page(tmp_path / "out")
+    assert "## tiny.npz" in page
+    assert "study/tiny/figures/denoising.png" in page
+
+
+@pytest.mark.parametrize("likelihood", [name for name in choices(Likelihood) if name != "mine"])
+def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
+    status, out, err = ppl_vae("train", "--model", "dense-vae", "--likelihood", likelihood, *TINY, "--output", "run")
+    assert status == 0, err
+    assert {"config.json", "weights.safetensors", "history.csv", "metrics.json", "figures"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
+    status, out, err = ppl_vae("evaluate", "run", "--num-samples", 30, "--num-images", 5)
+    assert status == 0, err
+    assert "5 test images, K = 30" in out
+    assert (tmp_path / "run" / "log_likelihood.npz").is_file()
+    status, out, err = ppl_vae("sample", "run", "--num-images", 4, "--output", "samples.png")
+    assert status == 0, err
+    assert (tmp_path / "samples.png").is_file()
+    status, out, err = ppl_vae("denoise", "run", "--noise", "masking:fraction=0.3", "--num-images", 12)
+    assert status == 0, err
+    assert "masking:fraction=0.3" in out
+    rows = json.loads((tmp_path / "run" / "denoising.json").read_text())["rows"]
+    assert set(rows) == {"noisy", "run"}
+
+
+def test_help_explains_each_flag_and_names_the_components(ppl_vae):
+    status, out, _ = ppl_vae("train", "--help")
+    assert status == 0
+    for text in ("--likelihood", "gaussian-per-pixel", "--noise", "salt-and-pepper", "--latent-size", "--overwrite"):
+        assert text in out
+    status, out, _ = ppl_vae("--help")
+    assert status == 0
+    for command in ("run", "train", "evaluate", "sample", "denoise", "datasets"):
+        assert command in out
+
+
+def test_datasets_lists_what_goes_by_name(ppl_vae):
+    status, out, _ = ppl_vae("datasets")
+    assert status == 0
+    assert "fashion-mnist-mini" in out
+
+
+def one_line(err):
+    assert err.startswith("ppl-vae: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert "tyro" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {run, train"),
+        (["trian"], "Available subcommands"),
+        (["train", "--epochs", "many"], "'many' (--epochs INT"),
+        (["train", "--epochs", "0"], "epochs: expected at least 1; got 0"),
+        (["train", "--epcohs", "3"], "--epochs"),
+        (["train", "--model", "conv-vea"], "did you mean 'conv-vae'"),
+        (["train", "--likelihood", "gaussian:scale=0"], "expected scale > 0; got 0.0"),
+        (["train", "--noise", "fog"], "expected one of no-noise, gaussian-noise"),
+        (["train", "--dataset", "mnits"], "did you mean 'mnist'"),
+        (["run", "fold"], "experiment: expected study; got 'fold'"),
+        (["run", "--noise", "fog"], "expected one of no-noise"),
+        (["run", "--vae-epochs", "0"], "expected at least 1; got 0"),
+        (["run", "--num-samples", "0"], "num_samples: expected at least 1; got 0"),
+        (["evaluate"], "The folder of a finished run"),
+        (["evaluate", ".", "--num-samples", "0"], "--num-samples: expected at least 1; got 0"),
+        (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png"),
+        (["denoise", ".", "--noise", "fog"], "expected one of"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(ppl_vae, arguments, message):
+    status, _, err = ppl_vae(*arguments)
+    assert status == 2
+    assert message in one_line(err)
+
+
+def images(n=12, size=(9, 7)):
+    return np.random.default_rng(0).integers(0, 256, (n, *size), dtype=np.uint8)
+
+
+def test_failures_are_one_line_and_status_1(ppl_vae, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    np.save(tmp_path / "floats.npy", images() / 2.0)
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "mixed").mkdir()
+    for i in range(12):
+        Image.fromarray(images()[i][: 9 - (i == 5)]).save(tmp_path / "mixed" / f"{i:02}.png")
+    for arguments, message in [
+        (["evaluate", "nowhere"], "expected the folder of a run"),
+        (["evaluate", "empty"], "expected a finished run, with config.json"),
+        (["train", "--dataset", "empty"], "expected images"),
+        (["train", "--dataset", "./nothing.npy"], "got nothing there"),
+        (["train", "--dataset", "floats.npy"], "float"),
+        (["train", "--dataset", "torn.npz"], "torn.npz"),
+        (["train", "--dataset", "mixed"], "05.png: expected height x width 9x7"),
+        (["train", *TINY, "--output", "file"], "file"),
+        (["run", "--dataset", "mnist", "--data-dir", "empty"], "mnist-mini"),
+    ]:
+        status, _, err = ppl_vae(*arguments)
+        assert status == 1, (arguments, err)
+        assert message in one_line(err), arguments
+
+
+def test_ones_own_images_of_another_size(ppl_vae, tmp_path):
+    np.save(tmp_path / "own.npy", images(40))
+    tiny = [*TINY[:-2], "--output", "run", "--dataset", "own.npy"]
+    status, _, err = ppl_vae("train", "--model", "conv-vae", *tiny)
+    assert status == 0, err
+    status, _, err = ppl_vae("evaluate", "run", "--num-samples", "3")
+    assert status == 0, err
+    np.save(tmp_path / "own.npy", images(40, (7, 7)))
+    status, _, err = ppl_vae("evaluate", "run")
+    assert status == 1
+    assert "expected images of shape (1, 9, 7)" in one_line(err)
+
+
+def test_a_finished_run_is_not_replaced_unasked(ppl_vae):
+    assert ppl_vae("train", "--model", "dense-ae", *TINY, "--output", "run")[0] == 0
+    status, _, err = ppl_vae("train", "--model", "dense-ae", *TINY, "--output", "run")
+    assert status == 2
+    assert "a finished run with this config (see --overwrite)" in one_line(err)
+    assert ppl_vae("train", "--model", "dense-ae", *TINY, "--output", "run", "--overwrite")[0] == 0
+
+
+def test_an_interrupt_is_130(ppl_vae, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppl_vae.cli.train", interrupted)
+    status, _, err = ppl_vae("train", *TINY)
+    assert status == 130
+    assert "interrupted" in one_line(err)

@@ -1,0 +1,61 @@
+import pytest
+
+from ppl_vae.components import UsageError, choices, create, describe
+from ppl_vae.encodings import Encoding, Threshold
+from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
+from ppl_vae.noise import Masking, Noise
+from ppl_vae.priors import Prior, StandardNormal
+
+
+def test_the_choices_are_the_subclasses():
+    assert choices(Likelihood)["gaussian"] is Gaussian
+    assert {"bernoulli", "gaussian", "gaussian-learned", "gaussian-per-pixel"} <= set(choices(Likelihood))
+    assert "likelihood" not in choices(Likelihood)
+
+
+def test_create_reads_the_keyword_arguments():
+    assert create(Likelihood, "gaussian:scale=0.25").scale == 0.25
+    assert isinstance(create(Likelihood, "bernoulli"), Bernoulli)
+    assert create(Encoding, "threshold:level=3") == Threshold(3)
+    assert create(Noise, "masking:fraction=0.1") == Masking(0.1)
+    prior = create(Prior, "standard-normal", latent_size=7)
+    assert isinstance(prior, StandardNormal)
+    assert prior.latent_size == 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("bernouli", "did you mean 'bernoulli'"),
+        ("gaussian:skale=1", "expected scale=...; got 'skale=1'"),
+        ("gaussian:scale", "expected scale=...; got 'scale'"),
+        ("gaussian:scale=wide", "expected float; got 'wide'"),
+        ("bernoulli:scale=1", "expected no arguments"),
+        ("", "expected one of"),
+    ],
+)
+def test_what_does_not_exist_is_refused(spec, message):
+    with pytest.raises(UsageError, match=r"likelihood") as error:
+        create(Likelihood, spec)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_argument_that_is_given_is_not_a_choice():
+    with pytest.raises(UsageError, match="no arguments"):
+        create(Prior, "standard-normal:latent_size=3", latent_size=2)
+
+
+def test_a_subclass_by_a_user_is_a_choice_at_once():
+    class Mine(Noise):
+        def __init__(self, steps: int = 2, loud: bool = False):
+            self.steps, self.loud = steps, loud
+
+        def __call__(self, x, generator=None):
+            return x
+
+    assert create(Noise, "mine:steps=5,loud=true").steps == 5
+    assert create(Noise, "mine:loud=true").loud is True
+    with pytest.raises(UsageError, match="true or false"):
+        create(Noise, "mine:loud=perhaps")
+    assert "mine:steps=2,loud=False" in describe(Noise)

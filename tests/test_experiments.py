@@ -1,0 +1,221 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_vae.components import UsageError
+from ppl_vae.data import Dataset
+from ppl_vae.experiments import (
+    TrainConfig,
+    build,
+    evaluate_run,
+    finished,
+    history_of,
+    load_run,
+    observation,
+    restore,
+    sample_images,
+    save_evaluation,
+    seconds_per_step,
+    split_images,
+    train,
+)
+from ppl_vae.training import DivergedError
+
+CONFIG = TrainConfig(model="dense-vae", latent_size=2, hidden=(8,), epochs=1, batch_size=16)
+
+
+@pytest.fixture
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n):
+        return torch.randint(0, 256, (n, 1, 12, 12), generator=generator, dtype=torch.uint8)
+
+    return Dataset("toy", images(60), images(12), torch.arange(60) % 10, torch.arange(12) % 10)
+
+
+def quiet_train(config, folder, dataset, **kwargs):
+    return train(config, folder, dataset=dataset, show_progress=False, **kwargs)
+
+
+def test_a_run_folder_holds_what_it_takes_to_load_it(tmp_path, dataset):
+    run = quiet_train(CONFIG, tmp_path / "run", dataset)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "config.json",
+        "weights.safetensors",
+        "history.csv",
+        "metrics.json",
+    }
+    again = load_run(tmp_path / "run", dataset=dataset)
+    assert again.config == run.config
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True))
+    noisy = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(restore(run, noisy), restore(again, noisy))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["train_images"] == 50
+    assert {"seed", "seconds", "versions", "last_epoch", "dataset_fingerprint"} <= set(metrics)
+    assert history_of(tmp_path / "run")["epoch"] == [1.0]
+    assert metrics["last_epoch"]["train_elbo"] == history_of(tmp_path / "run")["train_elbo"][-1]
+
+
+def test_the_same_config_gives_the_same_files(tmp_path, dataset):
+    for name in ("a", "b"):
+        quiet_train(CONFIG, tmp_path / name, dataset)
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
+        tmp_path / "b" / "weights.safetensors"
+    ).read_bytes()
+
+
+def test_log_likelihood_of_a_run_does_not_depend_on_training_noise(tmp_path, dataset):
+    run = quiet_train(CONFIG, tmp_path / "run", dataset)
+    result, summary = evaluate_run(run, num_samples=20, num_images=5, seed=3)
+    _, again = evaluate_run(run, num_samples=20, num_images=5, seed=3)
+    assert summary == again
+    assert summary["num_images"] == len(result) == 5
+    assert summary["encoding"] == "Binarize(), seed 3"
+    assert summary["elbo"] < summary["log_p"]
+    assert summary["elbo"] == pytest.approx(summary["reconstruction"] - summary["kl"], rel=1e-6)
+    save_evaluation(tmp_path / "run", result, summary)
+    with np.load(tmp_path / "run" / "log_likelihood.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["log_p"], result.log_p.numpy())
+    assert json.loads((tmp_path / "run" / "log_likelihood.json").read_text())["log_p"] == summary["log_p"]
+
+
+def test_models_with_and_without_noise_observe_the_same_test_images(dataset):
+    clean = observation(CONFIG).frozen(dataset.test, 7)
+    noisy = observation(dataclasses.replace(CONFIG, noise="masking")).frozen(dataset.test, 7)
+    assert torch.equal(clean[0], noisy[0])
+    assert len(noisy) == 2
+    assert bool((noisy[1] <= dataset.test / 255).all())
+
+
+def test_defaults_follow_from_the_model_and_the_likelihood():
+    def resolved(**kwargs):
+        config = TrainConfig(**kwargs).resolved()
+        return config.likelihood, config.encoding
+
+    assert resolved() == ("bernoulli", "binarize")
+    assert resolved(likelihood="gaussian-learned") == ("gaussian-learned", "dequantize")
+    assert resolved(model="conv-ae") == ("gaussian:scale=0.7071", "scale")
+    assert resolved(likelihood="bernoulli", encoding="scale") == ("bernoulli", "scale")
+
+
+def test_bernoulli_on_grey_pixels_trains_by_name_and_has_no_log_likelihood(tmp_path, dataset):
+    run = quiet_train(dataclasses.replace(CONFIG, encoding="scale"), tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="no likelihood"):
+        evaluate_run(run, num_samples=2)
+
+
+def test_training_images_are_split_with_the_seed(dataset):
+    train_images, validation = split_images(CONFIG, dataset)
+    assert (len(train_images), len(validation)) == (50, 10)
+    other, _ = split_images(dataclasses.replace(CONFIG, seed=1), dataset)
+    assert not torch.equal(train_images, other)
+    with pytest.raises(ValueError, match="at least 6"):
+        split_images(dataclasses.replace(CONFIG, train_images=5), dataset)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "conv-vea"}, "did you mean 'conv-vae'"),
+        ({"epochs": 0}, "epochs: expected at least 1; got 0"),
+        ({"latent_size": -2}, "latent_size"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"hidden": ()}, "hidden"),
+        ({"noise": "gaussian-noise:scale=-1"}, "scale >= 0"),
+        ({"likelihood": "gaussian:scale=0"}, "scale > 0"),
+        ({"likelihood": "gauss"}, "expected one of"),
+        ({"encoding": "binarise"}, "did you mean 'binarize'"),
+        ({"prior": "flow"}, "expected one of"),
+        ({"posterior": "flow"}, "expected one of"),
+    ],
+)
+def test_a_config_out_of_range_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**change)
+
+
+def test_a_run_that_diverges_keeps_its_weights_and_is_not_finished(tmp_path, dataset):
+    config = dataclasses.replace(CONFIG, likelihood="gaussian:scale=1e-3", learning_rate=1e15, epochs=3)
+    with pytest.raises(DivergedError, match="expected a finite loss"):
+        quiet_train(config, tmp_path / "run", dataset)
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+    assert not finished(tmp_path / "run", config)
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json"):
+        load_run(tmp_path / "run", dataset=dataset)
+
+
+def test_finished_means_this_config(tmp_path, dataset):
+    quiet_train(CONFIG, tmp_path / "run", dataset)
+    assert finished(tmp_path / "run", CONFIG)
+    assert not finished(tmp_path / "run", dataclasses.replace(CONFIG, seed=1))
+    assert not finished(tmp_path / "nothing", CONFIG)
+
+
+def corrupt(folder, name, text):
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "{", "expected JSON"),
+        ("config.json", "[]", "expected a JSON object; got list"),
+        ("config.json", "{}", "expected image_shape"),
+        ("config.json", '{"image_shape": [1, 12, 12], "epohcs": 3}', "did you mean 'epochs'"),
+        ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a value like 15; got '3'"),
+        ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
+        ("weights.safetensors", "not safetensors", "expected the weights"),
+    ],
+)
+def test_a_damaged_run_is_one_line(tmp_path, dataset, name, text, message):
+    quiet_train(CONFIG, tmp_path / "run", dataset)
+    corrupt(tmp_path / "run", name, text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_run(tmp_path / "run", dataset=dataset)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_no_run(tmp_path, dataset):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run"):
+        load_run(tmp_path / "none", dataset=dataset)
+    with pytest.raises(FileNotFoundError, match=r"with config\.json"):
+        load_run(tmp_path, dataset=dataset)
+
+
+def test_images_of_another_size_are_refused(tmp_path, dataset):
+    quiet_train(CONFIG, tmp_path / "run", dataset)
+    other = Dataset("other", torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"expected images of shape \(1, 12, 12\), as trained on"):
+        load_run(tmp_path / "run", dataset=other)
+
+
+def test_what_an_autoencoder_does_not_have(tmp_path, dataset):
+    run = quiet_train(dataclasses.replace(CONFIG, model="dense-ae"), tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="no log p"):
+        evaluate_run(run, num_samples=2)
+    with pytest.raises(ValueError, match="no prior to sample from"):
+        sample_images(run, 2)
+
+
+def test_samples_are_seeded_images(tmp_path, dataset):
+    run = quiet_train(CONFIG, tmp_path / "run", dataset)
+    a, b = sample_images(run, 3, seed=1), sample_images(run, 3, seed=1)
+    assert a.shape == (3, 1, 12, 12)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, sample_images(run, 3, seed=2))
+
+
+def test_a_step_is_timed(dataset):
+    assert seconds_per_step(CONFIG, dataset) > 0
+
+
+def test_unknown_names_are_bad_usage():
+    with pytest.raises(UsageError):
+        TrainConfig(model="x")
+    assert build(CONFIG, (1, 5, 7)).reconstruct(torch.zeros(2, 1, 5, 7)).shape == (2, 1, 5, 7)

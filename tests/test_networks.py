@@ -1,0 +1,116 @@
+import math
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from ppl_vae.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    DenseDecoder,
+    DenseEncoder,
+    PoolEncoder,
+    UpsampleDecoder,
+)
+
+SHAPES = [(1, 28, 28), (3, 32, 32), (1, 28, 20), (3, 17, 23), (1, 5, 5)]
+ENCODERS = [lambda s: DenseEncoder(s, 6, (12,)), lambda s: ConvEncoder(s, 6), PoolEncoder]
+DECODERS = [
+    lambda s, k: DenseDecoder(4, s, k, (12,)),
+    lambda s, k: ConvDecoder(4, s, k),
+    UpsampleDecoder,
+]
+
+
+def seeded(build, *args):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(*args)
+
+
+def rand(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("build", ENCODERS)
+def test_encoders_take_any_image_size_and_leading_dimensions(build, shape):
+    encoder = seeded(build, shape)
+    x = rand(3, 2, *shape)
+    code = encoder(x)
+    assert code.shape == (3, 2, *encoder.out_shape)
+    # one at a time, and without leading dimensions at all
+    torch.testing.assert_close(code[2, 1], encoder(x[2, 1]))
+
+
+@pytest.mark.parametrize("params_per_dim", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("build", DECODERS)
+def test_decoders_give_parameters_for_each_dimension(build, shape, params_per_dim):
+    decoder = seeded(build, shape, params_per_dim)
+    z = rand(3, 2, *decoder.in_shape)
+    params = decoder(z)
+    assert params.shape == (3, 2, *shape, params_per_dim)
+    torch.testing.assert_close(params[2, 1], decoder(z[2, 1]))
+
+
+def test_the_convolutional_autoencoder_has_the_shapes_of_the_report():
+    encoder, decoder = seeded(PoolEncoder, (1, 28, 28)), seeded(UpsampleDecoder, (1, 28, 28), 1)
+    assert encoder(rand(1, 28, 28)).shape == (8, 4, 4)
+    assert decoder(rand(8, 4, 4)).shape == (1, 28, 28, 1)
+
+    def count(net, kind):
+        return sum(isinstance(m, kind) for m in net.modules())
+
+    assert (count(encoder, nn.Conv2d), count(encoder, nn.MaxPool2d)) == (4, 3)
+    assert (count(decoder, nn.Conv2d), count(decoder, nn.Upsample)) == (5, 3)
+
+
+def test_the_convolutional_vae_has_the_layers_of_the_report():
+    encoder, decoder = seeded(ConvEncoder, (1, 28, 28), 40), seeded(ConvDecoder, 20, (1, 28, 28), 1)
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.out_channels, m.stride) for m in convolutions] == [(32, (2, 2)), (64, (2, 2))]
+    dense = [(m.in_features, m.out_features) for m in encoder.modules() if isinstance(m, nn.Linear)]
+    assert dense == [(64 * 7 * 7, 16), (16, 40)]
+    assert [m.out_features for m in decoder.modules() if isinstance(m, nn.Linear)] == [7 * 7 * 64]
+    transposed = [m for m in decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert [(m.out_channels, m.stride) for m in transposed] == [(64, (2, 2)), (32, (2, 2))]
+    assert [m.out_channels for m in decoder.modules() if isinstance(m, nn.Conv2d)] == [1]
+
+
+def test_channels_and_parameters_are_not_mixed_up():
+    """params[..., c, h, w, k] comes from output channel c * K + k of the last convolution."""
+    decoder = seeded(ConvDecoder, 4, (3, 8, 8), 2)
+    last = [m for m in decoder.modules() if isinstance(m, nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.arange(6.0))
+    expected = torch.arange(6.0).reshape(3, 1, 1, 2).expand(3, 8, 8, 2)
+    assert torch.equal(decoder(rand(4)), expected)
+
+
+@pytest.mark.parametrize("build", [*ENCODERS, *[lambda s, d=d: d(s, 1) for d in DECODERS]])
+def test_every_parameter_is_one_that_pyro_trains(build):
+    """Pyro's param store copies a parameter that is not contiguous, and the optimiser would then train the copy."""
+    net = seeded(build, (1, 28, 28))
+    with pyro.get_param_store().scope():
+        pyro.module("net", net)
+        stored = {id(p) for _, p in pyro.get_param_store().named_parameters()}
+    assert all(id(p) in stored for p in net.parameters())
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+def test_the_signal_neither_dies_nor_explodes_with_depth(depth):
+    """torch's own initialisation shrinks the variance by 6 at each ReLU: to 2e-5 after six layers of it."""
+    net = seeded(DenseEncoder, (256,), 256, (256,) * depth)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        variance = net(torch.randn(2000, 256)).var().item()
+    assert 0.3 < variance < 3
+
+
+def test_a_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"ConvEncoder: expected a tensor of shape \(\*, 1, 28, 28\); got \(2, 784\)"):
+        seeded(ConvEncoder, (1, 28, 28), 4)(rand(2, 784))
+    assert math.prod((1, 28, 28)) == 784

@@ -1,0 +1,142 @@
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from ppl_vae.programs import (
+    evaluating,
+    guide_trace_of,
+    log_prob_per_datum,
+    mode,
+    model_trace_of,
+    modules_of,
+    own_param_store,
+    part_of,
+    sample_sites,
+    seeded,
+)
+
+
+class Owner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Dropout()
+
+    def model(self, x): ...
+
+
+def test_seeded_gives_the_same_draws_and_restores_the_state():
+    with seeded(3):
+        a = torch.rand(4)
+    with seeded(3):
+        assert torch.equal(torch.rand(4), a)
+
+
+def test_modules_are_found_through_methods_closures_partials_and_globals():
+    owner, other = Owner(), Owner()
+
+    def closure(x):
+        return other.layer(x)
+
+    assert modules_of(owner) == [owner]
+    assert modules_of(owner.model, owner.model) == [owner]
+    assert modules_of(closure) == [other]
+    assert modules_of(functools.partial(closure, 1), owner.model) == [other, owner]
+    assert modules_of(lambda x: x) == []
+
+
+def test_mode_is_restored_submodule_by_submodule():
+    owner = Owner()
+    owner.layer.eval()
+
+    def interrupted():
+        with mode(owner.model, training=False):
+            assert not owner.training
+            assert not owner.layer.training
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert owner.training
+    assert not owner.layer.training
+
+
+def test_a_param_in_the_store_is_seen_and_a_new_one_leaves_no_trace():
+    with pyro.get_param_store().scope():
+        pyro.param("old", torch.tensor(2.0))
+        with own_param_store():
+            assert pyro.param("old").item() == 2
+            pyro.param("new", torch.tensor(1.0))
+        assert set(pyro.get_param_store().keys()) == {"old"}
+
+
+def test_evaluating_is_without_gradients_and_validation():
+    owner = Owner()
+    with evaluating(owner.model):
+        assert not torch.is_grad_enabled()
+        assert not owner.layer.training
+        assert not torch.distributions.Distribution._validate_args
+
+
+def test_traces_are_per_datum_and_a_part_is_that_part(ppca):
+    pair, x = ppca()
+    with seeded(0), evaluating():
+        q = guide_trace_of(pair.guide, x, num_samples=7)
+        whole = log_prob_per_datum(model_trace_of(pair.model, q, x, num_samples=7), (7, 50))
+        assert set(whole) == {"z", "x"}
+        part = part_of(q, slice(2, 5), slice(10, 30))
+        some = log_prob_per_datum(model_trace_of(pair.model, part, x[10:30], num_samples=3), (3, 20))
+        for name in whole:
+            torch.testing.assert_close(some[name], whole[name][2:5, 10:30])
+        assert q.nodes["z"]["value"].shape == (7, 50, 3)  # the part is a copy
+    assert list(sample_sites(q, observed=False)) == ["z"]
+
+
+def test_scaling_does_not_leak_into_log_probs(ppca):
+    pair, x = ppca()
+
+    def scaled(x):
+        with poutine.scale(scale=0.1):
+            pair.model(x)
+
+    with seeded(0), evaluating():
+        q = guide_trace_of(pair.guide, x, num_samples=2)
+        a = log_prob_per_datum(model_trace_of(scaled, q, x, num_samples=2), (2, 50))
+        b = log_prob_per_datum(model_trace_of(pair.model, q, x, num_samples=2), (2, 50))
+    assert torch.equal(a["x"], b["x"])
+
+
+def masked(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with poutine.mask(mask=x[:, 0] > 0):
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def global_latent(x):
+    z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def two_plates(x):
+    with pyro.plate("data", len(x), dim=-1), pyro.plate("pixels", 2, dim=-3):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x.T[:, None])
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (masked, "site 'x': expected a site without a mask"),
+        (global_latent, "site 'z': expected a log-prob of shape"),
+        (two_plates, "site 'x': expected a log-prob of shape"),
+    ],
+)
+def test_what_is_not_one_number_per_datum_is_named(program, message):
+    x = torch.ones(4, 2)
+    with seeded(0), evaluating(), pytest.raises(ValueError, match=message):
+        log_prob_per_datum(guide_trace_of(program, x, num_samples=1), (1, 4))

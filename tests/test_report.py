@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from ppl_vae.report import denoising_table, fill, likelihood_table, readme_blocks, results_page, verdict
+
+ROOT = Path(__file__).parent.parent
+
+
+def metrics(**ssim):
+    def row(mean, noise):
+        figure = {"mean": mean, "se": 0.001}
+        return {"trained_on_noise": noise, "mse": figure, "psnr": figure, "ssim": figure}
+
+    rows = {name.replace("_", "-"): row(mean, not name.endswith("clean")) for name, mean in ssim.items()}
+    return {"denoising": {"rows": {"noisy": row(0.1, False), "PCA (3 components)": row(0.5, False), **rows}}}
+
+
+def test_the_verdict_names_what_does_not_beat_pca():
+    assert verdict(metrics(good=0.6)) == "Every network beats PCA in SSIM."
+    assert "close" in verdict(metrics(good=0.6, close=0.5035))
+    text = verdict(metrics(good=0.6, vae_clean=0.2))
+    assert "Not ahead of PCA in SSIM: vae-clean." in text
+    assert "clean images alone" in text
+    assert "clean images alone" not in verdict(metrics(bad=0.2))
+
+
+def test_tables_show_the_numbers():
+    table = denoising_table(metrics(net=0.61234))
+    assert "| net | noisy → clean | 0.61234 ± 0.00100 | 0.61 ± 0.00 | 0.6123 ± 0.0010 |" in table
+    row = {
+        "likelihood": "bernoulli",
+        "measure": "mass",
+        "log_p": -90.126,
+        "mc_se": 0.1,
+        "data_se": 0.2,
+        "elbo": -95,
+        "reconstruction": -70,
+        "kl": 25,
+        "khat_over_limit": 3,
+        "num_images": 9,
+    }
+    assert "| vae | bernoulli | mass | -90.13 | 0.10 | 0.20 | -95.00 | -70.00 | 25.00 | 3/9 |" in likelihood_table(
+        {"log_likelihood": {"vae": row}}
+    )
+
+
+def test_blocks_are_filled_between_their_markers():
+    text = "a\n<!-- rendered: t -->\nold\n<!-- end -->\nb"
+    filled = fill(text, {"t": "new"})
+    assert filled == "a\n<!-- rendered: t -->\nnew\n<!-- end -->\nb"
+    assert fill(filled, {"t": "new"}) == filled
+    with pytest.raises(ValueError, match="expected the markers"):
+        fill("nothing here", {"t": "new"})
+
+
+@pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="results are not part of an installed package")
+def test_the_shipped_tables_are_those_of_the_shipped_metrics():
+    assert (ROOT / "results" / "README.md").read_text() == results_page(ROOT / "results")
+    readme = (ROOT / "README.md").read_text()
+    assert readme == fill(readme, readme_blocks(ROOT / "results"))
