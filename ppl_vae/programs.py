@@ -86,9 +86,12 @@ def in_particles(program: Program, num_samples: int) -> Program:
 
 
 def sample_sites(trace: Trace, *, observed: bool) -> dict[str, dict]:
-    """The observed, or the latent, sample sites of a trace by name."""
-    sites = trace.nodes.items()
-    return {k: site for k, site in sites if site["type"] == "sample" and site["is_observed"] == observed}
+    """The observed, or the latent, sample sites of a trace by name; `pyro.deterministic` makes neither."""
+    return {k: site for k, site in trace.nodes.items() if _is_random(site) and site["is_observed"] == observed}
+
+
+def _is_random(site: Any) -> bool:
+    return site["type"] == "sample" and not site["infer"].get("_deterministic")
 
 
 def guide_trace_of(guide: Program, *args: Tensor, num_samples: int) -> Trace:
@@ -102,7 +105,7 @@ def model_trace_of(model: Program, guide_trace: Trace, *args: Tensor, num_sample
     return prune_subsample_sites(poutine.trace(replayed).get_trace(*args))
 
 
-def part_of(guide_trace: Trace, samples: slice, data: slice) -> Trace:
+def part_of(guide_trace: Trace, samples: slice, data: slice | Tensor) -> Trace:
     """The trace with the values of some of its particles and data, to replay a model against."""
     part = guide_trace.copy()
     for name, site in part.nodes.items():
@@ -119,7 +122,7 @@ def log_prob_per_datum(trace: Trace, shape: tuple[int, int]) -> dict[str, Tensor
     """
     log_probs = {}
     for name, site in trace.nodes.items():
-        if site["type"] != "sample":
+        if not _is_random(site):
             continue
         if site["mask"] is not None:
             raise ValueError(f"site {name!r}: expected a site without a mask; got one inside poutine.mask")

@@ -110,6 +110,19 @@ def test_scaling_does_not_leak_into_log_probs(ppca):
     assert torch.equal(a["x"], b["x"])
 
 
+def test_a_deterministic_site_is_neither_observed_nor_scored():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with seeded(0), evaluating():
+        trace = guide_trace_of(model, torch.zeros(3), num_samples=2)
+    assert list(sample_sites(trace, observed=True)) == ["x"]
+    assert set(log_prob_per_datum(trace, (2, 3))) == {"z", "x"}
+
+
 def masked(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

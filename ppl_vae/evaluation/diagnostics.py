@@ -13,33 +13,39 @@ MIN_SAMPLES_FOR_KHAT = 25
 EQUAL = 1e-4  # nats: what float32 rounds off log-weights of some hundreds; below it the tail is rounding
 
 
-def pareto_khat(tail: Tensor, num_samples: int) -> Tensor:
-    """Pareto k-hat per datum from the largest log-weights, shape (tail, data) -> (data,).
+def tail_size(num_samples: int) -> int:
+    """How many of K weights PSIS calls the tail, min(K / 5, 3 sqrt(K)), and the weight that is its threshold."""
+    return min(num_samples, math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples))) + 1)
+
+
+def pareto_khat(tail: Tensor, num_samples: Tensor) -> Tensor:
+    """Pareto k-hat per datum, shape (data,), from its largest log-weights, in descending order, (tail, data).
 
     It diagnoses: over 0.7 the weights have so heavy a tail that neither estimate nor error can be believed.
-    It never smooths. The tail alone decides, so the other K - tail weights need not be kept.
+    It never smooths. The tail alone decides, so the other of the `num_samples` (data,) weights need not be kept.
     NaN for fewer than 25 samples, whose tail is too short to fit; -inf where all weights of the tail are equal.
 
     Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao, Jonah Gabry: Pareto Smoothed Importance Sampling,
     2015, arXiv:1507.02646.
     """
     khat = torch.full((tail.shape[1],), math.nan, dtype=torch.float64)
-    if num_samples < MIN_SAMPLES_FOR_KHAT:
+    if not len(num_samples) or num_samples.max() < MIN_SAMPLES_FOR_KHAT:
         return khat
     psislw = _psislw()
     values = tail.double().numpy()
-    body = np.empty(num_samples)
-    for i in range(tail.shape[1]):
-        column = values[:, i]
+    for i, K in enumerate(num_samples.tolist()):
+        if K < MIN_SAMPLES_FOR_KHAT:
+            continue
+        column = values[: tail_size(K), i]
         if not np.isfinite(column).all():
             khat[i] = math.inf  # too few samples landed where p(x, z) > 0
         elif np.ptp(column) < EQUAL:
             khat[i] = -math.inf
         else:
-            body.fill(column.min() - 1)
-            body[: len(column)] = column
+            weights = np.full(K, column.min() - 1)
+            weights[: len(column)] = column
             with np.errstate(all="ignore"):
-                khat[i] = float(psislw(body)[1])
+                khat[i] = float(psislw(weights)[1])
     return khat
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.data import fingerprint
-from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.evaluation.annealing import annealed_log_likelihood
+from ppl_vae.evaluation.pairs import check_latents, check_rows, measure_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.results import KHAT_LIMIT, LogLikelihood
 from ppl_vae.evaluation.streaming import LogMeanExp
 from ppl_vae.programs import (
     Program,
@@ -31,8 +30,7 @@ from ppl_vae.progress import progress
 # which a block is then decoded: so that the result under one seed does not depend on the memory at hand.
 BLOCK_ROWS, BLOCK_DATA = 4096, 64
 
-# The largest intermediate tensor of a chunk should fit a last-level cache: 4,000 rows of 784 logits.
-CACHE_BYTES = 12 << 20
+ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int) -> Tensor:
@@ -72,16 +70,9 @@ def _log_weights(model: Program, guide: Program, *args: Tensor, num_samples: int
             size = (samples.stop - samples.start, data.stop - data.start)
             part = part_of(guide_trace, samples, data)
             model_trace = model_trace_of(model, part, *(t[data] for t in args), num_samples=size[0])
-            _check_latents(model_trace, guide_trace)
+            check_latents(model_trace, guide_trace)
             log_p[samples, data] = sum_of_sites(model_trace, size)
     return log_p - log_q
-
-
-def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
-    in_model, in_guide = (set(sample_sites(t, observed=False)) for t in (model_trace, guide_trace))
-    for name in sorted(in_model ^ in_guide):
-        has, lacks = ("model", "guide") if name in in_model else ("guide", "model")
-        raise ValueError(f"site {name!r}: expected it in both model and guide; got it in the {has}, not in the {lacks}")
 
 
 def log_likelihood(
@@ -90,9 +81,12 @@ def log_likelihood(
     x: Tensor,
     *args: Tensor,
     num_samples: int = 1000,
+    tolerance: float | None = None,
+    max_samples: int | None = None,
     seed: int = 0,
     memory: int | None = None,
     encoding: str = "",
+    source: str = "",
     show_progress: bool = False,
 ) -> LogLikelihood:
     """log p(x) of each datum, in nats, with its Monte Carlo error: the importance-weighted bound with K samples,
@@ -105,10 +99,18 @@ def log_likelihood(
     Arguments:
         x, args: data (data, *event) and the programs' further arguments, batched with it.
         num_samples: K, exactly so many for each datum.
+        tolerance: if given, in nats, K starts at `num_samples` and doubles for each datum whose Monte Carlo error is
+            above it, or whose k-hat is above 0.7, up to `max_samples` (64 times as many by default). What is still
+            above goes to annealing from the guide, if its latent sites are continuous. To stop when the estimated
+            error is small favours samples that missed large weights: the tolerance is not a bound on the error.
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
             but for the tail of 3 sqrt(K) weights that the diagnosis keeps for each datum.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
+        source: fingerprint of those images, for comparisons across encodings.
+        show_progress: a bar, on standard error, while it works.
+
+    An interrupt (Ctrl-C) ends the work: the result is of the data that have samples by then, and says so.
 
     Raises `ValueError` as `log_weights` does, and for NaN in x or x outside of the support of its likelihood.
     """
@@ -116,110 +118,116 @@ def log_likelihood(
         raise ValueError(f"num_samples: expected at least 1; got {num_samples}")
     if memory is not None and memory <= 0:
         raise ValueError(f"memory: expected bytes above 0; got {memory}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance: expected nats above 0; got {tolerance}")
+    max_samples = num_samples if tolerance is None else max_samples or 64 * num_samples
+    if max_samples < num_samples:
+        raise ValueError(f"max_samples: expected at least num_samples = {num_samples}; got {max_samples}")
     data = (x, *args)
-    for i, t in enumerate(data):
-        if not len(t) or len(t) != len(x):
-            raise ValueError(f"argument {i}: expected {max(len(x), 1)} rows; got {len(t)}")
+    check_rows(*data)
+    statistics = LogMeanExp(len(x), max_samples, device=x.device)
+    unsure: Tensor | None = None
+    active, samples, doubling = torch.arange(len(x), device=x.device), num_samples, 0
     with evaluating(model, guide), seeded(seed):
-        measure = _measure(model, guide, *data)
-        rows = _chunk_rows(model, guide, *(t[:1] for t in data), memory=memory)
-        statistics = LogMeanExp(len(x), num_samples, device=x.device)
-        blocks = list(_blocks(len(x), num_samples))
-        with progress("log p(x)", len(blocks), enabled=show_progress, lines=False) as report:
-            for number, (start, stop, samples) in enumerate(blocks):
-                torch.manual_seed(_mix(seed, number))
-                block = tuple(t[start:stop] for t in data)
-                statistics.add(_log_weights(model, guide, *block, num_samples=samples, rows=rows), start)
-                report()
-    return LogLikelihood(
+        measure = measure_of(model, guide, *data)
+        rows = rows_per_chunk(model, guide, *(t[:1] for t in data), memory=memory)
+        try:
+            while True:
+                some = tuple(t[active] for t in data)
+                _sample(model, guide, some, samples, seed_of(seed, doubling), rows, statistics, active, show_progress)
+                if tolerance is None:
+                    break
+                error = statistics.standard_error().nan_to_num(nan=math.inf)
+                unsure = (error > tolerance) | (statistics.khat().to(x.device) > KHAT_LIMIT)
+                active = (unsure & (2 * statistics.count <= max_samples)).nonzero()[:, 0]
+                if not len(active):
+                    break
+                samples, doubling = int(statistics.count[active[0]]), doubling + 1
+        except KeyboardInterrupt:
+            unsure = None
+    result = LogLikelihood(
         log_p=statistics.log_mean().cpu(),
         mc_se=statistics.standard_error().cpu(),
         ess=statistics.ess().cpu(),
         khat=statistics.khat(),
-        num_samples=torch.full((len(x),), num_samples),
+        num_samples=statistics.count.cpu(),
         measure=measure,
         encoding=encoding,
         fingerprint=fingerprint(x),
         bound="lower (importance-weighted, in expectation)",
+        source=source,
+        decoder_rows=int(statistics.count.sum()),
     )
-
-
-def _blocks(num_data: int, num_samples: int) -> Iterator[tuple[int, int, int]]:
-    """(first datum, last datum + 1, samples) of blocks that cover every datum `num_samples` times."""
-    for start in range(0, num_data, BLOCK_DATA):
-        stop = min(start + BLOCK_DATA, num_data)
-        per_block = max(BLOCK_ROWS // (stop - start), 1)
-        for done in range(0, num_samples, per_block):
-            yield start, stop, min(per_block, num_samples - done)
-
-
-def _mix(seed: int, number: int) -> int:
-    """A seed for each block, without the overlap of seed + number."""
-    return (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 0x2545F491) % (1 << 63)
-
-
-def _measure(model: Program, guide: Program, *data: Tensor) -> str:
-    """What log p(x) measures, "mass" or "density", from the support of the observed sites, which x must lie in."""
-    guide_trace = guide_trace_of(guide, *(t[:1] for t in data), num_samples=1)
-    model_trace = model_trace_of(model, guide_trace, *(t[:1] for t in data), num_samples=1)
-    observed = sample_sites(model_trace, observed=True)
-    if not observed:
-        raise ValueError("the model: expected an observed site; got none")
-    discrete = set()
-    for name, site in observed.items():
-        support = site["fn"].support
-        discrete.add(support.is_discrete)
-        value = site["value"]
-        # The site observes x itself in most programs, and then all of x can be checked at once.
-        x = data[0] if value.shape[1:] == data[0].shape[1:] and value.equal(data[0][:1]) else value
-        bad = x[~support.check(x).reshape(len(x), -1).all(-1)]
-        if len(bad):
-            values = bad.flatten()
-            remedy = ""
-            if _kind(support) == "boolean" and bool(((values >= 0) & (values <= 1)).all()):
-                remedy = (
-                    ". A Bernoulli on grey pixels is no likelihood: binarise the images (encoding binarize), or "
-                    "use a likelihood on a continuous space"
-                )
-            raise ValueError(
-                f"site {name!r}: expected values in {_kind(support)}; got {len(bad)} data outside, with values in "
-                f"[{values.min():.4g}, {values.max():.4g}]{remedy}"
-            )
-    if len(discrete) > 1:
-        return "mixed (mass and density)"
-    return "mass" if discrete.pop() else "density"
-
-
-def _kind(support: Constraint) -> str:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return str(support).strip("()").lower()
-
-
-class _OutputBytes(TorchDispatchMode):
-    """Records the size in bytes of what each operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for t in result if isinstance(result, (tuple, list)) else (result,):
-            self.sizes.append(t.numel() * t.element_size() if isinstance(t, Tensor) else 0)
+    if unsure is None or not unsure.any():
         return result
+    return _annealed(result, unsure.nonzero()[:, 0], model, guide, data, tolerance or 0.0, seed, memory, show_progress)
 
 
-def _chunk_rows(model: Program, guide: Program, *datum: Tensor, memory: int | None) -> int:
-    """How many rows (samples x data) to decode at once, from what a row takes: measured on one datum."""
-    sizes = []
-    for num_samples in (2, 4):
-        guide_trace = guide_trace_of(guide, *datum, num_samples=num_samples)
-        with _OutputBytes() as outputs:
-            model_trace_of(model, guide_trace, *datum, num_samples=num_samples)
-        sizes.append(outputs.sizes)
-    # The difference of the two runs is what grows with the rows: weights and constants cancel.
-    per_row = max(1, max((b - a) // 2 for a, b in zip(*sizes, strict=False)))
-    if memory is None:
-        return max(1, CACHE_BYTES // per_row)
-    return max(1, memory // (4 * per_row))  # an operation's input, its output, and what log-prob adds to them
+def _annealed(
+    result: LogLikelihood,
+    rest: Tensor,
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    tolerance: float,
+    seed: int,
+    memory: int | None,
+    show_progress: bool,
+) -> LogLikelihood:
+    """The result with the data at `rest` annealed, in ever more steps until their error is below the tolerance.
+    Where it can't be done (a discrete latent site), the result as it is: its k-hat says what it is worth."""
+    fields = {name: getattr(result, name).clone() for name in ("log_p", "mc_se", "ess", "khat", "num_samples")}
+    decoder_rows, num_annealed = result.decoder_rows, len(rest)
+    for num_steps in ANNEALING_STEPS:
+        some = tuple(t[rest] for t in data)
+        try:
+            annealed = annealed_log_likelihood(
+                model,
+                guide,
+                *some,
+                num_chains=ANNEALING_CHAINS,
+                num_steps=num_steps,
+                seed=seed_of(seed, num_steps),
+                memory=memory,
+                show_progress=show_progress,
+            )
+        except ValueError:
+            return result
+        decoder_rows += annealed.decoder_rows
+        for name, values in fields.items():
+            values[rest.cpu()] = getattr(annealed, name)
+        rest = rest[(annealed.mc_se > tolerance).to(rest.device)]
+        if not len(rest):
+            break
+    bound = f"lower (importance-weighted, {num_annealed} of {len(result)} data annealed, in expectation)"
+    return dataclasses.replace(result, **fields, bound=bound, decoder_rows=decoder_rows)
+
+
+def _sample(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    num_samples: int,
+    seed: int,
+    rows: int,
+    statistics: LogMeanExp,
+    index: Tensor,
+    show_progress: bool,
+) -> None:
+    """Adds `num_samples` weights for each of the data, which are those at `index` of the statistics."""
+    blocks = list(_blocks(len(index), num_samples))
+    with progress("log p(x)", len(blocks), enabled=show_progress, lines=False) as report:
+        for number, (part, samples) in enumerate(blocks):
+            torch.manual_seed(seed_of(seed, number))
+            block = [t[part] for t in data]
+            statistics.add(_log_weights(model, guide, *block, num_samples=samples, rows=rows), index[part])
+            report()
+
+
+def _blocks(num_data: int, num_samples: int) -> Iterator[tuple[slice, int]]:
+    """(data, samples) of blocks that cover every datum `num_samples` times, one datum's after another's."""
+    for start in range(0, num_data, BLOCK_DATA):
+        part = slice(start, min(start + BLOCK_DATA, num_data))
+        per_block = max(BLOCK_ROWS // (part.stop - start), 1)
+        for done in range(0, num_samples, per_block):
+            yield part, min(per_block, num_samples - done)

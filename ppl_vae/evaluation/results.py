@@ -24,6 +24,8 @@ class LogLikelihood:
         encoding: how x was made from images, "" where nobody said.
         fingerprint: of x.
         bound: what the estimate is in expectation.
+        source: fingerprint of what x was made from (8-bit images), "" where nobody said.
+        decoder_rows: rows (samples x data) that the model was evaluated on, for what it cost.
     """
 
     log_p: Tensor
@@ -35,24 +37,33 @@ class LogLikelihood:
     encoding: str
     fingerprint: str
     bound: str
+    source: str = ""
+    decoder_rows: int = 0
 
     def __len__(self) -> int:
         return len(self.log_p)
 
     @property
+    def done(self) -> Tensor:
+        """Which data have an estimate: all of them, unless the work was interrupted. Means are over these."""
+        return self.num_samples > 0
+
+    @property
     def mean(self) -> float:
         """Mean log p(x), nats per datum."""
-        return self.log_p.mean().item()
+        return self.log_p[self.done].mean().item()
 
     @property
     def mc_se_of_mean(self) -> float:
         """Standard error of the mean from the samples of z, for these data: sqrt(sum mc_se^2) / N."""
-        return self.mc_se.square().sum().sqrt().item() / len(self)
+        mc_se = self.mc_se[self.done]
+        return mc_se.square().sum().sqrt().item() / max(len(mc_se), 1)
 
     @property
     def data_se_of_mean(self) -> float:
         """Standard error of the mean from the choice of data, sd / sqrt(N); NaN for one datum."""
-        return self.log_p.std().item() / math.sqrt(len(self)) if len(self) > 1 else math.nan
+        log_p = self.log_p[self.done]
+        return log_p.std().item() / math.sqrt(len(log_p)) if len(log_p) > 1 else math.nan
 
     @property
     def num_unreliable(self) -> int:
@@ -60,15 +71,20 @@ class LogLikelihood:
         return int((self.khat > KHAT_LIMIT).sum())
 
     def __str__(self) -> str:
-        K = f"{int(self.num_samples.min())}"
-        if self.num_samples.max() > self.num_samples.min():
-            K += f"..{int(self.num_samples.max())}"
+        samples, num_data = self.num_samples[self.done], int(self.done.sum())
+        if not num_data:
+            return f"log p(x): interrupted before any of {len(self)} data was done"
+        K = f"{int(samples.min())}"
+        if samples.max() > samples.min():
+            K += f"..{int(samples.max())}"
         text = (
             f"log p(x) = {self.mean:.3f} nats per datum ({self.measure}; {self.bound}), "
-            f"Monte Carlo s.e. {self.mc_se_of_mean:.3f}, s.e. over {len(self)} data {self.data_se_of_mean:.3f}; "
-            f"K = {K}, median ESS {self.ess.median().item():.1f}; "
+            f"Monte Carlo s.e. {self.mc_se_of_mean:.3f}, s.e. over {num_data} data {self.data_se_of_mean:.3f}; "
+            f"K = {K}, median ESS {self.ess[self.done].median().item():.1f}; "
             f"data {self.encoding or 'as given'} [{self.fingerprint}]"
         )
+        if num_data < len(self):
+            text += f"\nwarning: interrupted with {num_data} of {len(self)} data done"
         if self.num_unreliable:
             text += f"\nwarning: k-hat > {KHAT_LIMIT} for {self.num_unreliable} of {len(self)} data: do not trust these"
         return text

@@ -9,10 +9,10 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from ppl_vae.evaluation import importance
+from ppl_vae.evaluation import importance, pairs
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.experiments import TrainConfig, build
-from ppl_vae.programs import seeded
+from ppl_vae.programs import evaluating, seeded
 
 
 @pytest.mark.parametrize(("D", "L"), [(2, 1), (10, 3), (50, 5)])
@@ -94,11 +94,11 @@ def test_a_memory_budget_is_kept(ppca):
     """Rows at once follow from the budget, measured on the model itself."""
     vae = build(TrainConfig(model="dense-vae", latent_size=2, hidden=(8,)), (1, 28, 28))
     x = torch.ones(1, 1, 28, 28)
-    with importance.evaluating(vae.model, vae.guide), seeded(0):
-        few = importance._chunk_rows(vae.model, vae.guide, x, memory=1 << 20)
-        many = importance._chunk_rows(vae.model, vae.guide, x, memory=None)
+    with evaluating(vae.model, vae.guide), seeded(0):
+        few = pairs.rows_per_chunk(vae.model, vae.guide, x, memory=1 << 20)
+        many = pairs.rows_per_chunk(vae.model, vae.guide, x, memory=None)
     assert few == (1 << 20) // (4 * 4 * 784)
-    assert many == importance.CACHE_BYTES // (4 * 784)
+    assert many == pairs.CACHE_BYTES // (4 * 784)
 
 
 def test_the_seed_is_the_only_source_of_noise(ppca):
@@ -299,3 +299,78 @@ def test_the_result_says_what_it_is(ppca):
         assert part in text
     assert result.mc_se_of_mean == pytest.approx(float((result.mc_se**2).sum() ** 0.5 / 50))
     assert result.data_se_of_mean == pytest.approx(float(result.log_p.std() / 50**0.5))
+
+
+def test_a_tolerance_spends_samples_where_they_are_needed(ppca):
+    """Half of the data are given to a guide that fits, half to one that is twice as wide."""
+    pair, x = ppca(D=6, L=2, N=40)
+    wide = torch.arange(40) % 2
+
+    def guide(x, wide):
+        with pyro.plate("data", len(x)):
+            mean = x @ pair.W @ pair.covariance / pair.scale**2
+            width = torch.where(wide == 1, 4.0, 1.2)[:, None]
+            pyro.sample("z", dist.Normal(mean, width * pair.covariance.diag().sqrt()).to_event(1))
+
+    def model(x, wide):
+        pair.model(x)
+
+    result = log_likelihood(model, guide, x, wide, num_samples=50, tolerance=0.05)
+    assert result.mc_se.max() <= 0.05
+    few, many = result.num_samples[wide == 0].double().mean(), result.num_samples[wide == 1].double().mean()
+    assert many > 2 * few
+    assert result.decoder_rows == result.num_samples.sum()
+    fixed = log_likelihood(model, guide, x, wide, num_samples=int(result.num_samples.max()))
+    assert result.decoder_rows < fixed.decoder_rows / 1.5
+    error = result.log_p - pair.exact.log_prob(x).double()
+    assert abs(error.mean()) < 5 * result.mc_se_of_mean
+    for memory in (2000, 10**8):  # the chunks do not matter here either
+        again = log_likelihood(model, guide, x, wide, num_samples=50, tolerance=0.05, memory=memory)
+        assert torch.equal(again.num_samples, result.num_samples)
+        torch.testing.assert_close(again.log_p, result.log_p, atol=1e-5, rtol=0)
+
+
+def test_what_stays_unreliable_is_annealed(ppca):
+    pair, x = ppca(D=10, L=10, N=4, width=0.4)
+    exact = pair.exact.log_prob(x).double()
+    plain = log_likelihood(pair.model, pair.guide, x, num_samples=400)
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=0.1, max_samples=400)
+    assert "4 of 4 data annealed" in result.bound
+    assert result.mc_se.max() <= 0.1
+    assert (result.log_p - exact).abs().mean() < (plain.log_p - exact).abs().mean() / 2
+    assert result.decoder_rows > plain.decoder_rows
+
+
+def test_an_interrupt_returns_what_is_done(ppca, monkeypatch):
+    pair, x = ppca(N=150)
+    whole = log_likelihood(pair.model, pair.guide, x, num_samples=10)
+    original, calls = importance._log_weights, []
+
+    def interrupted(*args, **kwargs):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(importance, "_log_weights", interrupted)
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=10)
+    assert result.done.sum() == 128
+    assert torch.equal(result.log_p[:128], whole.log_p[:128])
+    assert bool(result.log_p[128:].isnan().all())
+    assert result.mean == pytest.approx(whole.log_p[:128].mean().item())
+    assert "interrupted with 128 of 150 data done" in str(result)
+    calls[:] = [1, 1]
+    assert "interrupted before any" in str(log_likelihood(pair.model, pair.guide, x, num_samples=10))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": 0.0}, "tolerance: expected nats above 0"),
+        ({"tolerance": 0.1, "max_samples": 5}, "max_samples: expected at least num_samples = 1000; got 5"),
+    ],
+)
+def test_bad_options_are_refused(ppca, options, message):
+    pair, x = ppca(N=2)
+    with pytest.raises(ValueError, match=message):
+        log_likelihood(pair.model, pair.guide, x, **options)

@@ -28,7 +28,7 @@ def test_any_cut_gives_the_formulas_written_out(chunk, data_chunk):
     torch.testing.assert_close(s.log_mean(), w.mean(0).log() - 400)
     torch.testing.assert_close(s.ess(), w.sum(0) ** 2 / w.square().sum(0))
     torch.testing.assert_close(s.standard_error(), w.std(0) / w.mean(0) / math.sqrt(K))
-    torch.testing.assert_close(s.tail, log_w.topk(s.tail_size, dim=0).values)
+    torch.testing.assert_close(s.tail, log_w.topk(len(s.tail), dim=0).values)
 
 
 def test_the_standard_error_is_that_of_many_seeds():

@@ -1,0 +1,107 @@
+"""What has to be true of a pair and its data before log p(x) is estimated, and what a row of the model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_vae.programs import Program, guide_trace_of, model_trace_of, sample_sites
+
+# The largest intermediate tensor of a chunk should fit a last-level cache: 4,000 rows of 784 logits.
+CACHE_BYTES = 12 << 20
+
+
+def check_rows(*data: Tensor) -> None:
+    """Raises `ValueError` unless every argument has as many rows as the first, and at least one."""
+    for i, t in enumerate(data):
+        if not len(t) or len(t) != len(data[0]):
+            raise ValueError(f"argument {i}: expected {max(len(data[0]), 1)} rows; got {len(t)}")
+
+
+def check_latents(model_trace: Trace, guide_trace: Trace) -> None:
+    in_model, in_guide = (set(sample_sites(t, observed=False)) for t in (model_trace, guide_trace))
+    for name in sorted(in_model ^ in_guide):
+        has, lacks = ("model", "guide") if name in in_model else ("guide", "model")
+        raise ValueError(f"site {name!r}: expected it in both model and guide; got it in the {has}, not in the {lacks}")
+
+
+def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
+    """What log p(x) measures, "mass" or "density", from the support of the observed sites, which x must lie in.
+
+    Raises `ValueError` for data outside of it, and for a model that observes nothing.
+    """
+    guide_trace = guide_trace_of(guide, *(t[:1] for t in data), num_samples=1)
+    model_trace = model_trace_of(model, guide_trace, *(t[:1] for t in data), num_samples=1)
+    observed = sample_sites(model_trace, observed=True)
+    if not observed:
+        raise ValueError("the model: expected an observed site; got none")
+    discrete = set()
+    for name, site in observed.items():
+        support = site["fn"].support
+        discrete.add(support.is_discrete)
+        value = site["value"]
+        # The site observes x itself in most programs, and then all of x can be checked at once.
+        x = data[0] if value.shape[1:] == data[0].shape[1:] and value.equal(data[0][:1]) else value
+        bad = x[~support.check(x).reshape(len(x), -1).all(-1)]
+        if len(bad):
+            values = bad.flatten()
+            remedy = ""
+            if support_name(support) == "boolean" and bool(((values >= 0) & (values <= 1)).all()):
+                remedy = (
+                    ". A Bernoulli on grey pixels is no likelihood: binarise the images (encoding binarize), or "
+                    "use a likelihood on a continuous space"
+                )
+            raise ValueError(
+                f"site {name!r}: expected values in {support_name(support)}; got {len(bad)} data outside, values in "
+                f"[{values.min():.4g}, {values.max():.4g}]{remedy}"
+            )
+    if len(discrete) > 1:
+        return "mixed (mass and density)"
+    return "mass" if discrete.pop() else "density"
+
+
+def support_name(support: Constraint) -> str:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return str(support).strip("()").lower()
+
+
+class _OutputBytes(TorchDispatchMode):
+    """Records the size in bytes of what each operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, (tuple, list)) else (result,):
+            self.sizes.append(t.numel() * t.element_size() if isinstance(t, Tensor) else 0)
+        return result
+
+
+def rows_per_chunk(model: Program, guide: Program, *datum: Tensor, memory: int | None) -> int:
+    """How many rows (samples x data) to decode at once, from what a row takes: measured on one datum."""
+    sizes = []
+    for num_samples in (2, 4):
+        guide_trace = guide_trace_of(guide, *datum, num_samples=num_samples)
+        with _OutputBytes() as outputs:
+            model_trace_of(model, guide_trace, *datum, num_samples=num_samples)
+        sizes.append(outputs.sizes)
+    # The difference of the two runs is what grows with the rows: weights and constants cancel.
+    per_row = max(1, max((b - a) // 2 for a, b in zip(*sizes, strict=False)))
+    if memory is None:
+        return max(1, CACHE_BYTES // per_row)
+    return max(1, memory // (4 * per_row))  # an operation's input, its output, and what log-prob adds to them
+
+
+def seed_of(seed: int, *numbers: int) -> int:
+    """A seed for each block of the work: far apart, where seed + number would meet the next seed's."""
+    for number in numbers:
+        seed = (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 0x2545F491) % (1 << 63)
+    return seed

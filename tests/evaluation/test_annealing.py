@@ -1,0 +1,328 @@
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_vae.evaluation import annealing
+from ppl_vae.evaluation.annealing import annealed_log_likelihood, bidirectional, simulate
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.programs import Program, seeded
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Pair(NamedTuple):
+    model: Program
+    guide: Program
+    x: Tensor
+    exact: Callable[[Tensor], Tensor]  # log p(x)
+
+
+Build = Callable[..., tuple[Any, Tensor]]  # conftest's `ppca`
+
+
+def normal(loc: Tensor, scale: float | Tensor) -> dist.TorchDistribution:
+    return dist.Normal(loc, scale).to_event(1)
+
+
+def hierarchy() -> Pair:
+    """z2 ~ N(0, I), z1 = A z2 + 0.5 noise, x = W z1 + 0.3 noise; the guide draws z2, and z1 given z2."""
+    rng = torch.Generator().manual_seed(1)
+    A, W = torch.randn(3, 2, generator=rng), torch.randn(6, 3, generator=rng)
+    S1 = A @ A.T + 0.25 * torch.eye(3)
+    Sx = W @ S1 @ W.T + 0.09 * torch.eye(6)
+    to_z2, to_z1 = A.T @ W.T @ Sx.inverse(), W.T @ (W @ W.T + 0.09 * torch.eye(6)).inverse()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", normal(torch.zeros(2), 1.0))
+            z1 = pyro.sample("z1", normal(z2 @ A.T, 0.5))
+            pyro.sample("x", normal(z1 @ W.T, 0.3), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", normal(x @ to_z2.T, 0.5))
+            pyro.sample("z1", normal(0.8 * (x @ to_z1.T) + 0.2 * z2 @ A.T, 0.2))
+
+    marginal = dist.MultivariateNormal(torch.zeros(6), Sx)
+    return Pair(model, guide, torch.randn(6, 6, generator=rng) @ torch.linalg.cholesky(Sx).T, marginal.log_prob)
+
+
+def variance() -> Pair:
+    """v ~ Gamma(2, 1), x ~ N(0, v) in 3 dimensions; a log-normal guide."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            v = pyro.sample("v", dist.Gamma(torch.tensor(2.0), torch.tensor(1.0)))
+            pyro.sample("x", normal(torch.zeros(3), v.sqrt()[..., None].expand(*v.shape, 3)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("v", dist.LogNormal(x.square().mean(-1).log(), 0.5))
+
+    def exact(x: Tensor) -> Tensor:
+        log_v = torch.linspace(-12, 6, 4001)[:, None]
+        v = log_v.exp()
+        log_p = dist.Gamma(2.0, 1.0).log_prob(v) + log_v - 1.5 * (2 * math.pi * v).log() - x.square().sum(-1) / (2 * v)
+        return log_p.logsumexp(0) + math.log(18 / 4000)
+
+    return Pair(model, guide, torch.tensor([[0.1, -0.2, 0.1], [1.0, 2.0, -1.5], [0.5, 0.3, -0.9]]), exact)
+
+
+def proportions() -> Pair:
+    """p ~ Dirichlet, x ~ Multinomial(5, p): the unconstrained space has fewer dimensions. The guide is too narrow."""
+    prior = torch.tensor([1.5, 2.0, 3.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            p = pyro.sample("p", dist.Dirichlet(prior))
+            pyro.sample("x", dist.Multinomial(5, p), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("p", dist.Dirichlet(1.5 * (prior + x)))
+
+    x = torch.tensor([[5.0, 0.0, 0.0], [1.0, 2.0, 2.0], [0.0, 1.0, 4.0]])
+    return Pair(model, guide, x, dist.DirichletMultinomial(prior, torch.tensor(5.0)).log_prob)
+
+
+def test_overconfident_guide_is_mended_where_importance_sampling_is_not(ppca: Build) -> None:
+    pair, x = ppca(50, 10, 4, width=0.5, scale=0.3)
+    exact = pair.exact.log_prob(x)
+    annealed = annealed_log_likelihood(pair.model, pair.guide, x, num_chains=64, num_steps=150, leapfrog_steps=2)
+    error = (annealed.log_p - exact).mean().item()
+    assert abs(error) < 0.05
+    assert abs(error) < 4 * annealed.mc_se_of_mean
+    # a gradient costs three times a density
+    sampled = log_likelihood(pair.model, pair.guide, x, num_samples=3 * annealed.decoder_rows // len(x))
+    assert (sampled.log_p - exact).mean() < -0.1
+    assert annealed.bound.startswith("lower (annealed from the guide")
+    assert annealed.measure == "density"
+    assert (annealed.num_samples == 64).all()
+    from_prior = annealed_log_likelihood(pair.model, pair.guide, x, num_chains=4, num_steps=20, start="prior")
+    assert from_prior.mean < annealed.mean - 1
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.parametrize("first_step", [0.1, 1.5])
+def test_weights_are_unbiased_whatever_the_step_sizes(
+    start: annealing.Start, first_step: float, ppca: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annealing, "FIRST_STEP", first_step)
+    monkeypatch.setattr(annealing, "GAIN", 0.0)
+    scale = 0.5 if start == "guide" else 2.0  # the prior is so wide that few steps need a weak likelihood
+    pair, x = ppca(5, 2, 4, width=1.4, scale=scale)
+    result = annealed_log_likelihood(
+        pair.model, pair.guide, x, num_chains=20_000, num_steps=8, leapfrog_steps=2, start=start, memory=1 << 30
+    )
+    ratio = (result.log_p - pair.exact.log_prob(x)).exp()  # mean w / p(x)
+    se = (ratio * result.mc_se).square().sum().sqrt() / len(x)
+    assert se < 0.01
+    assert (ratio.mean() - 1).abs() < 4 * se
+
+
+def test_reverse_weights_are_unbiased(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annealing, "BLOCK_DATA", 20_000)
+    monkeypatch.setattr(annealing, "PILOT_CHAINS", 2)
+    pair, x = ppca(5, 2, 1, width=1.4)
+    data = {"num_data": 20_000, "seed": 3}
+    sandwich = bidirectional(
+        pair.model, pair.guide, x, num_chains=1, num_steps=8, leapfrog_steps=2, memory=1 << 30, **data
+    )
+    exact = pair.exact.log_prob(simulate(pair.model, x, **data)[0])
+    ratio = (exact - sandwich.upper.log_p).exp()  # p(x) / w
+    se = ratio.std() / math.sqrt(len(ratio))
+    assert se < 0.01
+    assert (ratio.mean() - 1).abs() < 4 * se
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_sandwich_holds_the_exact_value(start: annealing.Start, ppca: Build) -> None:
+    pair, x = ppca(8, 3, 2, width=0.6, scale=1.0)
+    sandwich = bidirectional(
+        pair.model, pair.guide, x, num_data=32, num_chains=32, num_steps=50, leapfrog_steps=3, start=start
+    )
+    truth = pair.exact.log_prob(simulate(pair.model, x, num_data=32)[0])
+    for error in (sandwich.lower.log_p - truth, truth - sandwich.upper.log_p):
+        assert error.mean() < 4 * error.std() / math.sqrt(32)
+    assert -4 * sandwich.gap_se < sandwich.gap < 0.1
+    assert "only on data simulated from the model" in str(sandwich)
+    assert sandwich.upper.bound.startswith("upper")
+    assert sandwich.lower.fingerprint == sandwich.upper.fingerprint
+
+
+@pytest.mark.parametrize("make", [hierarchy, variance, proportions])
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_several_and_constrained_sites(make: Callable[[], Pair], start: annealing.Start) -> None:
+    model, guide, x, exact = make()
+    result = annealed_log_likelihood(
+        model, guide, x, num_chains=800, num_steps=40, leapfrog_steps=3, start=start, memory=1 << 30
+    )
+    assert result.mc_se.max() < 0.15
+    assert ((result.log_p - exact(x)).abs() < 4 * result.mc_se).all()
+    assert result.measure == ("mass" if make is proportions else "density")
+
+
+def test_result_does_not_depend_on_chunks_and_follows_the_seed(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annealing, "BLOCK_DATA", 4)  # three blocks, the last one short
+    pair, x = ppca(6, 2, 10, width=0.6)
+    results = [
+        annealed_log_likelihood(pair.model, pair.guide, x, num_chains=3, num_steps=4, seed=seed, memory=memory)
+        for seed, memory in [(5, None), (5, 1), (5, 4 * 6 * 8 * 20), (6, None)]
+    ]
+    for other in results[1:3]:
+        assert torch.allclose(results[0].log_p, other.log_p, atol=1e-8)
+    assert not torch.allclose(results[0].log_p, results[3].log_p, atol=1e-3)
+
+
+class Learnt(nn.Module):
+    """A pair with parameters, a bare one, and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded(0):
+            self.decoder = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5))
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        pyro.module("learnt", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", normal(torch.zeros(2), 1.0))
+            pyro.sample("x", normal(self.decoder(z) + y[:, None], 1.0), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(torch.zeros(2), scale))
+
+
+def test_nothing_is_left_behind() -> None:
+    learnt = Learnt().train()
+    x, y = torch.linspace(-2, 2, 20).reshape(5, 4), torch.arange(5.0)
+    parameters = [p.clone() for p in learnt.parameters()]
+    result = annealed_log_likelihood(learnt.model, learnt.guide, x, y, num_chains=400, num_steps=10)
+    bidirectional(learnt.model, learnt.guide, x, y, num_data=7, num_chains=2, num_steps=3)
+    # random generator, param store and validation: see conftest's `nothing_left_behind`
+    assert all(m.training for m in learnt.modules())
+    assert all(p.grad is None and p.requires_grad and p.equal(q) for p, q in zip(learnt.parameters(), parameters))  # noqa: B905
+    assert torch.is_grad_enabled()
+    # dropout was off, and y came along with its x
+    W, b = learnt.decoder[0].weight.detach(), learnt.decoder[0].bias.detach()
+    exact = dist.MultivariateNormal(b + y[:, None], W @ W.T + torch.eye(4)).log_prob(x)
+    assert ((result.log_p - exact).abs() < 4 * result.mc_se).all()
+
+
+def test_simulated_data_follow_the_model_and_further_arguments() -> None:
+    learnt = Learnt()
+    x, z = simulate(learnt.model, torch.zeros(2, 4), torch.tensor([0.0, 50.0]), num_data=400)
+    assert x.shape == (400, 4)
+    assert set(z) == {"z"}
+    residual = x - learnt.decoder[0](z["z"]).detach() - torch.tensor([0.0, 50.0]).repeat(200)[:, None]
+    assert abs(residual.mean()) < 4 / 40
+    assert abs(residual.std() - 1) < 4 / math.sqrt(2 * 1600)
+
+
+def single(latent: Callable[[Tensor], object], observed: Callable[[Tensor, Tensor], object]) -> Program:
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            observed(latent(x), x)
+
+    return program
+
+
+def sample_z(fn: dist.TorchDistribution) -> Callable[[Tensor], Tensor]:
+    return lambda x: pyro.sample("z", fn)
+
+
+def observe(z: Tensor, x: Tensor) -> Tensor:
+    return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def observe_masked(z: Tensor, x: Tensor) -> None:
+    with poutine.mask(mask=x > 0):
+        observe(z, x)
+
+
+def nothing(z: object, x: Tensor) -> None: ...
+
+
+STANDARD = sample_z(dist.Normal(0.0, 1.0))
+MODEL, GUIDE = single(STANDARD, observe), single(STANDARD, nothing)
+COIN = sample_z(dist.Bernoulli(0.5))
+POSITIVE = sample_z(dist.LogNormal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (single(torch.zeros_like, observe), single(torch.zeros_like, nothing), "the guide: expected a latent site"),
+        (
+            single(COIN, observe),
+            single(COIN, nothing),
+            "site 'z': expected a continuous latent site; got one on boolean",
+        ),
+        (single(STANDARD, observe_masked), GUIDE, "site 'x': expected a site without a mask"),
+        (MODEL, single(POSITIVE, nothing), "site 'z': expected one support"),
+        (
+            MODEL,
+            single(lambda x: pyro.sample("z", dist.Uniform(x - 1, x + 1)), nothing),
+            "site 'z': expected one support",
+        ),
+        (MODEL, single(sample_z(dist.Delta(torch.tensor(0.0))), nothing), "the start: expected latent sites with a"),
+        (single(STANDARD, lambda z, x: observe(z.detach(), x)), GUIDE, "site 'x': expected a log-prob with a gradient"),
+        (single(lambda x: pyro.sample("u", dist.Normal(0.0, 1.0)), observe), GUIDE, "site 'u': expected it in both"),
+    ],
+)
+def test_refused_pairs(model: Program, guide: Program, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        annealed_log_likelihood(model, guide, torch.ones(3), num_chains=2, num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_chains": 0}, "num_chains: expected at least 1; got 0"),
+        ({"num_steps": 0}, "num_steps: expected at least 1; got 0"),
+        ({"leapfrog_steps": 0}, "leapfrog_steps: expected at least 1; got 0"),
+        ({"start": "posterior"}, r"start: expected one of \('guide', 'prior'\); got 'posterior'"),
+    ],
+)
+def test_refused_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        annealed_log_likelihood(MODEL, GUIDE, torch.ones(3), **options)
+
+
+def test_refused_data() -> None:
+    with pytest.raises(ValueError, match="argument 1: expected 3 rows; got 2"):
+        annealed_log_likelihood(MODEL, GUIDE, torch.ones(3), torch.ones(2))
+    with pytest.raises(ValueError, match="expected num_data >= 1"):
+        simulate(MODEL, torch.ones(3), num_data=0)
+
+
+@pytest.mark.parametrize(
+    ("observed", "message"),
+    [
+        (lambda z, x: observe(z, 2 * x), r"expected one observed site, of x itself; got \['x'\]"),
+        (
+            lambda z, x: (observe(z, x), pyro.sample("x2", dist.Normal(z, 1.0), obs=x)),
+            r"expected one observed site, of x itself; got \['x', 'x2'\]",
+        ),
+        (
+            lambda z, x: pyro.sample("x", dist.Normal(z + 0.5 * x, 1.0), obs=x),
+            "site 'x': expected a distribution that does not depend on x",
+        ),
+    ],
+)
+def test_programs_that_cannot_be_simulated(observed: Callable[[Tensor, Tensor], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(single(STANDARD, observed), torch.ones(3), num_data=4)
