@@ -1,0 +1,344 @@
+"""Can a Pyro pair be trained and evaluated? What is wrong with it is said before hours are spent on it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.infer import Trace_ELBO
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from ppl_vae import programs
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.pairs import support_name
+from ppl_vae.programs import Program, log_prob_per_datum, modules_of, sample_sites
+
+Data = tuple[Tensor, ...]
+Buffer = tuple[str, nn.Module, str, Tensor, Tensor]  # path, module, name in the module, itself, its value before
+
+RTOL, ATOL = 1e-4, 1e-3  # of equal log-probs: a batch of another size is summed in another order
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, and how to mend it. `site` is the sample site, parameter or buffer concerned, "" for none.
+
+    An "error" means that training or log p(x) would go wrong; a "warning" may well be as intended.
+    """
+
+    check: str
+    site: str
+    message: str
+    remedy: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        site = f"{self.site!r} " * bool(self.site)
+        return f"{self.severity} ({self.check}): {site}{self.message}. {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check_model` found; as text, a line each. `summary` is the first line for a sound pair, else ""."""
+
+    summary: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """No error was found; warnings may have been."""
+        return not _errors(self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary] * self.ok + [str(finding) for finding in self.findings])
+
+
+def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Report:
+    """Can `fit` and `log_likelihood` be trusted with this Pyro pair? Tries it out, and collects what is wrong:
+
+    - runs: both programs run;
+    - plates: each site is in one plate, of all the data, at dim -1;
+    - mask, scale: no site is masked (an error) or scaled (a warning: evaluation ignores the scale);
+    - latents, observed: the two share their latent sites, one at least, and the model observes something;
+    - particles: the programs run in a further plate at dim -2, and each site has one log-prob per datum;
+    - mode: the programs stay in evaluation mode, and change no buffer (BatchNorm's, say) in it;
+    - repeatable: log-probs at the same z are the same twice (dropout is off);
+    - independence: log-probs at the same z are the same without the other data, and in another order;
+    - support: data lie in their site's; the guide draws nothing but what the prior can, and reaches all of that;
+    - finite: no log-prob is NaN or infinite;
+    - gradients: the ELBO's in training mode are finite, and SVI trains the modules' own parameters;
+    - chunks: `log_likelihood` is the same one row at a time;
+    - data: there are two or more (a warning: independence cannot be seen in one).
+
+    What could fail in consequence of an error that was found is not tried until that is mended.
+
+    Arguments:
+        model, guide: any Pyro pair with one data plate. No fault in it raises.
+        x, args: the programs' arguments, batched together along dim 0. A few data are enough: all are used.
+
+    Param store, random generators, buffers, gradients and training mode are left as they were found.
+    Raises `ValueError` for empty data, or data of unequal length.
+    """
+    data = (x, *args)
+    for i, t in enumerate(data):
+        if not len(t) or len(t) != len(x):
+            raise ValueError(f"argument {i}: expected {max(len(x), 1)} rows; got {len(t)}")
+    found: list[Finding] = []
+    with warnings.catch_warnings(), programs.seeded(0), programs.evaluating(model, guide):
+        warnings.simplefilter("ignore")
+        with _kept_buffers(model, guide) as buffers:
+            summary = _examine(found, model, guide, data, buffers)
+    if len(x) == 1:
+        found.append(Finding("data", "", "expected two data or more; got 1", "Independence was not checked", "warning"))
+    return Report(summary, tuple(dict.fromkeys(found)))
+
+
+def _examine(found: list[Finding], model: Program, guide: Program, data: Data, buffers: list[Buffer]) -> str:
+    """Adds to `found`, check by check; returns the summary of a sound pair, "" of another."""
+    n, traces, log_probs = len(data[0]), {}, {}
+    with _noting(found, "runs", "the guide"):
+        traces["guide"] = poutine.trace(guide).get_trace(*data)
+    with _noting(found, "runs", "the model"):
+        traces["model"] = poutine.trace(poutine.replay(model, traces.get("guide", Trace()))).get_trace(*data)
+    for trace in traces.values():
+        found += _plates_and_handlers(trace, n)
+    if not _errors(found):
+        found += _sites(traces)
+    if _errors(found):
+        return ""
+    shape = (3, n)
+    with _noting(found, "particles", "in a plate of particles at dim -2, the pair"):
+        traces["guide"] = programs.guide_trace_of(guide, *data, num_samples=shape[0])
+        log_probs["guide"] = log_prob_per_datum(traces["guide"], shape)
+        traces["model"] = programs.model_trace_of(model, traces["guide"], *data, num_samples=shape[0])
+        log_probs["model"] = log_prob_per_datum(traces["model"], shape)
+    if _errors(found):
+        return ""
+    found += _mode(model, guide, buffers)
+    for title, program in () if _errors(found) else (("guide", guide), ("model", model)):
+        with _noting(found, "independence", f"on a part of the data, the {title}"):
+            found += _reruns(title, program, traces["guide"], data, log_probs[title])
+    with _noting(found, "support", "the support of a site"):
+        found += _support(traces)
+    if not any(f.check == "support" for f in found):
+        found += _finite(log_probs)
+    if all(t.isfinite().all() for by_site in log_probs.values() for t in by_site.values()):
+        with _noting(found, "gradients", "a step of the ELBO"):
+            found += _gradients(model, guide, data)
+    if not _errors(found):
+        with _noting(found, "chunks", "log_likelihood"):
+            found += _chunks(model, guide, tuple(t[:8] for t in data))  # one row at a time takes long
+    if _errors(found):
+        return ""
+    supports = {name: site["fn"].support for name, site in _observed(traces["model"]).items()}
+    observed = ", ".join(
+        f"{k} ({'mass' if s.is_discrete else 'density'} on {support_name(s)})" for k, s in supports.items()
+    )
+    latents = ", ".join(sample_sites(traces["guide"], observed=False))
+    return f"sound: latent sites {latents}; observed {observed}; {n} data, event {tuple(data[0].shape[1:])}"
+
+
+def _errors(findings: Iterable[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
+
+
+@contextmanager
+def _noting(found: list[Finding], check: str, what: str) -> Iterator[None]:
+    """An exception inside is a finding, of the site that its message names."""
+    try:
+        yield
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        site = re.search(r"site(?:s named)? ['\"](.+?)['\"]|at site (\S+)", message)
+        remedy = "It should run for any len(x), and with any dims to the left of the data"
+        found.append(Finding(check, (site[1] or site[2]) if site else "", f"{what} raises {message}", remedy))
+
+
+@contextmanager
+def _kept_buffers(*pair: Program) -> Iterator[list[Buffer]]:
+    submodules = [named for module in modules_of(*pair) for named in module.named_modules()]
+    owned = [(f"{path}.{k}".strip("."), m, k, b) for path, m in submodules for k, b in m.named_buffers(recurse=False)]
+    buffers = [(*buffer, buffer[-1].clone()) for buffer in owned]
+    try:
+        yield buffers
+    finally:
+        for _, module, name, buffer, before in buffers:
+            setattr(module, name, buffer)
+            if not buffer.equal(before):
+                buffer.copy_(before)
+
+
+def _plates_and_handlers(trace: Trace, n: int) -> Iterator[Finding]:
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        if site["mask"] is not None:
+            yield Finding("mask", name, "expected no mask; got poutine.mask", "Take it out: it hides part of the data")
+        plates = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        if not plates:
+            remedy = 'Put it `with pyro.plate("data", len(x), dim=-1)`: a global latent leaves data dependent'
+        elif len(plates) > 1:
+            remedy = "Keep the plate of the data, and declare other dims as the event (to_event)"
+        elif plates[0].size != plates[0].full_size:
+            remedy = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
+        elif plates[0].dim != -1:
+            remedy = "Set dim=-1, and declare dims to the right of the data as the event (to_event)"
+        elif plates[0].size != n:
+            remedy = "Give the plate the size len(x)"
+        else:
+            if bool(torch.as_tensor(site["scale"] != 1).any()):
+                remedy = "Evaluation ignores it: log p(x) is that of the pair without a scale"
+                yield Finding("scale", name, "expected no scale; got poutine.scale", remedy, "warning")
+            continue
+        got = " and ".join(f"{f.name!r} with {f.size} of {f.full_size} at dim {f.dim}" for f in plates) or "none"
+        yield Finding("plates", name, f"expected one plate, with {n} data at dim -1; got {got}", remedy)
+
+
+def _observed(trace: Trace) -> dict[str, dict]:
+    return {k: site for k, site in sample_sites(trace, observed=True).items() if not site_is_factor(site)}
+
+
+def _sites(traces: dict[str, Trace]) -> Iterator[Finding]:
+    latents = {title: sample_sites(prune_subsample_sites(t), observed=False) for title, t in traces.items()}
+    for has, lacks in (("model", "guide"), ("guide", "model")):
+        for name in [name for name in latents[has] if name not in latents[lacks]]:
+            got = f"expected in both programs; got it in the {has} alone"
+            yield Finding("latents", name, got, f"Add it to the {lacks}, or take it out of the {has}")
+    if not any(latents.values()):
+        remedy = "An autoencoder has a reconstruction loss and no log p(x): sample a latent site in both programs"
+        yield Finding("latents", "", "expected a latent site; got none", remedy)
+    if not _observed(traces["model"]):
+        yield Finding("observed", "", "expected an observed site in the model; got none", "Pass obs=x to pyro.sample")
+
+
+def _mode(model: Program, guide: Program, buffers: list[Buffer]) -> Iterator[Finding]:
+    for path, submodule in [named for module in modules_of(model, guide) for named in module.named_modules()]:
+        if submodule.training:
+            got = "expected evaluation mode in evaluation; got training mode"
+            yield Finding("mode", path or type(submodule).__name__, got, "Take .train() out: `fit` calls it")
+    for path, module, name, _, before in buffers:
+        if not getattr(module, name).equal(before):
+            got = "expected a buffer that evaluation leaves alone; got it changed"
+            yield Finding("mode", path, got, "Update it in training mode alone (self.training)")
+
+
+def _reruns(
+    title: str, program: Program, latents: Trace, data: Data, log_probs: dict[str, Tensor]
+) -> Iterator[Finding]:
+    """The program once more at the same latent values: as it was, without half of the data, in another order."""
+    num_samples, everything = len(next(iter(log_probs.values()))), torch.arange(len(data[0]))
+    mixed = "Let no datum see another: no statistics of the batch, no sums over dim 0"
+    for check, rows, words, remedy in (
+        ("repeatable", everything, "a second time", "Switch noise off in evaluation (nn.Dropout, self.training)"),
+        ("independence", everything[: (len(everything) + 1) // 2], "without the other data", mixed),
+        ("independence", everything.flip(0), "in another order", mixed),
+    ):
+        part = programs.part_of(latents, slice(None), rows)
+        trace = programs.model_trace_of(program, part, *(t[rows] for t in data), num_samples=num_samples)
+        moved = False
+        for name, now in log_prob_per_datum(trace, (num_samples, len(rows))).items():
+            if off := _difference(now, log_probs[name][:, rows]):
+                moved = True
+                got = f"in the {title}: expected the same log-prob at the same z {words}; got it {off}"
+                yield Finding(check, name, got, remedy)
+        if moved:
+            return
+
+
+def _difference(a: Tensor, b: Tensor) -> str:
+    return "" if a.allclose(b, RTOL, ATOL, equal_nan=True) else f"{(a - b).abs().max().item():.3g} nats off"
+
+
+def _outside(support: Constraint, values: Tensor) -> str:
+    """What is wrong with values of which some are outside of the support, else "". NaN is for `_finite` to name."""
+    if values.isnan().any() or support.check(values).all():
+        return ""
+    return f"expected values in {support_name(support)}; got some outside, in [{values.min():.4g}, {values.max():.4g}]"
+
+
+def _support(traces: dict[str, Trace]) -> Iterator[Finding]:
+    for name, site in _observed(traces["model"]).items():
+        support, values = site["fn"].support, site["value"]
+        remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
+        if support_name(support) == "boolean" and values.min() >= 0 and values.max() <= 1:
+            remedy = "A Bernoulli on grey pixels is no likelihood: binarise x, or take a ContinuousBernoulli"
+        if got := _outside(support, values):
+            yield Finding("support", name, f"observed: {got}", remedy)
+    for name, site in sample_sites(traces["guide"], observed=False).items():
+        prior, posterior = traces["model"].nodes[name]["fn"], site["fn"]
+        base = posterior
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if isinstance(base, Delta):
+            got = "in the guide: expected a distribution; got a point (Delta)"
+            yield Finding("support", name, got, "Give it a spread: a point has no importance weight")
+        elif got := _outside(prior.support, site["value"]):
+            yield Finding("support", name, f"in the guide: {got}", "Let the guide draw what the prior allows")
+        elif _outside(posterior.support, prior.sample()):
+            all_of, part = support_name(prior.support), support_name(posterior.support)
+            got = f"in the guide: expected all of the prior's {all_of}; got {part} alone"
+            yield Finding("support", name, got, "Let the guide reach all of it, else log p(x) comes out too low")
+
+
+def _finite(log_probs: dict[str, dict[str, Tensor]]) -> Iterator[Finding]:
+    for title, by_site in log_probs.items():
+        faulty = [name for name, t in by_site.items() if not t.isfinite().all()]
+        for name in faulty:
+            got = f"in the {title}: expected finite log-probs; got NaN or infinity"
+            yield Finding("finite", name, got, "Look for NaN in x or the weights, a scale of 0, an exp that overflows")
+        if faulty:
+            return  # a guide's NaN is the model's too
+
+
+def _gradients(model: Program, guide: Program, data: Data) -> Iterator[Finding]:
+    with programs.mode(model, guide, training=True), torch.enable_grad(), poutine.trace(param_only=True) as capture:
+        loss = Trace_ELBO().differentiable_loss(model, guide, *data)
+    params: dict[str, Tensor] = {}
+    declared = {name: site["args"][-1] for name, site in capture.trace.nodes.items()}
+    for name, site in capture.trace.nodes.items():
+        param, own = site["value"].unconstrained(), declared[name]
+        if param is own or not isinstance(own, nn.Parameter):
+            params[name] = param
+        elif own.is_contiguous():
+            got = "expected the module's parameter; got another of this name in Pyro's param store, to be trained"
+            remedy = "Give each module a name of its own in pyro.module, or call pyro.clear_param_store()"
+            yield Finding("gradients", name, got, remedy)
+        else:
+            got = "expected a contiguous nn.Parameter; got one that Pyro's param store copies, to train the copy"
+            yield Finding("gradients", name, got, "Make it contiguous: nn.Parameter(value.contiguous())")
+        if not isinstance(own, nn.Parameter):
+            got = "expected a module's parameter; got a bare pyro.param, which `fit` refuses"
+            yield Finding("gradients", name, got, "Make it an nn.Parameter of a module in pyro.module", "warning")
+    known = {id(p) for p in declared.values()}
+    named = [pair for module in modules_of(model, guide) for pair in module.named_parameters()]
+    tensors = [*params.items(), *((name, p) for name, p in named if p.requires_grad and id(p) not in known)]
+    gradients: Sequence[Tensor | None] = [None] * len(tensors)
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(loss, [p for _, p in tensors], allow_unused=True)
+    for (name, _), gradient in zip(tensors, gradients, strict=True):
+        if gradient is None and name in params:
+            got = "expected a gradient of the ELBO; got none"
+            yield Finding("gradients", name, got, "Look for a detach, or leave the parameter out", "warning")
+        elif gradient is not None and not gradient.isfinite().all():
+            got = "expected a finite gradient of the ELBO; got NaN or infinity"
+            yield Finding("gradients", name, got, "Look for a sqrt, log or division of 0 on its way")
+        elif gradient is not None and name not in params:
+            got = "expected a parameter that SVI trains; got one that no pyro.module declares"
+            yield Finding("gradients", name, got, "Declare its module in the program by pyro.module", "warning")
+
+
+def _chunks(model: Program, guide: Program, data: Data) -> Iterator[Finding]:
+    whole, by_row = (log_likelihood(model, guide, *data, num_samples=3, memory=m).log_p for m in (None, 1))
+    if off := _difference(by_row, whole):
+        got = f"expected the same log p(x) one row at a time; got it {off}"
+        yield Finding("chunks", "", got, "Let no particle see another: no statistics or sums over leading dims")

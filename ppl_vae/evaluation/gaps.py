@@ -1,0 +1,248 @@
+"""Where log p(x) - ELBO comes from, and what a code tells of its datum, for any Pyro pair with one latent site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from ppl_vae.data import fingerprint
+from ppl_vae.evaluation.comparison import PerDatum, require_likelihoods, require_same
+from ppl_vae.evaluation.importance import log_weights
+from ppl_vae.evaluation.pairs import check_latents, check_rows, support_name
+from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, sample_sites, seeded, sum_of_sites
+
+STEP_SAMPLES = 8  # draws for each datum in a step of `refine`
+MOMENT_SAMPLES = 1000  # draws for the mean and stddev of a posterior that has no formula for them
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """A diagonal Gaussian for each datum: mean and stddev (data, *latent), its ELBO and the guide's, in nats."""
+
+    mean: Tensor
+    stddev: Tensor
+    elbo: PerDatum
+    guide_elbo: PerDatum
+
+
+def refine(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *args: Tensor,
+    num_steps: int = 500,
+    learning_rate: float = 0.05,
+    num_samples: int = 100,
+    seed: int = 0,
+    chunk: int = 64,
+) -> Refined:
+    """For each datum apart, the diagonal Gaussian q*(z) that maximises its ELBO, E_q*[log p(x, z) - log q*(z)].
+
+    It starts from the guide's mean and standard deviation at x. Adam takes `num_steps` steps, at a rate that falls
+    to 0; the ELBOs are then measured with `num_samples` fresh draws. The gradient leaves out the score, whose mean
+    is 0, so that it has no noise at an exact posterior. Geoffrey Roeder, Yuhuai Wu, David Duvenaud: Sticking the
+    Landing, 2017, arXiv:1703.09194. Adam's first steps are whole ones wherever it starts: fewer than about 100 leave
+    even an exact guide worse. Programs run in evaluation mode, on `chunk` data at a time, and stay as they are.
+
+    Raises `ValueError` unless the guide has one latent site, reparameterised and on the reals, and num_samples >= 2;
+    and as `log_weights` does.
+    """
+    parts = []
+    with seeded(seed), evaluating(model, guide):
+        for data in _chunks(chunk, x, *args):
+            name, q, _ = _posterior(guide, *data)
+            guide_elbo = _mean_and_se(log_weights(model, guide, *data, num_samples=num_samples))
+            mean, stddev = _maximise(model, name, *_moments(q), data, num_steps, learning_rate)
+            log_w = log_weights(model, _gaussian(name, mean, stddev), *data, num_samples=num_samples)
+            parts.append((mean, stddev, *_mean_and_se(log_w), *guide_elbo))
+    mean, stddev, *elbos = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Refined(mean, stddev, PerDatum(*elbos[:2]), PerDatum(*elbos[2:]))
+
+
+def _maximise(
+    model: Program, name: str, mean: Tensor, stddev: Tensor, data: tuple[Tensor, ...], num_steps: int, rate: float
+) -> tuple[Tensor, Tensor]:
+    free = mean, log_stddev = mean.clone().requires_grad_(), stddev.log().requires_grad_()
+    adam = torch.optim.Adam(free, lr=rate)
+    for step in range(num_steps):
+        adam.param_groups[0]["lr"] = rate * (1 - step / num_steps)
+        with torch.enable_grad():
+            trace = guide_trace_of(_gaussian(name, mean, log_stddev.exp()), *data, num_samples=STEP_SAMPLES)
+            fixed = dist.Normal(mean.detach(), log_stddev.detach().exp()).to_event(mean.dim() - 1)
+            log_q = fixed.log_prob(trace.nodes[name]["value"])
+            log_p = sum_of_sites(model_trace_of(model, trace, *data, num_samples=STEP_SAMPLES), log_q.shape)
+            # `grad` and not `backward`, which would leave gradients on the model's parameters
+            mean.grad, log_stddev.grad = torch.autograd.grad((log_q - log_p).mean(0).sum(), free)
+        adam.step()
+    return mean.detach(), log_stddev.detach().exp()
+
+
+def _gaussian(name: str, mean: Tensor, stddev: Tensor) -> Program:
+    """A guide for just these data."""
+
+    def guide(*args: Tensor) -> None:
+        with pyro.plate("data", len(mean), dim=-1):
+            pyro.sample(name, dist.Normal(mean, stddev).to_event(mean.dim() - 1))
+
+    return guide
+
+
+def _chunks(size: int, *data: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    check_rows(*data)
+    return zip(*(t.split(size) for t in data), strict=True)
+
+
+def _mean_and_se(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Over dim 0, in double precision and on the CPU, as in a `LogLikelihood`."""
+    if len(samples) < 2:
+        raise ValueError(f"num_samples: expected at least 2, for a standard error; got {len(samples)}")
+    samples = samples.double().cpu()
+    return samples.mean(0), samples.std(0) / math.sqrt(len(samples))
+
+
+def _posterior(guide: Program, *data: Tensor) -> tuple[str, TorchDistribution, Trace]:
+    """The name and distribution, of batch shape (1, data), of the guide's one latent site, and a trace of it."""
+    trace = guide_trace_of(guide, *data, num_samples=1)
+    sites = sample_sites(trace, observed=False)
+    if len(sites) != 1:
+        raise ValueError(f"the guide: expected one latent site; got {', '.join(map(repr, sites)) or 'none'}")
+    [(name, site)] = sites.items()
+    q = site["fn"]
+    if not q.has_rsample or support_name(q.support) != "real":
+        raise ValueError(f"site {name!r}: expected a reparameterised distribution on the reals; got {q}")
+    sum_of_sites(trace, (1, len(data[0])))  # raises unless independent per datum
+    return name, q, trace
+
+
+def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, shape (data, *latent): of a flow, from samples."""
+    try:
+        return q.mean[0], q.stddev[0]
+    except NotImplementedError:
+        z = q.sample((MOMENT_SAMPLES,))[:, 0]
+        return z.mean(0), z.std(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    """In nats: total = log p(x) - ELBO(q) = KL(q(z|x) || p(z|x)) = approximation + amortisation.
+
+    - approximation: log p(x) - ELBO(q*), what no diagonal Gaussian can do. Below 0, log p(x) was put too low.
+    - amortisation: ELBO(q*) - ELBO(q), what the encoder loses. Below 0, q is richer than a diagonal Gaussian.
+    """
+
+    total: PerDatum
+    approximation: PerDatum
+    amortisation: PerDatum
+
+
+def gap_decomposition(
+    model: Program, guide: Program, x: Tensor, *args: Tensor, log_p: LogLikelihood, **options: Any
+) -> Gaps:
+    """What the ELBO lacks of log p(x), for each datum, split between the family of q and the encoder.
+
+    `log_p` is of the same model and data: by as much as it is too low, so are total and approximation gap. `options`
+    go to `refine`, for q*. Chris Cremer, Xuechen Li, David Duvenaud: Inference Suboptimality in Variational
+    Autoencoders, 2018, arXiv:1801.03558. Raises `ValueError` for a log_p of other data, and as `refine` does.
+    """
+    if log_p.fingerprint != fingerprint(x):
+        raise ValueError(f"log_p: expected that of x, with fingerprint {fingerprint(x)}; got {log_p.fingerprint}")
+    refined, estimate = refine(model, guide, x, *args, **options), PerDatum.of(log_p)
+    return Gaps(estimate - refined.guide_elbo, estimate - refined.elbo, refined.elbo - refined.guide_elbo)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means, with its standard errors over the data and from the samples, in nats."""
+
+    mean: float
+    data_se: float
+    mc_se: float
+
+
+def generalisation_gap(train: LogLikelihood, test: LogLikelihood) -> Difference:
+    """Mean log p(x) of training data minus that of test data, in nats per datum: unpaired, so that variances add.
+
+    Raises `ValueError` for results that differ in measure or encoding, are no likelihoods, or are of the same data.
+    """
+    pair = {"train": train, "test": test}
+    require_likelihoods(pair)
+    require_same(pair, "measure", "encoding")
+    if train.fingerprint == test.fingerprint:
+        raise ValueError(f"results 'train' and 'test': expected different data; got {test.fingerprint} twice")
+    data_se = math.hypot(train.data_se_of_mean, test.data_se_of_mean)
+    return Difference(train.mean - test.mean, data_se, math.hypot(train.mc_se_of_mean, test.mc_se_of_mean))
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveUnits:
+    """How many dimensions of the code are in use, and the variance over x of each one's mean, shape (*latent)."""
+
+    num_active: int
+    variances: Tensor
+
+
+def active_units(guide: Program, x: Tensor, *args: Tensor, threshold: float = 0.01, chunk: int = 512) -> ActiveUnits:
+    """The dimensions of z with Var_x(E_q[z|x]) > threshold.
+
+    Yuri Burda, Roger Grosse, Ruslan Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv:1509.00519.
+    Raises `ValueError` for fewer than 2 data, and as `refine` does.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 data, for a variance; got {len(x)}")
+    with seeded(0), evaluating(guide):
+        means = [_moments(_posterior(guide, *data)[1])[0] for data in _chunks(chunk, x, *args)]
+    variances = torch.cat(means).double().var(0)
+    return ActiveUnits(int((variances > threshold).sum()), variances)
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """E_x KL(q(z|x) || p(z)) = mutual_information + marginal_kl, in nats, each the mean of a share per datum.
+
+    The last two know one aggregate posterior, of these data: only `mc_se_of_mean` is an error of theirs.
+    """
+
+    kl: PerDatum
+    mutual_information: PerDatum
+    marginal_kl: PerDatum
+
+
+def aggregate_posterior(
+    model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int = 8, seed: int = 0, chunk: int = 256
+) -> Information:
+    """What a code tells of its datum, I_q(x; z), and how far all codes are from the prior, KL(q(z) || p(z)):
+
+        E_x KL(q(z|x) || p(z)) = E[log q(z|x) - log q(z)] + E[log q(z) - log p(z)],   q(z) = 1/N sum_j q(z|x_j),
+
+    over the N data at hand, with `num_samples` draws z ~ q(z|x_i) for each (N^2 num_samples densities). On the same
+    draws the two add up to the KL. I <= log N whatever the codes: close to it, N is too small to tell more. The
+    prior must not depend on `args`. Matthew Hoffman, Matthew Johnson: ELBO surgery, 2016 (NeurIPS workshop).
+
+    Raises `ValueError` for a latent site that only one of the two has, and as `refine` does.
+    """
+    parts, qs = [], []
+    with seeded(seed), evaluating(model, guide):
+        for data in _chunks(chunk, x, *args):
+            name, q, trace = _posterior(guide, *data)
+            model_trace = model_trace_of(model, trace, *data, num_samples=1)
+            check_latents(model_trace, trace)
+            z = q.sample((num_samples,))
+            qs.append(q)
+            parts.append([t[:, 0] for t in (z, q.log_prob(z), model_trace.nodes[name]["fn"].log_prob(z))])
+        z, log_q, log_p = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        rows = z.flatten(0, 1).split(chunk)
+        mixture = torch.cat([torch.cat([q.log_prob(z[:, None]) for q in qs], 1).double().logsumexp(1) for z in rows])
+    log_aggregate = mixture.reshape(log_q.shape) - math.log(len(x))
+    terms = (log_q - log_p.double(), log_q - log_aggregate, log_aggregate - log_p)
+    return Information(*(PerDatum(*_mean_and_se(term)) for term in terms))
