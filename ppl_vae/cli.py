@@ -1,17 +1,18 @@
-"""The command line: `ppl-vae run | train | evaluate | sample | denoise | datasets`."""
+"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | datasets`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -20,14 +21,20 @@ from torch import Generator
 
 from ppl_vae.components import UsageError, create
 from ppl_vae.data import names
+from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.denoising import image_quality, mean_and_se
 from ppl_vae.experiments import (
     TrainConfig,
+    anneal_run,
     evaluate_run,
     finished,
+    load_evaluation,
     load_run,
+    read_config,
+    read_json,
     restore,
     sample_images,
+    sandwich_run,
     save_evaluation,
     train,
     write_json,
@@ -35,7 +42,9 @@ from ppl_vae.experiments import (
 from ppl_vae.gallery import draw_run
 from ppl_vae.noise import Noise
 from ppl_vae.plots import figure, images, rows_of_images, save
+from ppl_vae.report import trust_table
 from ppl_vae.study import StudyConfig, run_study
+from ppl_vae.trust import TrustConfig, run_trust
 
 RunFolder = tyro.conf.Positional[Path]
 
@@ -49,7 +58,7 @@ class RunCommand:
     not done again."""
 
     experiment: tyro.conf.Positional[str] = "study"
-    """Which experiment: study."""
+    """Which experiment: study, or, on its models, trust (every estimate of log p(x), and what it costs)."""
     dataset: tuple[str, ...] = ("mnist-mini", "fashion-mnist-mini")
     """Names from `ppl-vae datasets`, or paths to your own images."""
     data_dir: Path | None = None
@@ -73,8 +82,14 @@ class RunCommand:
     seed: int = 0
 
     def __call__(self) -> None:
+        if self.experiment == "trust":
+            for name in self.dataset:
+                folder = self.output / "study" / Path(name).stem
+                run_trust(folder, TrustConfig(seed=self.seed), data_dir=self.data_dir, say=say)
+                say(trust_table(read_json(folder / "trust.json")))
+            return
         if self.experiment != "study":
-            raise UsageError(f"experiment: expected study; got {self.experiment!r}")
+            raise UsageError(f"experiment: expected study or trust; got {self.experiment!r}")
         with usage():
             shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudyConfig) if f.name != "dataset"}
             configs = [StudyConfig(dataset=name, **shared) for name in self.dataset]
@@ -116,16 +131,25 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """log p(x) of held-out images by importance sampling, in nats per image, with its errors and warnings.
+    """log p(x) of held-out images, in nats per image, with its errors and warnings.
 
-    Writes RUN/log_likelihood.json, and per image RUN/log_likelihood.npz."""
+    Writes RUN/log_likelihood.json, and per image RUN/log_likelihood.npz. With --method sandwich it brackets log p(x) on
+    data simulated from the model instead, where alone an upper bound holds, and writes RUN/sandwich.json."""
 
     run: RunFolder
     """The folder of a finished run of a VAE."""
+    method: Literal["importance", "annealed", "sandwich"] = "importance"
+    """Importance sampling from the guide, annealing from the guide, or both bounds on simulated data."""
     num_samples: int = 1000
     """K, importance samples for each image."""
+    tolerance: float | None = None
+    """Nats. K doubles for each image until its Monte Carlo error is below; what stays above is annealed."""
+    num_chains: int = 16
+    """Chains for each image, when annealing."""
+    num_steps: int = 200
+    """Temperatures of each chain, when annealing."""
     num_images: int | None = None
-    """The first so many test images. Default: all."""
+    """The first so many test images. Default: all (of simulated data 64)."""
     seed: int = 0
     """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
     data_dir: Path | None = None
@@ -133,14 +157,50 @@ class EvaluateCommand:
 
     def __call__(self) -> None:
         with usage():
-            at_least_one(num_samples=self.num_samples, num_images=self.num_images)
+            names = ("num_samples", "num_images", "num_chains", "num_steps")
+            at_least_one(**{name: getattr(self, name) for name in names})
+            if self.tolerance is not None and not self.tolerance > 0:
+                raise UsageError(f"--tolerance: expected nats above 0; got {self.tolerance}")
         run = load_run(self.run, data_dir=self.data_dir)
-        result, summary = evaluate_run(
-            run, num_samples=self.num_samples, num_images=self.num_images, seed=self.seed, show_progress=True
-        )
+        shared: dict[str, Any] = {"num_images": self.num_images, "seed": self.seed, "show_progress": True}
+        chains = {"num_chains": self.num_chains, "num_steps": self.num_steps}
+        if self.method == "sandwich":
+            sandwich = sandwich_run(run, **chains, **shared)
+            bounds = {"lower": sandwich.lower.mean, "upper": sandwich.upper.mean, "gap_se": sandwich.gap_se}
+            write_json(
+                self.run / "sandwich.json", {**bounds, **chains, "seed": self.seed, "num_data": len(sandwich.lower)}
+            )
+            say(str(sandwich))
+            return
+        if self.method == "annealed":
+            result, summary = anneal_run(run, **chains, **shared)
+        else:
+            result, summary = evaluate_run(run, num_samples=self.num_samples, tolerance=self.tolerance, **shared)
         save_evaluation(self.run, result, summary)
         say(str(result))
         show_log_likelihood(str(self.run), {self.run.name: summary})
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """A table of the evaluations of several runs, with paired differences per image and their standard errors.
+
+    Refused where data or measures differ; see `ppl-vae evaluate`."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of evaluated runs."""
+    bits_per_dim: bool = False
+    """In bits per dimension instead of nats."""
+    levels: bool = False
+    """Turn densities of dequantised images into bounds on the mass of their levels, exactly, by D ln 256."""
+
+    def __call__(self) -> None:
+        if not self.runs:
+            raise UsageError("runs: expected folders of evaluated runs; got none")
+        results = {str(folder): load_evaluation(folder) for folder in self.runs}
+        num_dims = math.prod(read_config(self.runs[0] / "config.json")[1])
+        unit: Unit = "bits per dimension" if self.bits_per_dim else "nats"
+        say(str(compare(results, unit=unit, num_dims=num_dims, levels=self.levels)))
 
 
 @dataclass(frozen=True)
@@ -232,6 +292,7 @@ COMMANDS: dict[str, Any] = {
     "run": RunCommand,
     "train": TrainCommand,
     "evaluate": EvaluateCommand,
+    "compare": CompareCommand,
     "sample": SampleCommand,
     "denoise": DenoiseCommand,
     "datasets": DatasetsCommand,

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from tyro.conf import arg
 from ppl_vae.components import UsageError, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.encodings import Encoding, default_encoding
+from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.likelihoods import Likelihood
@@ -358,34 +360,62 @@ def versions() -> dict[str, str]:
 # What a trained model is asked for
 
 
+def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+    """The programs' arguments for the first test images, observed once under `seed`, and how that is named.
+
+    Raises `ValueError` for an autoencoder.
+    """
+    if not isinstance(run.model, VAE):
+        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
+    images = run.dataset.test[:num_images]
+    names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
+    return run.observe.frozen(images, seed), names
+
+
 def evaluate_run(
-    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, show_progress: bool = False
+    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, **options: Any
 ) -> tuple[LogLikelihood, dict[str, Any]]:
-    """log p(x) of the first test images, observed once under `seed`, and a summary of it for JSON, with the ELBO.
+    """log p(x) of the first test images by `log_likelihood`, with its `options`, and a summary of it for JSON.
 
     Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
     """
-    if isinstance(run.model, Autoencoder):
-        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
-    data = run.observe.frozen(run.dataset.test[:num_images], seed)
-    encoding = f"{run.observe.encoding!r}, seed {seed}"
+    data, names = held_out(run, num_images, seed)
     result = log_likelihood(
-        run.model.model,
-        run.model.guide,
-        *data,
-        num_samples=num_samples,
-        seed=seed,
-        encoding=encoding,
-        show_progress=show_progress,
+        run.model.model, run.model.guide, *data, num_samples=num_samples, seed=seed, **names, **options
     )
+    return result, summarise(run, result, data, seed)
+
+
+def anneal_run(
+    run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any
+) -> tuple[LogLikelihood, dict[str, Any]]:
+    """The same by `annealed_log_likelihood`, with its `options`."""
+    data, names = held_out(run, num_images, seed)
+    result = annealed_log_likelihood(run.model.model, run.model.guide, *data, seed=seed, **names, **options)
+    return result, summarise(run, result, data, seed)
+
+
+def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any) -> Sandwich:
+    """Both bounds of log p(x), by `bidirectional`, on data simulated from the model like its test images."""
+    data, _ = held_out(run, num_images, seed)
+    if len(data) > 1:
+        raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
+    return bidirectional(run.model.model, run.model.guide, *data, num_data=num_images or 64, seed=seed, **options)
+
+
+def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
+    """A result for JSON, with the ELBO and its parts beside it, in nats per image."""
     parts = elbo_parts(run.model.model, run.model.guide, *data, seed=seed)
-    return result, {
+    return {
         "likelihood": run.config.likelihood,
         "measure": result.measure,
-        "encoding": encoding,
+        "bound": result.bound,
+        "encoding": result.encoding,
         "fingerprint": result.fingerprint,
+        "source": result.source,
         "num_images": len(result),
-        "num_samples": num_samples,
+        "num_samples": int(result.num_samples.max()),
+        "decoder_rows": result.decoder_rows,
         "seed": seed,
         "log_p": result.mean,
         "mc_se": result.mc_se_of_mean,
@@ -397,14 +427,36 @@ def evaluate_run(
     }
 
 
+PER_IMAGE = ("log_p", "mc_se", "ess", "khat", "num_samples")
+
+
 def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
-    """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat) `log_likelihood.npz`."""
+    """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat, num_samples) `log_likelihood.npz`."""
     temporary = folder / "log_likelihood.npz.tmp"
-    per_image = {name: getattr(result, name).numpy() for name in ("log_p", "mc_se", "ess", "khat", "num_samples")}
     with temporary.open("wb") as file:
-        np.savez(file, **per_image)
+        np.savez(file, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
     os.replace(temporary, folder / "log_likelihood.npz")
     write_json(folder / "log_likelihood.json", summary | {"versions": versions()})
+
+
+def load_evaluation(folder: Path) -> LogLikelihood:
+    """The result that `ppl-vae evaluate` left in a run folder.
+
+    Raises `FileNotFoundError` where it left none, and `ValueError` for files that are damaged.
+    """
+    for name in ("log_likelihood.json", "log_likelihood.npz"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
+            )
+    summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            fields: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in PER_IMAGE}
+        names = ("measure", "encoding", "fingerprint", "bound", "source", "decoder_rows")
+        return LogLikelihood(**fields, **{name: summary[name] for name in names})
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: expected an evaluation; got {' '.join(str(error).split())}") from None
 
 
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:

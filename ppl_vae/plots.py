@@ -190,6 +190,25 @@ def log_likelihood_bars(
     ax.set_xlabel(f"mean log p(x) ± 1 s.e. [{unit}]")
 
 
+def convergence(
+    ax: Axes, num_samples: ArrayLike, means: ArrayLike, errors: ArrayLike, *, elbo: float, annealed: float
+) -> None:
+    """Mean log p(x) by importance sampling against K, with a band of two Monte Carlo standard errors, between the
+    ELBO and the annealed value, in nats per datum. `num_samples`, `means` and `errors` have shape (points,);
+    other shapes raise ValueError."""
+    K, mean, error = np.asarray(num_samples), np.asarray(means), np.asarray(errors)
+    if not K.shape == mean.shape == error.shape or K.ndim != 1 or not K.size:
+        raise ValueError(f"expected K, means and errors (points,); got {K.shape}, {mean.shape} and {error.shape}")
+    ax.fill_between(K, mean - 2 * error, mean + 2 * error, color=OKABE_ITO["blue"], alpha=0.25, lw=0)
+    ax.plot(K, mean, "o-", color=OKABE_ITO["blue"], ms=4, label="importance sampling")
+    ax.axhline(annealed, color=OKABE_ITO["vermilion"], ls="--", lw=1.2, label="annealed")
+    ax.axhline(elbo, color=OKABE_ITO["black"], ls=":", lw=1.2, label="ELBO")
+    ax.set_xscale("log")
+    ax.set_xlabel("K")
+    ax.set_ylabel("log p(x) [nats]")
+    ax.legend(fontsize=7, frameon=False, loc="lower right")
+
+
 def denoising_dots(axes: Any, names: Sequence[str], metrics: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
     """One Axes a metric, with one row a model as in `log_likelihood_bars`, named on the first Axes. Means
     and errors have shape (len(names),). MSE, PSNR (in dB) and SSIM say which way is better; other metrics

@@ -103,6 +103,41 @@ def likelihood_caption(metrics: dict[str, Any]) -> str:
     )
 
 
+def trust_table(trust: dict[str, Any]) -> str:
+    """log p(x) by every method, nats per image, and the gap of the sandwich on simulated data, a row a VAE."""
+    methods = [f"K = {K:,}" for K in trust["config"]["num_samples"]]
+    rows = []
+    for name, row in trust["models"].items():
+        estimates = [*row["importance"], row["annealed"]]
+        cells = [f"{r['log_p']:.2f} ± {r['mc_se']:.2f}" for r in estimates]
+        gap = row["sandwich"]
+        rows.append([name, f"{row['elbo']:.2f}", *cells, f"{gap['gap']:.2f} ± {gap['gap_se']:.2f}"])
+        costs = [f"{r['decoder_rows']:,} rows, k̂ > 0.7: {r['khat_over_limit']}" for r in row["importance"]]
+        rows.append(["", "", *costs, f"{row['annealed']['decoder_rows']:,} rows", ""])
+    return table(["model", "ELBO", *methods, "annealed", "sandwich gap"], rows)
+
+
+def trust_section(folder: Path, heading: str) -> list[str]:
+    """Who can be believed at what cost, from `trust.json`."""
+    trust = read_json(folder / "trust.json")
+    config = trust["config"]
+    return [
+        f"{heading} Who can be believed, at what cost",
+        "",
+        trust_table(trust),
+        "",
+        f"Nats per image ± Monte Carlo s.e. on the first {config['num_images']} test images; every estimate is a lower "
+        f"bound in expectation, so the highest is the nearest. Annealing starts from the guide: {config['num_chains']} "
+        f"chains of {config['num_steps']} steps with {config['leapfrog_steps']} leapfrog steps each, whose rows are "
+        "gradients, three times as dear as the rows of importance sampling. The sandwich is on "
+        f"{config['num_images']} data simulated from each model, where alone an upper bound holds: its gap bounds what "
+        "annealing misses there.",
+        "",
+        f"![log p(x) against K, by model]({folder.name}/figures/trust.png)",
+        "",
+    ]
+
+
 def study_section(folder: Path, *, level: int = 2, figures: bool = True) -> str:
     """One study as Markdown, from its `metrics.json`; paths are relative to the folder above it."""
     metrics = read_json(folder / "metrics.json")
@@ -133,6 +168,8 @@ def study_section(folder: Path, *, level: int = 2, figures: bool = True) -> str:
         likelihood_caption(metrics),
         "",
     ]
+    if (folder / "trust.json").is_file():
+        lines += trust_section(folder, f"{heading}#")
     if figures:
         for stem, text in (
             ("conv-vae/figures/samples", "Samples of the convolutional VAE"),

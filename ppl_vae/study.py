@@ -184,7 +184,7 @@ def denoise_all(runs: dict[str, Run], dataset: Dataset, config: StudyConfig) -> 
     images, validation = (part / 255 for part in split_images(next(iter(runs.values())).config, dataset))
     pca = PCA.tuned(images, noise(validation, Generator().manual_seed(config.seed + 1)), validation)
     restored = {"noisy": noisy, f"PCA ({pca.num_components} components)": pca(noisy)}
-    restored |= {name: restore(run, noisy) for name, run in runs.items() if _is_grey(run)}
+    restored |= {name: restore(run, noisy) for name, run in runs.items()}
     rows = {}
     for name, x in restored.items():
         quality = {metric: mean_and_se(values) for metric, values in image_quality(x, clean).items()}
@@ -195,11 +195,6 @@ def denoise_all(runs: dict[str, Run], dataset: Dataset, config: StudyConfig) -> 
         }
     shown = {"original": clean[:10], **{name: x[:10] for name, x in restored.items()}}
     return {"noise": config.noise, "num_images": len(clean), "rows": rows}, shown
-
-
-def _is_grey(run: Run) -> bool:
-    """The 2-d VAE is there for its picture of the latent space, and not to restore images."""
-    return run.config.model != "dense-vae" or run.config.latent_size > 2
 
 
 def draw(metrics: dict[str, Any], denoised: dict[str, Tensor], output: Path) -> None:

@@ -47,7 +47,7 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     metrics = json.loads((folder / "metrics.json").read_text())
     rows = metrics["denoising"]["rows"]
     assert next(iter(rows)) == "noisy"
-    assert set(metrics["log_likelihood"]) == {name for name in rows if "vae" in name} | {"dense-vae-2d"}
+    assert set(metrics["log_likelihood"]) == {name for name in rows if "vae" in name}
     for picture in (
         "figures/denoising.png",
         "figures/denoising-quality.png",
@@ -72,7 +72,7 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     assert "study/tiny/figures/denoising.png" in page
 
 
-@pytest.mark.parametrize("likelihood", [name for name in choices(Likelihood) if name != "mine"])
+@pytest.mark.parametrize("likelihood", list(choices(Likelihood)))
 def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
     status, out, err = ppl_vae("train", "--model", "dense-vae", "--likelihood", likelihood, *TINY, "--output", "run")
     assert status == 0, err
@@ -91,6 +91,40 @@ def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
     assert "masking:fraction=0.3" in out
     rows = json.loads((tmp_path / "run" / "denoising.json").read_text())["rows"]
     assert set(rows) == {"noisy", "run"}
+
+
+def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):
+    for name, options in {"a": [], "b": ["--seed", "1"], "grey": ["--likelihood", "gaussian-learned"]}.items():
+        assert ppl_vae("train", "--model", "dense-vae", *TINY, *options, "--output", name)[0] == 0
+        status, _, err = ppl_vae("evaluate", name, "--num-samples", 30, "--num-images", 8)
+        assert status == 0, err
+    status, out, err = ppl_vae("compare", "a", "b", "--bits-per-dim")
+    assert status == 0, err
+    assert "bits per dimension" in out
+    status, _, err = ppl_vae("compare", "a", "grey")
+    assert status == 1
+    assert "expected the same measure; got 'mass' and 'density'" in one_line(err)
+    (tmp_path / "b" / "log_likelihood.npz").write_bytes(b"PK and no more")
+    status, _, err = ppl_vae("compare", "a", "b")
+    assert status == 1
+    assert "expected an evaluation" in one_line(err)
+    status, _, err = ppl_vae("compare", "a", "nowhere")
+    assert status == 1
+    assert "as ppl-vae evaluate writes it" in one_line(err)
+
+
+def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
+    assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
+    for options, text in (
+        (["--tolerance", "0.5", "--num-samples", "30"], "log p(x) = "),
+        (["--method", "annealed", "--num-chains", "4", "--num-steps", "5"], "annealed from the guide in 5 steps"),
+        (["--method", "sandwich", "--num-chains", "4", "--num-steps", "5"], "only on data simulated from the model"),
+    ):
+        status, out, err = ppl_vae("evaluate", "run", "--num-images", 3, *options)
+        assert status == 0, err
+        assert text in out
+    bounds = json.loads((tmp_path / "run" / "sandwich.json").read_text())
+    assert bounds["num_data"] == 3
 
 
 def test_help_explains_each_flag_and_names_the_components(ppl_vae):
@@ -130,12 +164,15 @@ def one_line(err):
         (["train", "--likelihood", "gaussian:scale=0"], "expected scale > 0; got 0.0"),
         (["train", "--noise", "fog"], "expected one of no-noise, gaussian-noise"),
         (["train", "--dataset", "mnits"], "did you mean 'mnist'"),
-        (["run", "fold"], "experiment: expected study; got 'fold'"),
+        (["run", "fold"], "experiment: expected study or trust; got 'fold'"),
         (["run", "--noise", "fog"], "expected one of no-noise"),
         (["run", "--vae-epochs", "0"], "expected at least 1; got 0"),
         (["run", "--num-samples", "0"], "num_samples: expected at least 1; got 0"),
         (["evaluate"], "The folder of a finished run"),
         (["evaluate", ".", "--num-samples", "0"], "--num-samples: expected at least 1; got 0"),
+        (["evaluate", ".", "--tolerance", "0"], "--tolerance: expected nats above 0; got 0.0"),
+        (["evaluate", ".", "--method", "guess"], "sandwich"),
+        (["compare"], "expected folders of evaluated runs"),
         (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png"),
         (["denoise", ".", "--noise", "fog"], "expected one of"),
     ],

@@ -327,3 +327,17 @@ def test_figure_has_constrained_layout_and_its_size() -> None:
     assert figure.get_size_inches().tolist() == [6, 2]
     assert figure.get_constrained_layout()
     assert isinstance(plots.figure(1, 1)[1], Axes)
+
+
+def test_convergence_shows_every_method(ax: Axes) -> None:
+    plots.convergence(ax, [10, 100], [-95.0, -93.0], [0.5, 0.1], elbo=-100.0, annealed=-92.0)
+    (line, annealed, elbo) = ax.lines
+    assert line.get_xydata().tolist() == [[10, -95], [100, -93]]
+    assert set(annealed.get_ydata()) == {-92}
+    assert set(elbo.get_ydata()) == {-100}
+    band = ax.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (-96, -92.8)
+    assert ax.get_xscale() == "log"
+    assert "nats" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="expected K, means and errors"):
+        plots.convergence(ax, [10, 100], [-95.0], [0.5], elbo=0, annealed=0)

@@ -1,0 +1,120 @@
+"""Which estimate of log p(x) can be believed, and at what cost: the trained VAEs of a study, by every method.
+
+On the same few test images: the ELBO, importance sampling with ever more samples, and annealing from the guide; and
+on data simulated from each model, where the truth can be bracketed, annealing from both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppl_vae import plots
+from ppl_vae.data import Dataset, load
+from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.experiments import (
+    Run,
+    anneal_run,
+    evaluate_run,
+    load_run,
+    read_json,
+    sandwich_run,
+    versions,
+    write_json,
+)
+from ppl_vae.models import VAE
+from ppl_vae.noise import NoNoise
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """How much of each method."""
+
+    num_images: int = 16
+    num_samples: tuple[int, ...] = (10, 100, 1000, 10_000)
+    num_chains: int = 8
+    num_steps: int = 100
+    leapfrog_steps: int = 3
+    seed: int = 0
+
+
+def run_trust(
+    study: Path, config: TrustConfig, *, data_dir: Path | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` and `figures/trust.png` there.
+
+    A VAE that is there already with the same config is not evaluated again.
+    Raises `FileNotFoundError` for a folder without a study.
+    """
+    if not (study / "metrics.json").is_file():
+        raise FileNotFoundError(f"{study}: expected a finished study (ppl-vae run study); got no metrics.json there")
+    dataset = load(read_json(study / "metrics.json")["config"]["dataset"], data_dir)
+    path, asked = study / "trust.json", dataclasses.asdict(config) | {"num_samples": list(config.num_samples)}
+    known = read_json(path) if path.is_file() else {}
+    models: dict[str, Any] = known.get("models", {}) if known.get("config") == asked else {}
+    for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
+        if folder.name in models:
+            continue
+        run = load_run(folder, dataset=dataset)
+        # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
+        if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
+            say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
+            models[folder.name] = trust_of(run, config)
+            write_json(path, {"config": asked, "models": models, "versions": versions()})
+    _draw(models, study, dataset)
+    return models
+
+
+def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
+    """Every method on one VAE, for JSON: nats per image, with Monte Carlo errors, decoder rows and seconds."""
+    images: dict[str, Any] = {"num_images": config.num_images, "seed": config.seed}
+    chains: dict[str, Any] = {k: getattr(config, k) for k in ("num_chains", "num_steps", "leapfrog_steps")}
+    importance = []
+    for num_samples in config.num_samples:
+        start = time.perf_counter()
+        result, summary = evaluate_run(run, num_samples=num_samples, **images)
+        importance.append(_row(result, start))
+    start = time.perf_counter()
+    annealed = _row(anneal_run(run, **chains, **images)[0], start)
+    start = time.perf_counter()
+    sandwich = sandwich_run(run, **chains, **images)
+    return {
+        "likelihood": run.config.likelihood,
+        "measure": summary["measure"],
+        "elbo": summary["elbo"],
+        "importance": importance,
+        "annealed": annealed,
+        "sandwich": {
+            "lower": sandwich.lower.mean,
+            "upper": sandwich.upper.mean,
+            "gap": sandwich.gap,
+            "gap_se": sandwich.gap_se,
+            "seconds": round(time.perf_counter() - start, 1),
+        },
+    }
+
+
+def _row(result: LogLikelihood, start: float) -> dict[str, Any]:
+    return {
+        "num_samples": int(result.num_samples.max()),
+        "log_p": result.mean,
+        "mc_se": result.mc_se_of_mean,
+        "khat_over_limit": result.num_unreliable,
+        "decoder_rows": result.decoder_rows,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _draw(models: dict[str, Any], study: Path, dataset: Dataset) -> None:
+    fig, axes = plots.figure(3.2 * len(models), 3.4, ncols=len(models), squeeze=False)
+    for ax, (name, row) in zip(axes[0], models.items(), strict=True):
+        estimates = row["importance"]
+        K, log_p, errors = ([r[key] for r in estimates] for key in ("num_samples", "log_p", "mc_se"))
+        plots.convergence(ax, K, log_p, errors, elbo=row["elbo"], annealed=row["annealed"]["log_p"])
+        ax.set_title(f"{name}\nsandwich gap {row['sandwich']['gap']:.2f}", fontsize=9)
+    (study / "figures").mkdir(exist_ok=True)
+    plots.save(fig, study / "figures" / "trust.png", title=f"{dataset.name}: log p(x) by method, nats per image")
