@@ -44,7 +44,7 @@ def choices(base: type[T]) -> dict[str, type[T]]:
 
 def unknown(what: str, name: str, known: list[str]) -> str:
     """One line that says what was expected, with the nearest name if there is one."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{what}: expected one of {', '.join(known)}; got {name!r}{hint}"
 

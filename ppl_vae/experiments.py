@@ -360,7 +360,7 @@ def versions() -> dict[str, str]:
 # What a trained model is asked for
 
 
-def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """The programs' arguments for the first test images, observed once under `seed`, and how that is named.
 
     Raises `ValueError` for an autoencoder.
@@ -368,7 +368,7 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
     if not isinstance(run.model, VAE):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
     images = run.dataset.test[:num_images]
-    names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
+    names: dict[str, Any] = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
     return run.observe.frozen(images, seed), names
 
 

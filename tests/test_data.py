@@ -12,6 +12,7 @@ import torchvision.datasets
 from PIL import Image
 
 from ppl_vae import data
+from ppl_vae.components import UsageError
 
 Arrays = dict[str, Any]  # of NumPy arrays
 
@@ -523,9 +524,9 @@ def test_every_name_is_described() -> None:
 
 
 def test_unknown_names(tmp_path: Path) -> None:
-    assert_raises("mnits", ValueError, "did you mean 'mnist'?", "emnist-letters", "got 'mnits'")
-    assert_raises("MNIST", ValueError, "did you mean 'mnist'?")
-    assert_raises("", ValueError, "got ''")
+    assert_raises("mnits", UsageError, "did you mean 'mnist'?", "emnist-letters", "got 'mnits'")
+    assert_raises("MNIST", UsageError, "did you mean 'mnist'?")
+    assert_raises("", UsageError, "got ''")
     with pytest.raises(ValueError, match=r"got 'zzz'$"):
         data.load("zzz")
     assert_raises("zzz.npz", FileNotFoundError, "zzz.npz")
