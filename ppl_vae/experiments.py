@@ -360,7 +360,7 @@ def versions() -> dict[str, str]:
 # What a trained model is asked for
 
 
-def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, str]]:
     """The programs' arguments for the first test images, observed once under `seed`, and how that is named.
 
     Raises `ValueError` for an autoencoder.
@@ -368,7 +368,7 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
     if not isinstance(run.model, VAE):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
     images = run.dataset.test[:num_images]
-    names: dict[str, Any] = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
+    names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
     return run.observe.frozen(images, seed), names
 
 
@@ -381,7 +381,14 @@ def evaluate_run(
     """
     data, names = held_out(run, num_images, seed)
     result = log_likelihood(
-        run.model.model, run.model.guide, *data, num_samples=num_samples, seed=seed, **names, **options
+        run.model.model,
+        run.model.guide,
+        *data,
+        num_samples=num_samples,
+        seed=seed,
+        encoding=names["encoding"],
+        source=names["source"],
+        **options,
     )
     return result, summarise(run, result, data, seed)
 
@@ -391,7 +398,15 @@ def anneal_run(
 ) -> tuple[LogLikelihood, dict[str, Any]]:
     """The same by `annealed_log_likelihood`, with its `options`."""
     data, names = held_out(run, num_images, seed)
-    result = annealed_log_likelihood(run.model.model, run.model.guide, *data, seed=seed, **names, **options)
+    result = annealed_log_likelihood(
+        run.model.model,
+        run.model.guide,
+        *data,
+        seed=seed,
+        encoding=names["encoding"],
+        source=names["source"],
+        **options,
+    )
     return result, summarise(run, result, data, seed)
 
 

@@ -44,7 +44,7 @@ def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) ->
     t = torch.linspace(0, 1, 10)[:, None]
     half = len(z) // 2
     between = torch.stack([(1 - t) * a + t * b for a, b in zip(z[:half], z[half:], strict=False)])
-    fig, ax = plots.figure(8, 0.75 * half + 0.4)
+    fig, ax = plots.figure(8, 0.8 * half + 0.4)
     plots.interpolations(ax, decode(run, between))
     save(fig, "interpolations", f"{name}, from one test image to another")
 

@@ -64,8 +64,8 @@ class StudyConfig:
         """With what was left out filled in for a set of `num_train` training images."""
         full = min(num_train, self.train_images or num_train) >= 20_000
         defaults: dict[str, Any] = {
-            "autoencoder_epochs": 20 if full else 8,
-            "vae_epochs": 15 if full else 5,
+            "autoencoder_epochs": 20 if full else 6,
+            "vae_epochs": 15 if full else 4,
             "batch_size": 128 if full else 64,
             "num_images": 1000 if full else 200,
             "num_samples": 500 if full else 100,
@@ -203,7 +203,7 @@ def draw(metrics: dict[str, Any], denoised: dict[str, Tensor], output: Path) -> 
     figures.mkdir(exist_ok=True)
     name = metrics["config"]["dataset"]
 
-    fig, ax = plots.figure(8, 0.75 * len(denoised) + 0.5)
+    fig, ax = plots.figure(8, 0.62 * len(denoised) + 0.5)
     plots.rows_of_images(ax, denoised)
     plots.save(fig, figures / "denoising.png", title=f"{name}: {metrics['config']['noise']}, removed")
 
