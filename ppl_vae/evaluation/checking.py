@@ -20,7 +20,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae import programs
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.pairs import support_name
+from ppl_vae.evaluation.pairs import check_rows, support_name
 from ppl_vae.programs import Program, log_prob_per_datum, modules_of, sample_sites
 
 Data = tuple[Tensor, ...]
@@ -90,9 +90,7 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
     Raises `ValueError` for empty data, or data of unequal length.
     """
     data = (x, *args)
-    for i, t in enumerate(data):
-        if not len(t) or len(t) != len(x):
-            raise ValueError(f"argument {i}: expected {max(len(x), 1)} rows; got {len(t)}")
+    check_rows(*data)
     found: list[Finding] = []
     with warnings.catch_warnings(), programs.seeded(0), programs.evaluating(model, guide):
         warnings.simplefilter("ignore")
