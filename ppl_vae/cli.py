@@ -411,12 +411,14 @@ def show_log_likelihood(title: str, rows: dict[str, Any]) -> None:
         f"{title}: log p(x), nats per image, {first['num_images']} test images, K = {first['num_samples']}",
         ["model", "kind"],
         ["log p(x)", "± MC", "± data", "ELBO", "k̂ > 0.7"],
-        "± MC: from the samples; ± data: from the choice of images. Masses and densities do not compare. Where "
-        "k̂ > 0.7, read a lower bound.",
+        "± MC: from the samples, too small where k̂ > 0.7; ± data: sd / √N over the images. Masses and densities do not "
+        "compare. Where k̂ > 0.7, read a lower bound.",
     )
     for name, row in rows.items():
         cells = (f"{row[key]:.2f}" for key in ("log_p", "mc_se", "data_se", "elbo"))
-        grid.add_row(name, row["measure"], *cells, f"{row['khat_over_limit']}/{row['num_images']}")
+        bad = row["khat_over_limit"]
+        khat = "unknown" if bad is None else f"{bad}/{row['num_images']}"
+        grid.add_row(name, row["measure"], *cells, khat)
     console().print(grid)
 
 

@@ -24,7 +24,7 @@ from tyro.conf import arg
 
 from ppl_vae.components import UsageError, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
-from ppl_vae.encodings import Encoding, default_encoding
+from ppl_vae.encodings import Dequantize, Encoding, default_encoding
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogLikelihood
@@ -367,6 +367,12 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
     """
     if not isinstance(run.model, VAE):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
+    likelihood, encoding = run.model.likelihood, run.observe.encoding
+    if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize):
+        raise ValueError(
+            f"{run.config.likelihood}: expected images encoded by dequantize; got {run.config.encoding}, whose "
+            "values are a discrete set, on which a density has no bound and is no likelihood"
+        )
     images = run.dataset.test[:num_images]
     names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
     return run.observe.frozen(images, seed), names
@@ -435,7 +441,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "log_p": result.mean,
         "mc_se": result.mc_se_of_mean,
         "data_se": result.data_se_of_mean,
-        "khat_over_limit": result.num_unreliable,
+        "khat_over_limit": result.num_unreliable_or_none,
         "elbo": parts.elbo.double().mean().item(),
         "reconstruction": parts.reconstruction.double().mean().item(),
         "kl": parts.kl.double().mean().item(),

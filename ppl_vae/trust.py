@@ -103,7 +103,7 @@ def _row(result: LogLikelihood, start: float) -> dict[str, Any]:
         "num_samples": int(result.num_samples.max()),
         "log_p": result.mean,
         "mc_se": result.mc_se_of_mean,
-        "khat_over_limit": result.num_unreliable,
+        "khat_over_limit": result.num_unreliable_or_none,
         "decoder_rows": result.decoder_rows,
         "seconds": round(time.perf_counter() - start, 1),
     }

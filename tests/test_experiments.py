@@ -110,6 +110,13 @@ def test_bernoulli_on_grey_pixels_trains_by_name_and_has_no_log_likelihood(tmp_p
         evaluate_run(run, num_samples=2)
 
 
+def test_a_density_on_discrete_values_is_no_likelihood(tmp_path, dataset):
+    config = dataclasses.replace(CONFIG, likelihood="gaussian-learned", encoding="scale")
+    run = quiet_train(config, tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="expected images encoded by dequantize; got scale"):
+        evaluate_run(run, num_samples=2)
+
+
 def test_training_images_are_split_with_the_seed(dataset):
     train_images, validation = split_images(CONFIG, dataset)
     assert (len(train_images), len(validation)) == (50, 10)

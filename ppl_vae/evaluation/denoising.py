@@ -67,7 +67,7 @@ class PCA:
     @classmethod
     def tuned(cls, images: Tensor, noisy: Tensor, clean: Tensor) -> PCA:
         """The PCA of `images` with the number of components that restores `clean` from `noisy` (validation)
-        images with the least squared error: the strongest of its kind at this noise."""
+        images with the least squared error. (A projection on components of clean images, and no regression.)"""
         pca = cls(images, 1)
         candidates = [k for k in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if k <= min(pca._components.shape)]
 

@@ -138,7 +138,7 @@ def log_likelihood(
                 if tolerance is None:
                     break
                 error = statistics.standard_error().nan_to_num(nan=math.inf)
-                unsure = (error > tolerance) | (statistics.khat().to(x.device) > KHAT_LIMIT)
+                unsure = (error > tolerance) | ~(statistics.khat().to(x.device) <= KHAT_LIMIT)  # NaN is unsure
                 active = (unsure & (2 * statistics.count <= max_samples)).nonzero()[:, 0]
                 if not len(active):
                     break
@@ -196,7 +196,7 @@ def _annealed(
         decoder_rows += annealed.decoder_rows
         for name, values in fields.items():
             values[rest.cpu()] = getattr(annealed, name)
-        rest = rest[(annealed.mc_se > tolerance).to(rest.device)]
+        rest = rest[((annealed.mc_se > tolerance) | ~(annealed.khat <= KHAT_LIMIT)).to(rest.device)]
         if not len(rest):
             break
     bound = f"lower (importance-weighted, {num_annealed} of {len(result)} data annealed, in expectation)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
@@ -35,9 +36,7 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
 
     Raises `ValueError` for data outside of it, and for a model that observes nothing.
     """
-    guide_trace = guide_trace_of(guide, *(t[:1] for t in data), num_samples=1)
-    model_trace = model_trace_of(model, guide_trace, *(t[:1] for t in data), num_samples=1)
-    observed = sample_sites(model_trace, observed=True)
+    observed = _observed(model, guide, *(t[:1] for t in data))
     if not observed:
         raise ValueError("the model: expected an observed site; got none")
     discrete = set()
@@ -45,8 +44,14 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
         support = site["fn"].support
         discrete.add(support.is_discrete)
         value = site["value"]
-        # The site observes x itself in most programs, and then all of x can be checked at once.
-        x = data[0] if value.shape[1:] == data[0].shape[1:] and value.equal(data[0][:1]) else value
+        if value.shape[1:] == data[0].shape[1:] and value.equal(data[0][:1]):
+            x = data[0]  # the site observes x itself, as in most programs
+        else:
+            chunks = zip(*(t.split(256) for t in data), strict=True)
+            x = torch.cat(
+                [_observed(model, guide, *chunk)[name]["value"].reshape(len(chunk[0]), -1) for chunk in chunks]
+            )
+            x = x.reshape(len(x), *value.shape[1:])
         bad = x[~support.check(x).reshape(len(x), -1).all(-1)]
         if len(bad):
             values = bad.flatten()
@@ -63,6 +68,11 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
     if len(discrete) > 1:
         return "mixed (mass and density)"
     return "mass" if discrete.pop() else "density"
+
+
+def _observed(model: Program, guide: Program, *data: Tensor) -> dict[str, dict]:
+    guide_trace = guide_trace_of(guide, *data, num_samples=1)
+    return sample_sites(model_trace_of(model, guide_trace, *data, num_samples=1), observed=True)
 
 
 def support_name(support: Constraint) -> str:

@@ -16,7 +16,8 @@ class LogLikelihood:
 
     Attributes:
         log_p: the estimate.
-        mc_se: its Monte Carlo standard error: what another seed would change. NaN for one sample.
+        mc_se: its Monte Carlo standard error, by the delta method: at most 1, and too small where k-hat > 0.7. NaN for
+            one sample.
         ess: effective sample size, 1..K.
         khat: Pareto k-hat of the weights: over 0.7, neither estimate nor error can be believed. NaN for K < 25.
         num_samples: K.
@@ -69,6 +70,11 @@ class LogLikelihood:
     def num_unreliable(self) -> int:
         """How many data have a k-hat over 0.7."""
         return int((self.khat > KHAT_LIMIT).sum())
+
+    @property
+    def num_unreliable_or_none(self) -> int | None:
+        """The same, or None where K < 25 leaves a k-hat unknown."""
+        return None if self.khat.isnan().any() else self.num_unreliable
 
     def __str__(self) -> str:
         samples, num_data = self.num_samples[self.done], int(self.done.sum())

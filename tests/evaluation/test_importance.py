@@ -290,6 +290,31 @@ def test_a_bernoulli_on_grey_pixels_is_no_likelihood():
         log_likelihood(vae.model, vae.guide, x, num_samples=2)
 
 
+def test_every_datum_of_a_transformed_x_is_checked():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            likelihood = dist.Bernoulli(logits=z[..., None].expand(*z.shape, 4), validate_args=False)
+            pyro.sample("x", likelihood.to_event(1), obs=x.flatten(1))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.ones(300, 2, 2)
+    log_likelihood(model, guide, x, num_samples=2)
+    x[270, 1, 1] = 0.5
+    with pytest.raises(ValueError, match="got 1 data outside"):
+        log_likelihood(model, guide, x, num_samples=2)
+
+
+def test_an_unknown_khat_is_not_a_good_one(ppca):
+    pair, x = ppca(N=3, width=1.0)
+    assert log_likelihood(pair.model, pair.guide, x, num_samples=10).num_unreliable_or_none is None
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=10, tolerance=10.0)
+    assert result.num_samples.min() >= 25
+
+
 def test_the_result_says_what_it_is(ppca):
     pair, x = ppca()
     result = log_likelihood(pair.model, pair.guide, x, num_samples=100, encoding="as simulated")
