@@ -24,7 +24,7 @@ from torch import Generator
 from ppl_vae.components import UsageError, create
 from ppl_vae.data import names
 from ppl_vae.evaluation.comparison import Unit, compare
-from ppl_vae.evaluation.denoising import image_quality, mean_and_se
+from ppl_vae.evaluation.denoising import quality_summary
 from ppl_vae.experiments import (
     TrainConfig,
     anneal_run,
@@ -263,10 +263,7 @@ class DenoiseCommand:
         clean = run.dataset.test[: self.num_images] / 255
         noisy = create(Noise, spec)(clean, Generator().manual_seed(self.seed))
         restored = restore(run, noisy)
-        rows = {}
-        for name, x in (("noisy", noisy), (self.run.name, restored)):
-            quality = {metric: mean_and_se(values) for metric, values in image_quality(x, clean).items()}
-            rows[name] = {metric: {"mean": mean, "se": se} for metric, (mean, se) in quality.items()}
+        rows = {name: quality_summary(x, clean) for name, x in (("noisy", noisy), (self.run.name, restored))}
         summary = {"noise": spec, "num_images": len(clean), "seed": self.seed, "rows": rows}
         write_json(self.run / "denoising.json", summary)
         (self.run / "figures").mkdir(exist_ok=True)

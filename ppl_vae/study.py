@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ppl_vae import plots
 from ppl_vae.components import create
 from ppl_vae.data import Dataset, fingerprint, load
-from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
+from ppl_vae.evaluation.denoising import PCA, quality_summary
 from ppl_vae.experiments import (
     Run,
     TrainConfig,
@@ -187,11 +187,10 @@ def denoise_all(runs: dict[str, Run], dataset: Dataset, config: StudyConfig) -> 
     restored |= {name: restore(run, noisy) for name, run in runs.items()}
     rows = {}
     for name, x in restored.items():
-        quality = {metric: mean_and_se(values) for metric, values in image_quality(x, clean).items()}
         run = runs.get(name)
         rows[name] = {
             "trained_on_noise": run is not None and run.config.noise == config.noise,
-            **{metric: {"mean": mean, "se": se} for metric, (mean, se) in quality.items()},
+            **quality_summary(x, clean),
         }
     shown = {"original": clean[:10], **{name: x[:10] for name, x in restored.items()}}
     return {"noise": config.noise, "num_images": len(clean), "rows": rows}, shown

@@ -42,6 +42,12 @@ def mean_and_se(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), se
 
 
+def quality_summary(restored: Tensor, clean: Tensor) -> dict[str, dict[str, float]]:
+    """`image_quality` as mean and standard error over the images, for JSON: {metric: {"mean": ..., "se": ...}}."""
+    quality = {metric: mean_and_se(values) for metric, values in image_quality(restored, clean).items()}
+    return {metric: {"mean": mean, "se": se} for metric, (mean, se) in quality.items()}
+
+
 class PCA:
     """Principal components of training images: the best linear autoencoder for squared error.
 
