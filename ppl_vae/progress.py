@@ -27,10 +27,14 @@ class Report(Protocol):
 def progress(description: str, total: int, *, enabled: bool = True, lines: bool = True) -> Iterator[Report]:
     """Yields a function that reports progress over `total` units, on standard error.
 
-    In a terminal it moves a bar with the time left. Elsewhere it prints each non-empty `text` as a line,
-    if `lines`.
+    In a terminal it moves a bar with the time left, and writes each non-empty `text` above it. Elsewhere it prints
+    each as a line, if `lines`.
     """
     console = Console(stderr=True)
+
+    def write(text: str) -> None:
+        console.print(f"{description}: {text}", highlight=False, soft_wrap=True, markup=False)
+
     if not enabled:
         yield lambda advance=1, text="": None
     elif console.is_terminal:
@@ -41,22 +45,20 @@ def progress(description: str, total: int, *, enabled: bool = True, lines: bool 
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(description, total=total, text="")
+            task = bar.add_task(description, total=total)
 
             def report(advance: int = 1, text: str = "") -> None:
                 if text:
-                    bar.update(task, advance=advance, text=text)
-                else:
-                    bar.update(task, advance=advance)
+                    write(text)  # above the bar, which keeps its width
+                bar.update(task, advance=advance)
 
             yield report
     else:
 
         def say(advance: int = 1, text: str = "") -> None:
             if text and lines:
-                console.print(f"{description}: {text}", highlight=False, soft_wrap=True, markup=False)
+                write(text)
 
         yield say
