@@ -426,7 +426,7 @@ def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **op
 
 def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
     """A result for JSON, with the ELBO and its parts beside it, in nats per image."""
-    parts = elbo_parts(run.model.model, run.model.guide, *data, seed=seed)
+    parts = elbo_parts(run.model.model, run.model.guide, *(t[result.done] for t in data), seed=seed)
     return {
         "likelihood": run.config.likelihood,
         "measure": result.measure,
@@ -434,7 +434,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "encoding": result.encoding,
         "fingerprint": result.fingerprint,
         "source": result.source,
-        "num_images": len(result),
+        "num_images": int(result.done.sum()),
         "num_samples": int(result.num_samples.max()),
         "decoder_rows": result.decoder_rows,
         "seed": seed,

@@ -4,6 +4,8 @@ data simulated from the model."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -31,7 +33,8 @@ from ppl_vae.programs import (
 )
 from ppl_vae.progress import Report, progress
 
-Start = Literal["guide", "prior"]
+Start = Literal["guide", "prior", "better"]
+BETTER = "better of guide and prior"
 Sites = dict[str, tuple[Transform, torch.Size]]  # of a latent site: from R^n to its support, and the shape in R^n
 
 # Noise is drawn for a block of so many data from a seed of its own, whatever the chunks that it is evaluated in.
@@ -69,6 +72,11 @@ def annealed_log_likelihood(
 
     with r = q(z|x), or the prior. Radford Neal: Annealed importance sampling, 1998, arXiv:physics/9803008.
 
+    A guide needs far fewer steps where it is any good. Where the posterior has a mode that the guide does not see,
+    chains from the guide hardly ever get there, and neither their error nor their k-hat shows it: chains from the
+    prior do. `start="better"` runs the pilot chains from both and takes, for each datum, the one whose pilots
+    found more; the weighted chains are independent of that choice, so it costs no bias.
+
     Kernel t is Hamiltonian Monte Carlo (Radford Neal: MCMC using Hamiltonian dynamics, 2012, arXiv:1206.1901) with
     fresh momentum, a jittered step size and a Metropolis step for each chain and datum, which leaves f_beta_t
     invariant. Step sizes, one for each t and datum, are tuned on pilot chains and then frozen; the chains that are
@@ -82,13 +90,15 @@ def annealed_log_likelihood(
         x, args: data (data, *event) and the programs' further arguments, batched with it.
         num_chains: K.
         num_steps: T. One is importance sampling.
-        start: r, the guide or the prior. The guide needs far fewer steps where it is any good.
+        start: r: "guide", "prior", or "better", the better of the two for each datum.
         leapfrog_steps: of each kernel.
         seed: of the chains. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. All chains of a datum stay together.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
         source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
+
+    An interrupt (Ctrl-C) ends the work: the result is of the data that are done by then, and says so.
 
     Raises `ValueError` as `log_likelihood` does, and for a latent site that is discrete, or whose support differs
     between model and guide or from datum to datum, for a start without a density, or a likelihood without a
@@ -114,13 +124,16 @@ class Sandwich:
     @property
     def gap(self) -> float:
         """Mean of upper - lower, nats per datum: what both bounds are off together."""
-        return self.upper.mean - self.lower.mean
+        return self._gaps.mean().item()
 
     @property
     def gap_se(self) -> float:
         """Standard error of the gap, from its spread over the data, which are independent; NaN for one datum."""
-        gaps = self.upper.log_p - self.lower.log_p
-        return gaps.std().item() / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+        return self._gaps.std().item() / math.sqrt(len(self._gaps)) if len(self._gaps) > 1 else math.nan
+
+    @property
+    def _gaps(self) -> Tensor:
+        return (self.upper.log_p - self.lower.log_p)[self.lower.done & self.upper.done]
 
     def __str__(self) -> str:
         return (
@@ -226,23 +239,28 @@ def _anneal(
     if not z:
         del bounds["upper"]
     blocks = range(0, num_data, BLOCK_DATA)
-    moves = len(blocks) * (num_steps - 1) * (1 + len(bounds))
+    starts: list[Start] = ["guide", "prior"] if start == "better" else [start]
+    moves = len(blocks) * (num_steps - 1) * (len(starts) + len(bounds))
     with evaluating(model, guide), seeded(seed):
         measure = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
         sites = _latent_sites(model, guide, *datum)
         rows = rows_per_chunk(model, guide, *datum, memory=memory)
-        with progress("annealing", moves, enabled=show_progress, lines=False) as report:
+        with (
+            suppress(KeyboardInterrupt),
+            progress("annealing", moves, enabled=show_progress, lines=False) as report,
+        ):
             for number, first in enumerate(blocks):
                 torch.manual_seed(seed_of(seed, number))
-                part = slice(first, first + BLOCK_DATA)
-                path = _Path(model, guide, start, tuple(t[part] for t in data), sites, rows, leapfrog_steps, report)
-                steps = _tune(path, betas)  # before and apart from the chains that are weighted
-                bounds["lower"].add(_log_weights(path, path.draw(num_chains), betas, steps), first)
-                if z:
-                    u = _pack({name: value[None, part] for name, value in z.items()}, sites)
-                    u = u.expand(num_chains, -1, -1)
-                    bounds["upper"].add(_log_weights(path, u, betas.flip(0), steps[::-1]), first)
+                block = tuple(t[first : first + BLOCK_DATA] for t in data)
+                paths = [_Path(model, guide, r, block, sites, rows, leapfrog_steps, report) for r in starts]
+                for index, path, steps in _tuned(paths, betas):  # before and apart from the chains that are weighted
+                    part = first + index
+                    bounds["lower"].add(_log_weights(path, path.draw(num_chains), betas, steps), part)
+                    if z:
+                        u = _pack({name: value[None, part] for name, value in z.items()}, sites)
+                        u = u.expand(num_chains, -1, -1)
+                        bounds["upper"].add(_log_weights(path, u, betas.flip(0), steps[::-1]), part)
     return [
         LogLikelihood(
             log_p=weights.log_mean().cpu() * (1 if name == "lower" else -1),
@@ -253,9 +271,12 @@ def _anneal(
             measure=measure,
             encoding=encoding,
             fingerprint=fingerprint(data[0]),
-            bound=f"{name} (annealed from the {start} in {num_steps} steps, in expectation)",
+            bound=f"{name} (annealed from the {BETTER if start == 'better' else start} in {num_steps} steps, "
+            "in expectation)",
             source=source,
-            decoder_rows=num_data * (PILOT_CHAINS + num_chains) * ((num_steps - 1) * leapfrog_steps + 1),
+            decoder_rows=int((weights.count > 0).sum())
+            * (len(starts) * PILOT_CHAINS + num_chains)
+            * ((num_steps - 1) * leapfrog_steps + 1),
         )
         for name, weights in bounds.items()
     ]
@@ -273,18 +294,37 @@ def _log_weights(path: _Path, u: Tensor, betas: Tensor, steps: list[Tensor]) -> 
     return log_w
 
 
-def _tune(path: _Path, betas: Tensor) -> list[Tensor]:
+def _tuned(paths: list[_Path], betas: Tensor) -> Iterator[tuple[Tensor, _Path, list[Tensor]]]:
+    """For each path that has any, the data for which it is the best by its pilots: (index, path, step sizes)."""
+    tuned = [_tune(path, betas) for path in paths]
+    best_found, best = torch.stack([found for _, found in tuned]).max(0)
+    if best_found.isneginf().any():
+        raise ValueError(
+            "the start: expected latent sites with a density; got one that always draws the same value, or NaN"
+        )
+    for i, (path, (steps, _)) in enumerate(zip(paths, tuned, strict=True)):
+        index = (best == i).nonzero()[:, 0]
+        if len(index):
+            yield index, path._replace(data=tuple(t[index] for t in path.data)), [step[index] for step in steps]
+
+
+def _tune(path: _Path, betas: Tensor) -> tuple[list[Tensor], Tensor]:
     """Step sizes (data, size) for each beta between 0 and 1, from pilot chains: the spread of the start in each
-    direction, times a factor for each datum that steers to the acceptance wanted."""
+    direction, times a factor for each datum that steers to the acceptance wanted. And what the pilots found, a
+    rough log p(x) (data,), which is -inf for a start that cannot move: its spread is 0, or lost in rounding."""
     u = path.draw(PILOT_CHAINS)
-    if not ((scale := u.std(0)) > 0).all():
-        raise ValueError("the start: expected latent sites with a density; got one that always draws the same value")
+    scale = u.std(0)
     point, log_factor, steps = path.at(u), torch.full_like(scale[:, :1], math.log(FIRST_STEP)), []
-    for beta in betas[1:-1].tolist():
-        point, acceptance = path.move(point, beta, log_factor.exp() * scale)
-        log_factor = log_factor + GAIN * (acceptance.mean(0)[:, None] - TARGET_ACCEPTANCE)
-        steps.append(log_factor.exp() * scale)
-    return steps
+    log_w = torch.zeros_like(point.log_p, dtype=torch.float64)
+    for before, beta in pairwise(betas.tolist()):
+        log_w += (beta - before) * (point.log_p - point.log_r)
+        if 0 < beta < 1:
+            point, acceptance = path.move(point, beta, log_factor.exp() * scale)
+            log_factor = log_factor + GAIN * (acceptance.mean(0)[:, None] - TARGET_ACCEPTANCE)
+            steps.append(log_factor.exp() * scale)
+    log_mean = log_w.where(~log_w.isnan(), -math.inf).logsumexp(0) - math.log(PILOT_CHAINS)
+    # what no pilot found stays above what cannot move
+    return steps, log_mean.clamp(min=torch.finfo(log_mean.dtype).min).where((scale > 0).all(-1), -math.inf)
 
 
 class _Point(NamedTuple):
@@ -363,10 +403,9 @@ class _Path(NamedTuple):
 
 def _latent_sites(model: Program, guide: Program, *datum: Tensor) -> Sites:
     guide_trace = guide_trace_of(guide, *datum, num_samples=1)
-    if not (latent := sample_sites(guide_trace, observed=False)):
-        raise ValueError("the guide: expected a latent site; got none, and so nothing to anneal")
     model_trace = model_trace_of(model, guide_trace, *datum, num_samples=1)
     check_latents(model_trace, guide_trace)
+    latent = sample_sites(guide_trace, observed=False)
     transforms = {name: _bijection(name, site) for name, site in latent.items()}
     sites = {name: (T, T.inv(latent[name]["value"]).shape[2:]) for name, T in transforms.items()}
     _check_support(model_trace, sites)

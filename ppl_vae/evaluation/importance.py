@@ -53,11 +53,6 @@ def _log_weights(model: Program, guide: Program, *args: Tensor, num_samples: int
     """As `log_weights`, decoding about `rows` rows (samples x data) at a time, or all of them if 0."""
     shape = num_samples, num_data = num_samples, len(args[0])
     guide_trace = guide_trace_of(guide, *args, num_samples=num_samples)
-    if not sample_sites(guide_trace, observed=False):
-        raise ValueError(
-            "the guide: expected a latent site; got none. p(x) has no estimate by importance sampling "
-            "(an autoencoder has a reconstruction loss, not a likelihood)"
-        )
     log_q = sum_of_sites(guide_trace, shape)
     rows = rows or num_samples * num_data
     data_step = min(rows, num_data)
@@ -101,7 +96,7 @@ def log_likelihood(
         num_samples: K, exactly so many for each datum.
         tolerance: if given, in nats, K starts at `num_samples` and doubles for each datum whose Monte Carlo error is
             above it, or whose k-hat is above 0.7, up to `max_samples` (64 times as many by default). What is still
-            above goes to annealing from the guide, if its latent sites are continuous. To stop when the estimated
+            above goes to annealing from the better of guide and prior, if its latent sites are continuous. To stop when the estimated
             error is small favours samples that missed large weights: the tolerance is not a bound on the error.
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
@@ -188,14 +183,18 @@ def _annealed(
                 num_chains=ANNEALING_CHAINS,
                 num_steps=num_steps,
                 seed=seed_of(seed, num_steps),
+                start="better",
                 memory=memory,
                 show_progress=show_progress,
             )
         except ValueError:
             return result
         decoder_rows += annealed.decoder_rows
+        done = annealed.done
         for name, values in fields.items():
-            values[rest.cpu()] = getattr(annealed, name)
+            values[rest.cpu()[done]] = getattr(annealed, name)[done]
+        if not done.all():  # interrupted
+            break
         rest = rest[((annealed.mc_se > tolerance) | ~(annealed.khat <= KHAT_LIMIT)).to(rest.device)]
         if not len(rest):
             break

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,18 +28,37 @@ def check_rows(*data: Tensor) -> None:
 
 
 def check_latents(model_trace: Trace, guide_trace: Trace) -> None:
-    in_model, in_guide = (set(sample_sites(t, observed=False)) for t in (model_trace, guide_trace))
-    for name in sorted(in_model ^ in_guide):
+    """Raises `ValueError` unless both have the same latent sites, at least one, and the guide's have a density."""
+    in_model, in_guide = (sample_sites(t, observed=False) for t in (model_trace, guide_trace))
+    if not in_guide:
+        raise ValueError(
+            f"the guide: expected a latent site; got none, and in the model {sorted(in_model) or 'none either'}. p(x) "
+            "has no estimate from it (an autoencoder has a reconstruction loss, not a likelihood)"
+        )
+    for name in sorted(set(in_model) ^ set(in_guide)):
         has, lacks = ("model", "guide") if name in in_model else ("guide", "model")
         raise ValueError(f"site {name!r}: expected it in both model and guide; got it in the {has}, not in the {lacks}")
+    for name, site in in_guide.items():
+        if is_point(site["fn"]):
+            raise ValueError(f"site {name!r}: expected a distribution in the guide; got a point (Delta)")
+
+
+def is_point(fn: Distribution) -> bool:
+    """Whether a distribution is a Delta, which has no density to weight by."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
 
 
 def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
     """What log p(x) measures, "mass" or "density", from the support of the observed sites, which x must lie in.
 
-    Raises `ValueError` for data outside of it, and for a model that observes nothing.
+    Raises `ValueError` for data outside of it, for a model that observes nothing, and for plates beside the data's.
     """
-    observed = _observed(model, guide, *(t[:1] for t in data))
+    datum = [t[:1] for t in data]
+    _check_plates(guide, *datum)
+    _check_plates(model, *datum)
+    observed = _observed(model, guide, *datum)
     if not observed:
         raise ValueError("the model: expected an observed site; got none")
     discrete = set()
@@ -68,6 +90,14 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
     if len(discrete) > 1:
         return "mixed (mass and density)"
     return "mass" if discrete.pop() else "density"
+
+
+def _check_plates(program: Program, *datum: Tensor) -> None:
+    for name, site in prune_subsample_sites(poutine.trace(program).get_trace(*datum)).nodes.items():
+        plates = {f.name: f.dim for f in site.get("cond_indep_stack", ()) if f.vectorized}
+        if set(plates.values()) - {-1}:
+            got = ", ".join(f"{plate!r} at dim {dim}" for plate, dim in plates.items())
+            raise ValueError(f"site {name!r}: expected one data plate, at dim -1; got {got}")
 
 
 def _observed(model: Program, guide: Program, *data: Tensor) -> dict[str, dict]:

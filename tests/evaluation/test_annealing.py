@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_vae.evaluation import annealing
 from ppl_vae.evaluation.annealing import annealed_log_likelihood, bidirectional, simulate
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.programs import Program, seeded
 
 
@@ -114,14 +115,14 @@ def test_overconfident_guide_is_mended_where_importance_sampling_is_not(ppca: Bu
     assert from_prior.mean < annealed.mean - 1
 
 
-@pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.parametrize("start", ["guide", "prior", "better"])
 @pytest.mark.parametrize("first_step", [0.1, 1.5])
 def test_weights_are_unbiased_whatever_the_step_sizes(
     start: annealing.Start, first_step: float, ppca: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(annealing, "FIRST_STEP", first_step)
     monkeypatch.setattr(annealing, "GAIN", 0.0)
-    scale = 0.5 if start == "guide" else 2.0  # the prior is so wide that few steps need a weak likelihood
+    scale = 2.0 if start == "prior" else 0.5  # the prior is so wide that few steps need a weak likelihood
     pair, x = ppca(5, 2, 4, width=1.4, scale=scale)
     result = annealed_log_likelihood(
         pair.model, pair.guide, x, num_chains=20_000, num_steps=8, leapfrog_steps=2, start=start, memory=1 << 30
@@ -147,7 +148,7 @@ def test_reverse_weights_are_unbiased(ppca: Build, monkeypatch: pytest.MonkeyPat
     assert (ratio.mean() - 1).abs() < 4 * se
 
 
-@pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.parametrize("start", ["guide", "prior", "better"])
 def test_sandwich_holds_the_exact_value(start: annealing.Start, ppca: Build) -> None:
     pair, x = ppca(8, 3, 2, width=0.6, scale=1.0)
     sandwich = bidirectional(
@@ -172,6 +173,81 @@ def test_several_and_constrained_sites(make: Callable[[], Pair], start: annealin
     assert result.mc_se.max() < 0.15
     assert ((result.log_p - exact(x)).abs() < 4 * result.mc_se).all()
     assert result.measure == ("mass" if make is proportions else "density")
+
+
+def two_modes(x: Tensor) -> None:
+    """z ~ N(1, 1), x ~ N(z^2, 0.2): near 4 there is a mode at z = 2, and one at -2 of e^-4 times its mass."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(1.0, 1.0))
+        pyro.sample("x", dist.Normal(z.square(), 0.2), obs=x)
+
+
+def the_lesser_mode(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(-x.sqrt(), 0.05))
+
+
+def test_a_mode_that_the_guide_does_not_see() -> None:
+    """Chains from the guide are e^-4 off with small errors; the better of the two starts finds it out."""
+    x = torch.tensor([4.0, 4.5, 3.8])
+    exact = log_p_by_quadrature(two_modes, x, half_width=8.0, points=4000)
+    sizes = {"num_chains": 64, "num_steps": 60, "leapfrog_steps": 3}
+    from_guide, better = (
+        annealed_log_likelihood(two_modes, the_lesser_mode, x, start=start, **sizes) for start in ("guide", "better")
+    )
+    assert (from_guide.log_p - exact).max() < -3
+    assert from_guide.mc_se.max() < 0.2
+    assert ((better.log_p - exact).abs() < 4 * better.mc_se).all()
+    assert "better of guide and prior" in better.bound
+    assert better.decoder_rows > from_guide.decoder_rows
+
+
+def test_of_two_starts_each_datum_takes_its_own() -> None:
+    """A sharp likelihood and a guide that fits half of the data: those keep the guide, the others take the prior."""
+    fits = torch.tensor([True, False, True, False])
+
+    def model(x: Tensor, fits: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", normal(torch.zeros(4), 1.0))
+            pyro.sample("x", normal(z, 0.02), obs=x)
+
+    def guide(x: Tensor, fits: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(torch.where(fits[:, None], x, x + 30), 0.02))
+
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    sizes = {"num_chains": 16, "num_steps": 30, "leapfrog_steps": 3}
+    by_guide, by_prior, better = (
+        annealed_log_likelihood(model, guide, x, fits, start=start, **sizes) for start in ("guide", "prior", "better")
+    )
+    exact = normal(torch.zeros(4), math.sqrt(1 + 0.02**2)).log_prob(x)
+    assert ((better.log_p - exact)[fits].abs() < 0.05).all()
+    assert ((by_prior.log_p - exact)[fits] < -1).all()
+    assert ((by_guide.log_p - better.log_p)[~fits] < -100).all()
+
+
+def test_an_interrupt_returns_what_is_done(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annealing, "BLOCK_DATA", 2)
+    pair, x = ppca(6, 2, 5, width=0.6)
+    sizes = {"num_chains": 3, "num_steps": 4}
+    whole = annealed_log_likelihood(pair.model, pair.guide, x, **sizes)
+    original, calls = annealing._log_weights, []
+
+    def interrupted(*args: Any) -> Tensor:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(annealing, "_log_weights", interrupted)
+    result = annealed_log_likelihood(pair.model, pair.guide, x, **sizes)
+    assert result.done.tolist() == [True, True, False, False, False]
+    assert torch.equal(result.log_p[:2], whole.log_p[:2])
+    assert result.decoder_rows == whole.decoder_rows * 2 // 5
+    assert "interrupted with 2 of 5 data done" in str(result)
+    calls.clear()
+    sandwich = bidirectional(pair.model, pair.guide, x, num_data=5, **sizes)  # one lower bound, no upper
+    assert math.isnan(sandwich.gap)
 
 
 def test_result_does_not_depend_on_chunks_and_follows_the_seed(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +354,8 @@ POSITIVE = sample_z(dist.LogNormal(0.0, 1.0))
             single(lambda x: pyro.sample("z", dist.Uniform(x - 1, x + 1)), nothing),
             "site 'z': expected one support",
         ),
-        (MODEL, single(sample_z(dist.Delta(torch.tensor(0.0))), nothing), "the start: expected latent sites with a"),
+        (MODEL, single(sample_z(dist.Delta(torch.tensor(0.0))), nothing), r"site 'z': .* got a point \(Delta\)"),
+        (MODEL, single(lambda x: pyro.sample("z", dist.Normal(1e9 * x, 1e-9)), nothing), "the start: expected latent"),
         (single(STANDARD, lambda z, x: observe(z.detach(), x)), GUIDE, "site 'x': expected a log-prob with a gradient"),
         (single(lambda x: pyro.sample("u", dist.Normal(0.0, 1.0)), observe), GUIDE, "site 'u': expected it in both"),
     ],
@@ -294,7 +371,7 @@ def test_refused_pairs(model: Program, guide: Program, message: str) -> None:
         ({"num_chains": 0}, "num_chains: expected at least 1; got 0"),
         ({"num_steps": 0}, "num_steps: expected at least 1; got 0"),
         ({"leapfrog_steps": 0}, "leapfrog_steps: expected at least 1; got 0"),
-        ({"start": "posterior"}, r"start: expected one of \('guide', 'prior'\); got 'posterior'"),
+        ({"start": "posterior"}, r"start: expected one of \('guide', 'prior', 'better'\); got 'posterior'"),
     ],
 )
 def test_refused_options(options: dict, message: str) -> None:

@@ -50,6 +50,17 @@ def test_an_over_confident_guide_is_flagged_and_biased_down(ppca):
     assert "do not trust" in str(result)
 
 
+def test_khat_diagnoses_and_never_smooths(ppca):
+    """Trap 16: the estimate is the plain mean of the weights where k-hat is high too."""
+    pair, x = ppca(D=10, L=10, N=5, width=0.4)
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=60)
+    assert result.num_unreliable >= 4
+    with evaluating(pair.model, pair.guide), seeded(0):
+        torch.manual_seed(pairs.seed_of(pairs.seed_of(0, 0), 0))  # the only block's
+        log_w = log_weights(pair.model, pair.guide, x, num_samples=60).double()
+    torch.testing.assert_close(result.log_p, log_w.logsumexp(0) - math.log(60), atol=1e-5, rtol=0)
+
+
 def test_weights_are_per_datum(ppca):
     """Trap 4: each datum's weights are those that it has alone, and not the batch's jointly."""
     pair, x = ppca(N=20)
@@ -280,6 +291,38 @@ def test_what_has_no_estimate_is_named(ppca):
     x[2, 1] = math.nan
     with pytest.raises(ValueError, match="1 data outside"):
         log_likelihood(pair.model, pair.guide, x, num_samples=10)
+
+
+def test_programs_of_another_kind_are_refused_by_the_name_of_the_site():
+    x = torch.zeros(4, 3)
+
+    def global_latent(x, observe=True):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if observe:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def two_plates(x, observe=True):
+        with pyro.plate("columns", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if observe:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def point(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(torch.zeros(3)).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'z': .* one data plate"):
+        log_likelihood(global_latent, lambda x: global_latent(x, observe=False), x)
+    with pytest.raises(ValueError, match=r"site 'z': expected one data plate, at dim -1; got .*'columns' at dim -2"):
+        log_likelihood(two_plates, lambda x: two_plates(x, observe=False), x)
+    with pytest.raises(ValueError, match=r"site 'z': .* got a point \(Delta\)"):
+        log_likelihood(model, point, x)
 
 
 def test_a_bernoulli_on_grey_pixels_is_no_likelihood():
