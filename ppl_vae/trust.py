@@ -1,7 +1,8 @@
 """Which estimate of log p(x) can be believed, and at what cost: the trained VAEs of a study, by every method.
 
-On the same few test images: the ELBO, importance sampling with ever more samples, and annealing from the guide; and
-on data simulated from each model, where the truth can be bracketed, annealing from both sides.
+On the same few test images: the ELBO, importance sampling with ever more samples, and annealing from the guide and
+from the prior; on data simulated from each model, where the truth can be bracketed, annealing from both sides; and
+where z has two dimensions, the error of each against quadrature.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 from ppl_vae import plots
 from ppl_vae.data import Dataset, load
+from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments import (
     Run,
     anneal_run,
     evaluate_run,
+    held_out,
     load_run,
     read_json,
     sandwich_run,
@@ -36,6 +39,12 @@ class TrustConfig:
 
     num_images: int = 16
     num_samples: tuple[int, ...] = (10, 100, 1000, 10_000)
+    most_samples: int = 100_000
+    """K to go up to where log p(x) is known exactly."""
+    tolerance: float = 0.1
+    """Nats per image, for `log_likelihood` where log p(x) is known exactly."""
+    grid_points: int = 400
+    """By dimension, of the quadrature."""
     num_chains: int = 8
     num_steps: int = 100
     leapfrog_steps: int = 3
@@ -70,22 +79,33 @@ def run_trust(
 
 
 def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
-    """Every method on one VAE, for JSON: nats per image, with Monte Carlo errors, decoder rows and seconds."""
+    """Every method on one VAE, for JSON: nats per image, with Monte Carlo errors, decoder rows and seconds.
+
+    Where z has one or two dimensions log p(x) is known by quadrature, and each row has its error against it.
+    """
     images: dict[str, Any] = {"num_images": config.num_images, "seed": config.seed}
     chains: dict[str, Any] = {k: getattr(config, k) for k in ("num_chains", "num_steps", "leapfrog_steps")}
-    importance = []
-    for num_samples in config.num_samples:
+    exact = None
+    if run.config.latent_size <= MAX_SIZE:
+        data, _ = held_out(run, config.num_images, config.seed)
+        exact = log_p_by_quadrature(run.model.model, *data, points=config.grid_points)
+
+    def row(evaluate: Callable[..., tuple[LogLikelihood, dict[str, Any]]], **options: Any) -> dict[str, Any]:
         start = time.perf_counter()
-        result, summary = evaluate_run(run, num_samples=num_samples, **images)
-        importance.append(_row(result, start))
+        result, summary = evaluate(run, **options, **images)
+        seconds = round(time.perf_counter() - start, 1)
+        error = None if exact is None else (result.log_p - exact).square().mean().sqrt().item()
+        kept = ("num_samples", "log_p", "mc_se", "khat_over_limit", "decoder_rows", "elbo", "measure")
+        return {name: summary[name] for name in kept} | {"rms_error": error, "seconds": seconds}
+
+    importance = [row(evaluate_run, num_samples=K) for K in config.num_samples]
+    annealed = {start: row(anneal_run, start=start, **chains) for start in ("guide", "prior")}
     start = time.perf_counter()
-    annealed = _row(anneal_run(run, **chains, **images)[0], start)
-    start = time.perf_counter()
-    sandwich = sandwich_run(run, **chains, **images)
-    return {
+    sandwich = sandwich_run(run, start="better", **chains, **images)
+    trust = {
         "likelihood": run.config.likelihood,
-        "measure": summary["measure"],
-        "elbo": summary["elbo"],
+        "measure": importance[0]["measure"],
+        "elbo": importance[0]["elbo"],
         "importance": importance,
         "annealed": annealed,
         "sandwich": {
@@ -96,16 +116,12 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
             "seconds": round(time.perf_counter() - start, 1),
         },
     }
-
-
-def _row(result: LogLikelihood, start: float) -> dict[str, Any]:
-    return {
-        "num_samples": int(result.num_samples.max()),
-        "log_p": result.mean,
-        "mc_se": result.mc_se_of_mean,
-        "khat_over_limit": result.num_unreliable_or_none,
-        "decoder_rows": result.decoder_rows,
-        "seconds": round(time.perf_counter() - start, 1),
+    if exact is None:
+        return trust
+    return trust | {
+        "exact": exact.mean().item(),
+        "most": row(evaluate_run, num_samples=config.most_samples),
+        "tolerance": row(evaluate_run, num_samples=100, max_samples=1600, tolerance=config.tolerance),
     }
 
 
@@ -114,7 +130,7 @@ def _draw(models: dict[str, Any], study: Path, dataset: Dataset) -> None:
     for ax, (name, row) in zip(axes[0], models.items(), strict=True):
         estimates = row["importance"]
         K, log_p, errors = ([r[key] for r in estimates] for key in ("num_samples", "log_p", "mc_se"))
-        plots.convergence(ax, K, log_p, errors, elbo=row["elbo"], annealed=row["annealed"]["log_p"])
+        plots.convergence(ax, K, log_p, errors, elbo=row["elbo"], annealed=row["annealed"]["guide"]["log_p"])
         ax.set_title(f"{name}\nsandwich gap {row['sandwich']['gap']:.2f}", fontsize=9)
     (study / "figures").mkdir(exist_ok=True)
     plots.save(fig, study / "figures" / "trust.png", title=f"{dataset.name}: log p(x) by method, nats per image")

@@ -25,7 +25,8 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="expected a finished study"):
         run_trust(tmp_path, TrustConfig())
     (tmp_path / "metrics.json").write_text('{"config": {"dataset": "toy"}}')
-    config = TrustConfig(num_images=3, num_samples=(5, 200), num_chains=4, num_steps=20, leapfrog_steps=2)
+    sizes = {"num_chains": 4, "num_steps": 20, "leapfrog_steps": 2}
+    config = TrustConfig(num_images=3, num_samples=(5, 200), most_samples=2000, grid_points=60, **sizes)
     said: list[str] = []
     models = run_trust(tmp_path, config, say=said.append)
     assert set(models) == {"vae", "gaussian"}  # not the autoencoder, nor the guide that sees noise
@@ -33,7 +34,12 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
         few, many = row["importance"]
         assert row["elbo"] < few["log_p"] + 5 * few["mc_se"]
         assert (few["decoder_rows"], many["decoder_rows"]) == (15, 600)
-        assert abs(row["annealed"]["log_p"] - many["log_p"]) < 5 * (row["annealed"]["mc_se"] + many["mc_se"])
+        for annealed in row["annealed"].values():
+            assert abs(annealed["log_p"] - many["log_p"]) < 5 * (annealed["mc_se"] + many["mc_se"])
+        for method in (many, *row["annealed"].values(), row["most"], row["tolerance"]):
+            assert abs(method["log_p"] - row["exact"]) < 5 * method["mc_se"] + 1e-3
+            assert method["rms_error"] > abs(method["log_p"] - row["exact"]) - 1e-6
+        assert row["most"]["rms_error"] < few["rms_error"]
         assert row["sandwich"]["gap"] == pytest.approx(row["sandwich"]["upper"] - row["sandwich"]["lower"])
     assert (tmp_path / "figures" / "trust.png").is_file()
     assert len(said) == 2
@@ -42,3 +48,4 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     text = "\n".join(trust_section(tmp_path, "###"))
     assert "K = 200" in text
     assert "| vae |" in text
+    assert "log_likelihood(tolerance=0.1)" in text

@@ -20,7 +20,6 @@ from ppl_vae.programs import (
     guide_trace_of,
     model_trace_of,
     part_of,
-    sample_sites,
     seeded,
     sum_of_sites,
 )
@@ -96,8 +95,9 @@ def log_likelihood(
         num_samples: K, exactly so many for each datum.
         tolerance: if given, in nats, K starts at `num_samples` and doubles for each datum whose Monte Carlo error is
             above it, or whose k-hat is above 0.7, up to `max_samples` (64 times as many by default). What is still
-            above goes to annealing from the better of guide and prior, if its latent sites are continuous. To stop when the estimated
-            error is small favours samples that missed large weights: the tolerance is not a bound on the error.
+            above goes to annealing from the better of guide and prior, if its latent sites are continuous. To stop
+            when the estimated error is small favours samples that missed large weights, and a mode that the guide
+            never draws from shows in no weight: the tolerance is not a bound on the error.
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
             but for the tail of 3 sqrt(K) weights that the diagnosis keeps for each datum.

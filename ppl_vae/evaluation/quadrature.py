@@ -7,7 +7,6 @@ import math
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_vae.evaluation.pairs import check_rows, rows_per_chunk, support_name
 from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, sample_sites, seeded, sum_of_sites
