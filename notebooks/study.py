@@ -27,7 +27,7 @@ from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import Observe, TrainConfig, build
 from ppl_vae.noise import GaussianNoise, NoNoise
-from ppl_vae.objectives import elbo_parts
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.training import fit
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs

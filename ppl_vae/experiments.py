@@ -40,7 +40,7 @@ from ppl_vae.networks import (
     UpsampleDecoder,
 )
 from ppl_vae.noise import Noise, NoNoise
-from ppl_vae.objectives import elbo_parts
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded

@@ -17,7 +17,7 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor
 
-from ppl_vae.objectives import elbo_parts
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.optimizers import adam
 from ppl_vae.programs import Program, mode, modules_of, seeded
 from ppl_vae.progress import progress

@@ -16,7 +16,7 @@ from ppl_vae.experiments import MODELS, TrainConfig, build
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import DenseDecoder, DenseEncoder
-from ppl_vae.objectives import elbo_parts
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.optimizers import adam
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal

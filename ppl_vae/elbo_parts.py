@@ -1,4 +1,4 @@
-"""The objective and its parts: ELBO = reconstruction - KL."""
+"""The ELBO in its two parts: ELBO = reconstruction - KL."""
 
 from __future__ import annotations
 
