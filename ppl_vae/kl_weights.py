@@ -1,0 +1,100 @@
+"""Weights of the KL in training: beta in E_q[log p(x|z)] - beta KL(q(z|x) || p(z)), constant or by schedule."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class KLWeight(nn.Module, ABC):
+    """beta >= 0, a tensor of shape (). `forward()` returns the beta of this gradient step and, in training mode,
+    goes on to the next one.
+
+    Subclass it to add one: `beta(step)` takes the number of steps before this one, an int64 tensor of shape (),
+    and does not branch on its value. The count is a buffer, as BatchNorm's is: it is saved with the state, and a
+    compiled step goes on counting.
+    """
+
+    step: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def beta(self, step: Tensor) -> Tensor: ...
+
+    def forward(self) -> Tensor:
+        beta = self.beta(self.step)
+        if self.training:
+            self.step.add_(1)
+        return beta
+
+
+class Constant(KLWeight):
+    """beta at every step: the beta-VAE, and the ELBO at beta = 1.
+
+    Irina Higgins et al.: beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, ICLR
+    2017. Raises `ValueError` unless beta >= 0 and finite.
+    """
+
+    def __init__(self, beta: float = 1.0):
+        super().__init__()
+        if not (beta >= 0 and math.isfinite(beta)):
+            raise ValueError(f"kl weight constant: expected beta >= 0; got {beta}")
+        self.value = beta
+
+    def beta(self, step: Tensor) -> Tensor:
+        return torch.full_like(step, self.value, dtype=torch.get_default_dtype())
+
+    def extra_repr(self) -> str:
+        return f"beta={self.value}"
+
+
+class LinearWarmUp(KLWeight):
+    """beta = min(1, t / steps) at step t = 0, 1, ...: from 0 to 1, and 1 from step `steps` on.
+
+    Samuel R. Bowman et al.: Generating Sentences from a Continuous Space, 2016, arXiv:1511.06349.
+    Casper Kaae Sønderby et al.: Ladder Variational Autoencoders, 2016, arXiv:1602.02282.
+    Raises `ValueError` unless steps >= 1.
+    """
+
+    def __init__(self, steps: int = 10_000):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"kl weight linear-warm-up: expected steps >= 1; got {steps}")
+        self.steps = steps
+
+    def beta(self, step: Tensor) -> Tensor:
+        return (step / self.steps).clamp(max=1)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}"
+
+
+class CyclicalWarmUp(KLWeight):
+    """A linear warm-up over the first part `rise` of each cycle, then 1 until the next: at step t = 0, 1, ...
+
+        beta = min(1, tau / rise),    tau = (t mod steps_per_cycle) / steps_per_cycle.
+
+    Cycles go on for as long as training does; the paper has four, with rise = 1/2.
+    Hao Fu et al.: Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing, 2019,
+    arXiv:1903.10145. Raises `ValueError` unless steps_per_cycle >= 1 and 0 < rise <= 1.
+    """
+
+    def __init__(self, steps_per_cycle: int = 10_000, rise: float = 0.5):
+        super().__init__()
+        if steps_per_cycle < 1:
+            raise ValueError(f"kl weight cyclical-warm-up: expected steps_per_cycle >= 1; got {steps_per_cycle}")
+        if not 0 < rise <= 1:
+            raise ValueError(f"kl weight cyclical-warm-up: expected 0 < rise <= 1; got {rise}")
+        self.steps_per_cycle, self.rise = steps_per_cycle, rise
+
+    def beta(self, step: Tensor) -> Tensor:
+        return (step % self.steps_per_cycle / (self.rise * self.steps_per_cycle)).clamp(max=1)
+
+    def extra_repr(self) -> str:
+        return f"steps_per_cycle={self.steps_per_cycle}, rise={self.rise}"
