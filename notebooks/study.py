@@ -22,12 +22,12 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae.data import load
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Binarize, Scale
 from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import Observe, TrainConfig, build
 from ppl_vae.noise import GaussianNoise, NoNoise
-from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.training import fit
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs

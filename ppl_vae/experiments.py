@@ -24,6 +24,7 @@ from tyro.conf import arg
 
 from ppl_vae.components import UsageError, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, default_encoding
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.importance import log_likelihood
@@ -40,7 +41,6 @@ from ppl_vae.networks import (
     UpsampleDecoder,
 )
 from ppl_vae.noise import Noise, NoNoise
-from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded

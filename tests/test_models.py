@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch.distributions import kl_divergence
 
 from ppl_vae.components import choices
+from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.experiments import MODELS, TrainConfig, build
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import DenseDecoder, DenseEncoder
-from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.optimizers import adam
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal
