@@ -436,10 +436,9 @@ def test_scales_of_subsampling_weigh_the_data(cls):
     assert_same(loss_and_grads(objective, Linear(width=1.4), handler=lambda p: poutine.scale(p, 4.0)), expected)
 
 
-@pytest.mark.parametrize("K", [1, 4])
 @pytest.mark.parametrize("cls", OBJECTIVES)
-@pytest.mark.parametrize("pair", [Linear(width=1.4), Tutorial(), Chain(factor=1.2)], ids=lambda p: type(p).__name__)
-def test_the_step_can_be_traced(cls, K, pair):
+@pytest.mark.parametrize(("pair", "K"), [(Linear(width=1.4), 1), (Tutorial(), 4), (Chain(factor=1.2), 4)])
+def test_the_step_can_be_traced(cls, pair, K):
     """As one graph of tensors, from parameters, data and the step count, to the loss, its gradients and the count."""
     if isinstance(pair, Chain) and isinstance(cls(), AnalyticKL | FreeBits):
         return
