@@ -197,9 +197,9 @@ class ImportanceWeighted(Objective):
     Necessarily Better, 2018, arXiv:1802.04537), which `DoublyReparameterized` mends.
 
     A scale that the observed site has (subsampling, `poutine.scale` around both programs) weighs the datum's bound.
-    (Pyro's `RenyiELBO(alpha=0)` scales log w inside of the logarithm, which is another bound; it weighs the
-    data jointly if there is a site outside of the plate, and drops the gradient of a guide that isn't
-    reparameterised.)
+    (Pyro's `RenyiELBO(alpha=0)` takes the scale into the logarithm, as a power of w, which is another bound; it
+    weighs the data jointly if there is a site outside of the plate, and gives a guide that isn't reparameterised the
+    gradient 0.)
 
     Yuri Burda, Roger Grosse, Ruslan Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv:1509.00519.
     Raises `ValueError` for a latent site that isn't reparameterised, or a log-prob that isn't one number a datum.
@@ -255,11 +255,11 @@ class DoublyReparameterized(Objective):
     def estimate(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         _check_reparameterised(guide_trace)
         log_w, scale = _log_weights(model_trace, guide_trace, self.max_plate_nesting), _data_scale(model_trace)
-        latents = sample_sites(guide_trace, observed=False)
-        w, beta = log_w.detach().softmax(0), next((q["scale"] / scale for q in latents.values()), 1.0)
+        latents = sample_sites(model_trace, observed=False).values()
+        w, beta = log_w.detach().softmax(0), next((p["scale"] / scale for p in latents), 1.0)
         factor = 1 - beta + beta * w
-        for name in latents:
-            _scale_gradient(model_trace.nodes[name], factor)
+        for p in latents:
+            _scale_gradient(p, factor)
         surrogate = _path_log_q(guide_trace, w * factor)
         for p in _samples(model_trace):
             surrogate = surrogate - (w * p["log_prob"]).sum()
