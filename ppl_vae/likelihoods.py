@@ -11,21 +11,25 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
+from torch.nn.functional import softplus
+
+from ppl_vae import distributions
+from ppl_vae.components import kebab
 
 
 class Likelihood(nn.Module, ABC):
     """p(x|z), independent over the dimensions of x given z. Subclass it to add one:
 
-    - `params_per_dim`: how many numbers the decoder gives for each dimension of x;
+    - `params_per_dim`: how many numbers the decoder gives for each dimension of x. `__init__` may set it;
     - `support`: the `torch.distributions.constraints` that x lies in. It says what log p(x) is: a mass on a
       discrete support, a density on a continuous one;
     - `forward(params)`: from `params`, shape (*, params_per_dim), to a distribution of batch shape (*) and
-      event shape (). The model declares the dimensions of the datum as its event.
+      event shape (), which has a `mean`. The model declares the dimensions of the datum as its event.
 
     Keyword arguments of `__init__` with a type and a default can be set by name, also on the command line.
     """
 
-    params_per_dim: ClassVar[int] = 1
+    params_per_dim: int = 1
     support: ClassVar[Constraint]
 
     @abstractmethod
@@ -33,6 +37,12 @@ class Likelihood(nn.Module, ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _check_positive(likelihood: Likelihood, **values: float) -> None:
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"likelihood {kebab(type(likelihood))}: expected {name} > 0; got {value}")
 
 
 class Bernoulli(Likelihood):
@@ -49,6 +59,21 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=params[..., 0], validate_args=False)
 
 
+class ContinuousBernoulli(Likelihood):
+    """x in [0, 1] with density proportional to exp(l x), the logit l from the decoder, in nats.
+
+    The density is unbounded as |l| grows where x is exactly 0 or 1: log p(x) compares on dequantised data only.
+
+    Gabriel Loaiza-Ganem, John P. Cunningham: The continuous Bernoulli: fixing a pervasive error in variational
+    autoencoders, 2019, arXiv:1907.06845.
+    """
+
+    support = dist.constraints.unit_interval
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return distributions.ContinuousBernoulli(params[..., 0])
+
+
 class Gaussian(Likelihood):
     """x ~ N(mean, scale^2), with one scale for all dimensions, fixed: a density, in nats.
 
@@ -62,8 +87,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, scale: float = 0.1):
         super().__init__()
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"likelihood gaussian: expected scale > 0; got {scale}")
+        _check_positive(self, scale=scale)
         self.scale = scale
 
     def forward(self, params: Tensor) -> TorchDistribution:
@@ -73,26 +97,78 @@ class Gaussian(Likelihood):
         return f"scale={self.scale}"
 
 
-class GaussianLearned(Likelihood):
-    """x ~ N(mean, scale^2), with one scale for all dimensions, learned with the networks: a density, in nats.
+class LearnedScale(Likelihood):
+    """Location from the decoder, and one `scale` for all dimensions, learned with the networks.
 
-    Oleh Rybkin, Kostas Daniilidis, Sergey Levine: Simple and Effective VAE Training with Calibrated Decoders,
-    2021, arXiv:2006.13202. Raises `ValueError` unless the initial scale > 0.
+    Raises `ValueError` unless the initial scale > 0.
     """
 
     support = dist.constraints.real
 
     def __init__(self, initial_scale: float = 0.3):
         super().__init__()
-        if not (initial_scale > 0 and math.isfinite(initial_scale)):
-            raise ValueError(f"likelihood gaussian-learned: expected initial_scale > 0; got {initial_scale}")
+        _check_positive(self, initial_scale=initial_scale)
         self.log_scale = nn.Parameter(torch.tensor(math.log(initial_scale)))
 
-    def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Normal(params[..., 0], self.log_scale.exp())
+    @property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp()
 
     def extra_repr(self) -> str:
-        return f"scale={self.log_scale.exp().item():.4g}"
+        return f"scale={self.scale.item():.4g}"
+
+
+class GaussianLearned(LearnedScale):
+    """x ~ N(mean, scale^2), with one scale for all dimensions, learned with the networks: a density, in nats.
+
+    Oleh Rybkin, Kostas Daniilidis, Sergey Levine: Simple and Effective VAE Training with Calibrated Decoders,
+    2021, arXiv:2006.13202. Raises `ValueError` unless the initial scale > 0.
+    """
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return dist.Normal(params[..., 0], self.scale)
+
+
+class GaussianOptimal(Likelihood):
+    """x ~ N(mean, scale^2), with one scale for all dimensions, in closed form: a density, in nats.
+
+    In training mode scale^2 is the mean squared error of what is scored, over dimensions, data and particles
+    together: the scale of highest likelihood for that batch. The log-probs of N values then add up to
+
+        -N/2 (log(2 pi MSE) + 1),
+
+    and their gradient is this sum's: that of the squared error, in units that keep up with it. Such a log-prob is
+    no density of a datum, since the scale has seen it. So each call of `log_prob` in training mode also moves a
+    running scale^2, by max(momentum, 1 / number of calls), as BatchNorm does its variance; evaluation mode has that
+    one, fixed, and log p(x) is the log-density of each datum on its own.
+
+    `min_scale` bounds the scale from below, at a quarter of a grey level by default.
+
+    Oleh Rybkin, Kostas Daniilidis, Sergey Levine: Simple and Effective VAE Training with Calibrated Decoders,
+    2021, arXiv:2006.13202. Raises `ValueError` unless min_scale > 0 and 0 < momentum <= 1.
+    """
+
+    support = dist.constraints.real
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, momentum: float = 0.1, min_scale: float = 0.001):
+        super().__init__()
+        _check_positive(self, momentum=momentum, min_scale=min_scale)
+        if momentum > 1:
+            raise ValueError(f"likelihood gaussian-optimal: expected momentum <= 1; got {momentum}")
+        self.momentum, self.min_scale = momentum, min_scale
+        self.register_buffer("variance", torch.tensor(1.0))
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        loc = params[..., 0]
+        if self.training:
+            return distributions.OptimalNormal(loc, self.variance, self.count, self.momentum, self.min_scale)
+        return dist.Normal(loc, self.variance.sqrt())
+
+    def extra_repr(self) -> str:
+        return f"scale={self.variance.sqrt().item():.4g}, momentum={self.momentum}, min_scale={self.min_scale:.4g}"
 
 
 class GaussianPerPixel(Likelihood):
@@ -108,13 +184,187 @@ class GaussianPerPixel(Likelihood):
 
     def __init__(self, min_scale: float = 0.01):
         super().__init__()
-        if not (min_scale > 0 and math.isfinite(min_scale)):
-            raise ValueError(f"likelihood gaussian-per-pixel: expected min_scale > 0; got {min_scale}")
+        _check_positive(self, min_scale=min_scale)
         self.min_scale = min_scale
 
     def forward(self, params: Tensor) -> TorchDistribution:
         loc, s = params.unbind(-1)
-        return dist.Normal(loc, self.min_scale + nn.functional.softplus(s))
+        return dist.Normal(loc, self.min_scale + softplus(s))
 
     def extra_repr(self) -> str:
         return f"min_scale={self.min_scale:.4g}"
+
+
+class Laplace(LearnedScale):
+    """x ~ Laplace(location, scale), with one scale for all dimensions, learned with the networks: a density, in nats.
+
+    The negative log-likelihood is |x - location|_1 / scale + D log(2 scale). Raises `ValueError` unless the initial
+    scale > 0.
+    """
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return dist.Laplace(params[..., 0], self.scale)
+
+
+class StudentT(LearnedScale):
+    """x ~ location + scale t, t with `df` degrees of freedom, with one scale for all dimensions, learned with the
+    networks: a density, in nats.
+
+    Raises `ValueError` unless the initial scale > 0 and 1 < df <= 100: below there is no mean, above it is a Gaussian
+    whose normaliser float32 can't hold.
+    """
+
+    def __init__(self, df: float = 4.0, initial_scale: float = 0.3):
+        super().__init__(initial_scale)
+        if not 1 < df <= 100:
+            raise ValueError(f"likelihood student-t: expected 1 < df <= 100; got {df}")
+        self.df = df
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return dist.StudentT(self.df, params[..., 0], self.scale)
+
+    def extra_repr(self) -> str:
+        return f"df={self.df}, {super().extra_repr()}"
+
+
+class LogitNormal(Likelihood):
+    """logit x ~ N(m, scale^2), with m and the scale from the decoder, for each dimension: a density on [0, 1], in nats.
+
+    scale = min_scale + softplus(s). In the middle of the range d logit x = 4 dx, and the default is the floor of
+    `GaussianPerPixel`. The density is constant within 2^-24 of 0 and of 1, with the mass of that cell, so that data
+    which round to 0 or 1 have a finite log p(x). Raises `ValueError` unless min_scale > 0.
+    """
+
+    params_per_dim = 2
+    support = dist.constraints.unit_interval
+
+    def __init__(self, min_scale: float = 0.04):
+        super().__init__()
+        _check_positive(self, min_scale=min_scale)
+        self.min_scale = min_scale
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        m, s = params.unbind(-1)
+        return distributions.LogitNormal(m, self.min_scale + softplus(s))
+
+    def extra_repr(self) -> str:
+        return f"min_scale={self.min_scale:.4g}"
+
+
+class Beta(Likelihood):
+    """x ~ Beta(a, b), with a and b from the decoder, for each dimension: a density on [0, 1], in nats.
+
+    a, b = 1 + softplus(.): above 1 the density is bounded and has one mode; below, it is unbounded at 0 and 1, where
+    the data are. x is clamped to [2^-24, 1 - 2^-24], so that data which round to 0 or 1 have a finite log p(x).
+    """
+
+    params_per_dim = 2
+    support = dist.constraints.unit_interval
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return distributions.Beta(*(1 + softplus(params)).unbind(-1))
+
+
+# Of logistics, in units of half the range: an eighth of a level. Between levels no likelihood is gained below it.
+MIN_SCALE = 0.001
+
+
+class DiscretizedLogistic(Likelihood):
+    """x in 0..255, a logistic rounded to the nearest level, with location and scale from the decoder, for each
+    dimension: a mass, in nats.
+
+    Level v is v/127.5 - 1 on the line of the logistic, so that the range is -1..1, and the levels 0 and 255 take the
+    tails. scale = 0.001 + softplus(s), an eighth of a level at least.
+
+    Tim Salimans, Andrej Karpathy, Xi Chen, Diederik P. Kingma: PixelCNN++: Improving the PixelCNN with Discretized
+    Logistic Mixture Likelihood and Other Modifications, 2017, arXiv:1701.05517.
+    """
+
+    params_per_dim = 2
+    support = dist.constraints.integer_interval(0, 255)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        loc, s = params.unbind(-1)
+        return distributions.DiscretizedLogistic(loc, MIN_SCALE + softplus(s))
+
+
+class DiscretizedLogisticMixture(Likelihood):
+    """x in 0..255, a mixture of `num_components` discretised logistics for each dimension, with log-weights,
+    locations and scales from the decoder: a mass, in nats. See `DiscretizedLogistic`.
+
+    As in PixelCNN++ (arXiv:1701.05517), but colours are independent given z, as all dimensions are.
+    Raises `ValueError` unless num_components >= 1.
+    """
+
+    support = dist.constraints.integer_interval(0, 255)
+
+    def __init__(self, num_components: int = 5):
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(
+                f"likelihood discretized-logistic-mixture: expected num_components >= 1; got {num_components}"
+            )
+        self.num_components = num_components
+        self.params_per_dim = 3 * num_components
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        logits, loc, s = params.chunk(3, -1)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=logits), distributions.DiscretizedLogistic(loc, MIN_SCALE + softplus(s))
+        )
+
+    def extra_repr(self) -> str:
+        return f"num_components={self.num_components}"
+
+
+class Categorical(Likelihood):
+    """x in 0..255, with the logits of all 256 levels from the decoder, for each dimension: a mass, in nats.
+
+    The levels have no order, and the mean is that of their numbers.
+    """
+
+    params_per_dim = 256
+    support = dist.constraints.integer_interval(0, 255)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return distributions.LevelCategorical(logits=params)
+
+
+class Poisson(Likelihood):
+    """A count x ~ Poisson(exp l), with the log-rate l from the decoder: a mass, in nats."""
+
+    support = dist.constraints.nonnegative_integer
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return dist.Poisson(params[..., 0].exp())
+
+
+class NegativeBinomial(Likelihood):
+    """A count x of mean exp(m) and variance mean + mean^2 / exp(c), with m and c from the decoder, for each dimension:
+    a mass, in nats. exp(c) is the inverse dispersion theta of scVI.
+
+    Romain Lopez, Jeffrey Regier, Michael B. Cole, Michael I. Jordan, Nir Yosef: Deep generative modeling for
+    single-cell transcriptomics, Nature Methods, 2018.
+    """
+
+    params_per_dim = 2
+    support = dist.constraints.nonnegative_integer
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return distributions.NegativeBinomial(*params.unbind(-1))
+
+
+class ZeroInflatedNegativeBinomial(Likelihood):
+    """A count x that is 0 with probability sigmoid(g), else as under `NegativeBinomial`, with m, c and g from the
+    decoder, for each dimension: a mass, in nats.
+
+    Romain Lopez, Jeffrey Regier, Michael B. Cole, Michael I. Jordan, Nir Yosef: Deep generative modeling for
+    single-cell transcriptomics, Nature Methods, 2018.
+    """
+
+    params_per_dim = 3
+    support = dist.constraints.nonnegative_integer
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        m, c, g = params.unbind(-1)
+        return dist.ZeroInflatedDistribution(distributions.NegativeBinomial(m, c), gate_logits=g)
