@@ -85,7 +85,8 @@ class ContinuousBernoulli(Univariate):
         small, near, far = self._branches(0.1)
         k2 = u * (1 - u)
         k3, k4 = k2 * (1 - 2 * u), k2 * (1 - 6 * k2)
-        series = u + near * (k2 / 2 + near * (k3 / 6 + near * k4 / 24))
+        k5 = k3 * (1 - 12 * k2)
+        series = u + near * (k2 / 2 + near * (k3 / 6 + near * (k4 / 24 + near * k5 / 120)))
         # for l < 0; l > 0 is its mirror image, which can't overflow
         v = torch.where(far > 0, 1 - u, u).clamp(max=1 - EPS)
         x = (-(v * torch.expm1(-far.abs())).log1p() / far.abs()).clamp(max=1)
@@ -188,6 +189,11 @@ class LevelCategorical(dist.Categorical):
         return super().sample(sample_shape).to(self.logits.dtype)
 
 
+def _remainder(z: Tensor) -> Tensor:
+    """log G(z) - ((z - 1/2) log z - z + log(2 pi) / 2), within 1e-9 for z > 20."""
+    return (1 / 12 - 1 / (360 * z.square())) / z
+
+
 class NegativeBinomial(Univariate):
     """A mass on the counts: x ~ Poisson(mean g), g ~ Gamma(c, c), so that the variance is mean + mean^2 / c:
 
@@ -222,12 +228,29 @@ class NegativeBinomial(Univariate):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             c = self.log_concentration.exp()
-            return torch.poisson(self.mean * dist.Gamma(c, 1.0).sample(sample_shape) / c)
+            return torch.poisson(self.log_mean.exp() * dist.Gamma(c, 1.0).sample(sample_shape) / c)
 
 
-def _remainder(z: Tensor) -> Tensor:
-    """log G(z) - ((z - 1/2) log z - z + log(2 pi) / 2), within 1e-9 for z > 20."""
-    return (1 / 12 - 1 / (360 * z.square())) / z
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    """0 with probability sigmoid(gate_logits), else as under `NegativeBinomial`.
+
+    Pyro's `ZeroInflatedDistribution` goes by the probability once it has sampled, and then can't be expanded.
+    """
+
+    arg_constraints: ClassVar = {**NegativeBinomial.arg_constraints, "gate_logits": constraints.real}
+    gate_logits: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return (-self.gate_logits).sigmoid() * super().mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        not_gated = logsigmoid(-self.gate_logits) + super().log_prob(value)
+        return torch.where(value == 0, torch.logaddexp(logsigmoid(self.gate_logits), not_gated), not_gated)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        gated = self._uniform(sample_shape) < self.gate_logits.sigmoid()
+        return torch.where(gated, 0.0, super().sample(sample_shape))
 
 
 class OptimalNormal(dist.Normal):
@@ -248,5 +271,5 @@ class OptimalNormal(dist.Normal):
         # No gradient runs through v: at the optimum the derivative of the summed log-prob by v is 0.
         v = (value - self.loc).detach().square().mean().clamp(min=self.min_scale**2)
         count += 1
-        variance += count.reciprocal().clamp(min=self.momentum) * (v - variance)
+        variance.lerp_(v.to(variance.dtype), count.reciprocal().clamp(min=self.momentum))
         return dist.Normal(self.loc, v.sqrt()).log_prob(value)

@@ -366,5 +366,4 @@ class ZeroInflatedNegativeBinomial(Likelihood):
     support = dist.constraints.nonnegative_integer
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        m, c, g = params.unbind(-1)
-        return dist.ZeroInflatedDistribution(distributions.NegativeBinomial(m, c), gate_logits=g)
+        return distributions.ZeroInflatedNegativeBinomial(*params.unbind(-1))
