@@ -93,6 +93,16 @@ def test_continuous_bernoulli_samples_are_the_inverse_cdf_with_its_gradient(logi
     torch.testing.assert_close(gradient.double(), slope, atol=2 * tolerance, rtol=1e-4)
 
 
+@pytest.mark.parametrize("logit", [-100.0, -60.0, -1.0, 0.0, 1.0, 60.0, 100.0])
+def test_continuous_bernoulli_samples_at_the_ends_of_torch_rand(logit, monkeypatch):
+    """0 and 1 - 2^-24 are among its values: once in 16 million, which a batch of images is."""
+    monkeypatch.setattr(ContinuousBernoulli, "_uniform", lambda *_: torch.tensor([0.0, 1 - 2**-24]))
+    logits = torch.full((2,), logit, requires_grad=True)
+    x = ContinuousBernoulli(logits).rsample()
+    assert bool(((x >= 0) & (x <= 1)).all())
+    assert bool(torch.autograd.grad(x.sum(), logits)[0].isfinite().all())
+
+
 @pytest.mark.parametrize("loc", [-8.0, 0.0, 0.7, 3.0])
 @pytest.mark.parametrize("scale", [0.05, 0.99, 1.01, 3.0, 60.0])
 def test_the_mean_of_a_logit_normal_against_quadrature(loc, scale):
@@ -140,6 +150,18 @@ def test_the_discretised_logistic_is_a_difference_of_cdfs(loc, scale):
     rounding = 1e-6 * (1 + log_prob.abs()) + 1e-6 / scale
     assert bool(((log_prob - mass.log()).abs() < rounding)[seen].all())
     assert p.mean.item() == pytest.approx((v * mass).sum().item(), abs=1e-2 if scale < 0.01 else 1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.002, 0.7])
+def test_discretised_logistic_samples_are_the_inverse_cdf(scale, monkeypatch):
+    """P(V < v(u)) <= u <= P(V <= v(u))."""
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
+    monkeypatch.setattr(DiscretizedLogistic, "_uniform", lambda *_: u)
+    p = DiscretizedLogistic(double(0.31), double(scale))
+    v = p.sample((1000,)).long()
+    cdf = p.log_prob(torch.arange(256.0, dtype=torch.float64)).exp().cumsum(0)
+    assert bool((u <= cdf[v] + 1e-9).all())
+    assert bool((u >= torch.cat([double(0), cdf])[v] - 1e-9).all())
 
 
 def test_the_mean_of_categorical_levels():

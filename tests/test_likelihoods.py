@@ -19,6 +19,7 @@ from ppl_vae.likelihoods import (
     GaussianOptimal,
     GaussianPerPixel,
     Likelihood,
+    Poisson,
     StudentT,
 )
 from ppl_vae.programs import seeded
@@ -232,6 +233,19 @@ def test_bernoulli_is_normalised_and_does_not_saturate():
     assert p.log_prob(torch.ones(6))[0].item() == pytest.approx(-120)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "s"),
+    [(Gaussian(0.05), 0.0), (GaussianLearned(2.0), 0.0), *[(GaussianPerPixel(), s) for s in (-9, 3)]],
+)
+def test_gaussians_integrate_to_one(likelihood, s):
+    params = torch.tensor([0.3, s][: likelihood.params_per_dim])
+    with torch.no_grad():
+        p = likelihood(params)
+        x = torch.linspace(-40, 40, 4_000_001, dtype=torch.float64)
+        density = p.log_prob(x).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-4)
+
+
 def test_gaussian_has_its_constants():
     """log 2 pi and the scale, which a mean squared error leaves out."""
     x, mean, scale = 0.7, 0.2, 0.1
@@ -268,6 +282,12 @@ def test_the_scale_per_pixel_has_a_floor():
 def test_an_argument_out_of_range_is_refused(cls, arguments, message):
     with pytest.raises(ValueError, match=message):
         cls(**arguments)
+
+
+@pytest.mark.parametrize("log_rate", [-60.0, -5.0, 0.0, 8.0, 60.0])
+def test_poisson_does_not_saturate(log_rate):
+    log_prob = Poisson()(torch.tensor([log_rate])).log_prob(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(log_prob, torch.tensor([-math.exp(log_rate), log_rate - math.exp(log_rate)]))
 
 
 def test_the_optimal_variance_is_the_mean_squared_error():
