@@ -23,18 +23,18 @@ class Univariate(TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]]
 
     def __init__(self, *params: Tensor, validate_args: bool | None = None):
-        for name, value in zip(self.arg_constraints, broadcast_all(*params), strict=True):
+        self._params = broadcast_all(*params)
+        for name, value in zip(self.arg_constraints, self._params, strict=True):
             setattr(self, name, value)
-        super().__init__(getattr(self, next(iter(self.arg_constraints))).shape, validate_args=validate_args)
+        super().__init__(self._params[0].shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Univariate:
-        params = (getattr(self, name).expand(batch_shape) for name in self.arg_constraints)
-        new = type(self)(*params, validate_args=False)
+        new = type(self)(*(value.expand(batch_shape) for value in self._params), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def _uniform(self, sample_shape: Any) -> Tensor:
-        like = getattr(self, next(iter(self.arg_constraints)))
+        like = self._params[0]
         return torch.rand(self._extended_shape(sample_shape), dtype=like.dtype, device=like.device)
 
 
