@@ -50,7 +50,8 @@ def unknown(what: str, name: str, known: list[str]) -> str:
 
 
 def create(base: type[T], spec: str, **given: Any) -> T:
-    """The component of kind `base` that `spec` describes. `given` are arguments that a spec can't set.
+    """The component of kind `base` that `spec` describes. `given` are arguments that a spec can't set: the component
+    gets those that its `__init__` names.
 
     Raises `UsageError` for an unknown name or argument or a value of the wrong type, and what the component raises
     for a value out of range.
@@ -78,7 +79,7 @@ def create(base: type[T], spec: str, **given: Any) -> T:
             expected = ", ".join(f"{p}=..." for p in accepted) or "no arguments"
             raise UsageError(f"{what} {name}: expected {expected}; got {item!r}")
         kwargs[key] = _parse(hints[key], text, f"{what} {name}: {key}")
-    return cls(**given, **kwargs)
+    return cls(**{name: value for name, value in given.items() if name in named}, **kwargs)
 
 
 def describe(base: type) -> str:
