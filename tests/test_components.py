@@ -1,10 +1,13 @@
 import pytest
+from torch import nn
 
 from ppl_vae.components import UsageError, choices, create, describe
 from ppl_vae.encodings import Encoding, Threshold
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.noise import Masking, Noise
-from ppl_vae.priors import Prior, StandardNormal
+from ppl_vae.posteriors import DiagonalNormal
+from ppl_vae.priors import Prior, StandardNormal, VampPrior
+from ppl_vae.programs import seeded
 
 
 def test_the_choices_are_the_subclasses():
@@ -44,6 +47,19 @@ def test_what_does_not_exist_is_refused(spec, message):
 def test_an_argument_that_is_given_is_not_a_choice():
     with pytest.raises(UsageError, match="no arguments"):
         create(Prior, "standard-normal:latent_size=3", latent_size=2)
+
+
+def test_a_component_is_given_what_it_names():
+    encoder, posterior = nn.Identity(), DiagonalNormal(2)
+    given = {"latent_size": 2, "encoder": encoder, "posterior": posterior, "event_shape": (4,)}
+    with seeded(0):
+        prior = create(Prior, "vamp-prior:num_components=3", **given)
+    assert isinstance(prior, VampPrior)
+    assert prior.pseudo_inputs.shape == (3, 4)
+    assert create(Prior, "student-t:degrees_of_freedom=3", **given).degrees_of_freedom == 3
+    with pytest.raises(UsageError, match=r"expected num_components=\.\.\.; got 'encoder=mine'"):
+        create(Prior, "vamp-prior:encoder=mine", **given)
+    assert "vamp-prior:num_components=500" in describe(Prior).split(", ")
 
 
 def test_a_subclass_by_a_user_is_a_choice_at_once():
