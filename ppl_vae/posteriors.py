@@ -111,7 +111,8 @@ class MixtureNormal(Posterior):
 
 
 class NormalMixture(dist.MixtureSameFamily):
-    """A mixture of diagonal normals, whose draws have gradients.
+    """A mixture of diagonal normals, whose draws have gradients. Those of the weights vary much where components lie
+    far apart: they are earned in between.
 
     With u_d = F(z_d | z_<d) held fixed, dz_d = -dF(z_d | z_<d) / p(z_d | z_<d), one dimension after another:
 
