@@ -134,7 +134,7 @@ class NormalMixture(dist.MixtureSameFamily):
             w, e = log_w.softmax(-1), (z_d[..., None] - mean) / scale
             F = (w * torch.special.ndtr(e)).sum(-1)
             p = (w * (-0.5 * e**2).exp() / scale).sum(-1) / math.sqrt(2 * math.pi)
-            z_d = z_d - (F - F.detach()) / p.detach().clamp_min(torch.finfo(p.dtype).tiny)  # its value as it was
+            z_d = z_d - (F - F.detach()) / p.detach()  # its value as it was
             log_w = log_w - 0.5 * ((z_d[..., None] - mean) / scale) ** 2 - scale.log()
             z.append(z_d)
         return torch.stack(z, -1)
