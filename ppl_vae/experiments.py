@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from tyro.conf import arg
 
 from ppl_vae.components import UsageError, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Dequantize, Encoding, default_encoding
+from ppl_vae.encodings import Dequantize, Encoding, Levels, default_encoding
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import (
@@ -36,16 +37,19 @@ from ppl_vae.networks import (
     ConvEncoder,
     DenseDecoder,
     DenseEncoder,
+    Divided,
     PoolEncoder,
     Shape,
     UpsampleDecoder,
 )
 from ppl_vae.noise import Noise, NoNoise
+from ppl_vae.objectives import Objective
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded
 from ppl_vae.training import DivergedError, History, fit
 
+NO_NOISE = "no-noise"
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
 
@@ -73,9 +77,13 @@ class TrainConfig:
             "likelihood's support asks for; scale for an autoencoder."
         ),
     ] = None
+    objective: Annotated[str, arg(help=f"What training maximises, one of {describe(Objective)}.")] = "elbo"
+    kl_weight: Annotated[
+        str, arg(help=f"beta, the weight of the KL in training alone, one of {describe(KLWeight)}.")
+    ] = "constant"
     noise: Annotated[
         str, arg(help=f"What is done to the images that the encoder sees, to learn to undo it: {describe(Noise)}.")
-    ] = "no-noise"
+    ] = NO_NOISE
     latent_size: int = 20
     """Numbers in the code z (the code of conv-ae is 8 feature maps of an eighth of the image)."""
     hidden: tuple[int, ...] = (400,)
@@ -100,8 +108,11 @@ class TrainConfig:
         if self.model not in MODELS:
             raise UsageError(unknown("model", self.model, list(MODELS)))
         create(Noise, self.noise)
-        create(Prior, self.prior, latent_size=self.latent_size)
-        create(Posterior, self.posterior, latent_size=self.latent_size)
+        posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
+        sizes = {"latent_size": self.latent_size, "event_shape": ()}
+        create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
+        create(Objective, self.objective)
+        create(KLWeight, self.kl_weight)
         create(Likelihood, self.resolved().likelihood or "")
         create(Encoding, self.resolved().encoding or "")
 
@@ -126,13 +137,16 @@ def _conv_ae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoe
     return Autoencoder(PoolEncoder(shape), UpsampleDecoder(shape, likelihood.params_per_dim), likelihood=likelihood)
 
 
-def _vae(config: TrainConfig, encoder: Callable, decoder: Callable, likelihood: Likelihood) -> VAE:
-    prior = create(Prior, config.prior, latent_size=config.latent_size)
+def _vae(config: TrainConfig, shape: Shape, encoder: Callable, decoder: Callable, likelihood: Likelihood) -> VAE:
     posterior = create(Posterior, config.posterior, latent_size=config.latent_size)
+    network = encoder(posterior.num_params)
+    if isinstance(create(Encoding, config.encoding or ""), Levels) and config.noise == NO_NOISE:
+        network = nn.Sequential(Divided(255), network)
+    sizes = {"latent_size": config.latent_size, "event_shape": shape}
     return VAE(
-        encoder(posterior.num_params),
+        network,
         decoder(config.latent_size, likelihood.params_per_dim),
-        prior=prior,
+        prior=create(Prior, config.prior, **sizes, encoder=network, posterior=posterior),
         likelihood=likelihood,
         posterior=posterior,
     )
@@ -141,6 +155,7 @@ def _vae(config: TrainConfig, encoder: Callable, decoder: Callable, likelihood: 
 def _dense_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
     return _vae(
         config,
+        shape,
         lambda outputs: DenseEncoder(shape, outputs, config.hidden),
         lambda inputs, params: DenseDecoder(inputs, shape, params, config.hidden[::-1]),
         likelihood,
@@ -150,6 +165,7 @@ def _dense_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE
 def _conv_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
     return _vae(
         config,
+        shape,
         lambda outputs: ConvEncoder(shape, outputs),
         lambda inputs, params: ConvDecoder(inputs, shape, params),
         likelihood,
@@ -197,6 +213,11 @@ def observation(config: TrainConfig) -> Observe:
     return Observe(create(Encoding, config.encoding or ""), create(Noise, config.noise))
 
 
+def objective(config: TrainConfig) -> Objective:
+    """The objective of training, with its KL weight at its first step."""
+    return create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained model with what it was trained on and how."""
@@ -238,6 +259,9 @@ def train(
     dataset = dataset or load(config.dataset, data_dir)
     images, validation = split_images(config, dataset)
     model = build(config, dataset.image_shape)
+    observe = observation(config)
+    if isinstance(model, VAE):
+        model.prior.initialise(observe.frozen(images, config.seed)[0])
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
     write_json(output / "config.json", {"image_shape": dataset.image_shape, **dataclasses.asdict(config)})
@@ -249,7 +273,8 @@ def train(
             model.guide,
             images,
             validation=validation[:NUM_MONITORED],
-            encode=observation(config),
+            encode=observe,
+            elbo=objective(config),
             epochs=config.epochs,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
@@ -515,6 +540,7 @@ def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
             images[: batches * config.batch_size],
             validation=images[:1],
             encode=observation(config),
+            elbo=objective(config),
             epochs=1,
             batch_size=config.batch_size,
             show_progress=False,

@@ -196,3 +196,17 @@ def _halvings(size: Sequence[int], times: int) -> list[list[int]]:
     for _ in range(times):
         sizes.append([_half(s) for s in sizes[-1]])
     return sizes
+
+
+class Divided(nn.Module):
+    """x / divisor: levels 0..255 as the brightness in [0, 1] that encoders begin well with."""
+
+    def __init__(self, divisor: float):
+        super().__init__()
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.divisor
+
+    def extra_repr(self) -> str:
+        return f"divisor={self.divisor:g}"

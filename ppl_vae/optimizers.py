@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
+
+Schedule = Callable[[int], float]
+"""From the number of steps taken to the factor of the learning rate."""
 
 
 class OneOptimizer(PyroOptim):
@@ -19,26 +22,111 @@ class OneOptimizer(PyroOptim):
     faster. Parameters that appear later join as a new group.
 
         svi = SVI(model, guide, OneOptimizer(torch.optim.Adam, lr=1e-3, fused=True), loss=Trace_ELBO())
+
+    Arguments:
+        constructor, kwargs: of the torch optimiser.
+        schedule: the factor of its learning rate, from the number of steps taken.
+        clip_norm: the largest norm of all gradients together; larger ones are scaled down to it.
+
+    `get_state` and `set_state` carry everything that a run continues from, whether compiled or not.
+    Raises `ValueError` unless clip_norm > 0.
     """
 
-    def __init__(self, constructor: Callable[..., Optimizer], **kwargs: Any):
+    def __init__(
+        self,
+        constructor: Callable[..., Optimizer],
+        *,
+        schedule: Schedule | None = None,
+        clip_norm: float | None = None,
+        **kwargs: Any,
+    ):
+        if clip_norm is not None and not (clip_norm > 0 and math.isfinite(clip_norm)):
+            raise ValueError(f"clip_norm: expected a number above 0; got {clip_norm}")
         super().__init__(constructor, kwargs)
-        self._make = functools.partial(constructor, **kwargs)
+        self._make = lambda params: constructor(params, **kwargs)
+        self.schedule, self.clip_norm, self.num_steps = schedule, clip_norm, 0
         self.optimizer: Optimizer | None = None
         self._seen: set[Tensor] = set()
+        self._base_lr: list[float] = []
+        self._loaded: dict[str, Any] | None = None
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        params = list(params)
+        self.join(params)
+        if self.optimizer is None:
+            return
+        self.begin_step()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], self.clip_norm)
+        self.optimizer.step(*args, **kwargs)
+
+    def join(self, params: Sequence[Tensor]) -> None:
+        """Parameters that are new become the optimiser's."""
         new = [p for p in params if p not in self._seen]
-        if new:
-            self._seen.update(new)
-            if self.optimizer is None:
-                self.optimizer = self._make(new)
-            else:
-                self.optimizer.add_param_group({"params": new})
-        if self.optimizer is not None:
-            self.optimizer.step(*args, **kwargs)
+        if not new:
+            return
+        self._seen.update(new)
+        if self.optimizer is None:
+            self.optimizer = self._make(new)
+        else:
+            self.optimizer.add_param_group({"params": new})
+        self._base_lr += [group["lr"] for group in self.optimizer.param_groups[len(self._base_lr) :]]
+        if self._loaded is not None and len(self._loaded["param_groups"]) == len(self.optimizer.param_groups):
+            self.optimizer.load_state_dict(self._loaded)
+            self._loaded = None
+
+    def begin_step(self) -> None:
+        """Counts a step, and sets its learning rate."""
+        assert self.optimizer is not None
+        if self.schedule is not None:
+            factor = self.schedule(self.num_steps)
+            for group, lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
+                group["lr"] = factor * lr
+        self.num_steps += 1
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of steps and the torch optimiser's state dict."""
+        return {
+            "num_steps": self.num_steps,
+            "base_lr": list(self._base_lr),
+            "optimizer": self._loaded if self.optimizer is None else self.optimizer.state_dict(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from `get_state()`; the torch optimiser's part is loaded when the parameters are there."""
+        self.num_steps, self._loaded = state["num_steps"], state["optimizer"]
+        if self.optimizer is not None and self._loaded is not None:
+            self.optimizer.load_state_dict(self._loaded)
+            self._loaded = None
+        self._base_lr[:] = state["base_lr"][: len(self._base_lr)]
 
 
-def adam(learning_rate: float = 1e-3) -> OneOptimizer:
-    """Fused Adam over all parameters. Kingma and Ba: Adam, 2014, arXiv:1412.6980."""
-    return OneOptimizer(torch.optim.Adam, lr=learning_rate, fused=True)
+def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0, **options: Any) -> OneOptimizer:
+    """Fused Adam over all parameters, with `weight_decay` apart from the gradient's moments (AdamW).
+
+    Diederik P. Kingma, Jimmy Ba: Adam, 2014, arXiv:1412.6980. Ilya Loshchilov, Frank Hutter: Decoupled Weight Decay
+    Regularization, 2017, arXiv:1711.05101. `options` are those of `OneOptimizer`.
+    """
+    if weight_decay:
+        return OneOptimizer(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay, fused=True, **options)
+    return OneOptimizer(torch.optim.Adam, lr=learning_rate, fused=True, **options)
+
+
+def cosine(num_steps: int, *, warm_up: int = 0) -> Schedule:
+    """From 0 to 1 in `warm_up` steps, then down to 0 at `num_steps` by half a cosine.
+
+    Ilya Loshchilov, Frank Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, 2016, arXiv:1608.03983.
+    Raises `ValueError` unless 0 <= warm_up < num_steps.
+
+    >>> [round(cosine(4)(step), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if not 0 <= warm_up < num_steps:
+        raise ValueError(f"cosine: expected 0 <= warm_up < num_steps; got {warm_up} and {num_steps}")
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (num_steps - warm_up)))
+
+    return factor

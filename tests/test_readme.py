@@ -36,8 +36,8 @@ def test_the_parts_put_together():
 def test_a_likelihood_of_ones_own_works_at_once():
     names: dict = {"__name__": "readme"}
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
-    assert isinstance(create(Likelihood, "laplace"), names["Laplace"])
-    vae = build(TrainConfig(model="dense-vae", likelihood="laplace", latent_size=2, hidden=(8,)), (1, 4, 4))
+    assert isinstance(create(Likelihood, "logistic"), names["Logistic"])
+    vae = build(TrainConfig(model="dense-vae", likelihood="logistic", latent_size=2, hidden=(8,)), (1, 4, 4))
     x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     history = fit(vae.model, vae.guide, x, epochs=100, show_progress=False)
     assert min(history["loss"][-10:]) < min(history["loss"][:10])
