@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from ppl_vae.networks import (
 )
 from ppl_vae.noise import Noise, NoNoise
 from ppl_vae.objectives import Objective
+from ppl_vae.optimizers import adam, cosine
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded
@@ -93,8 +94,12 @@ class TrainConfig:
     learning_rate: float = 1e-3
     seed: int = 0
     """Of the weights, the split, the order of the data, and all noise."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: constant, or down to 0 by half a cosine."""
     train_images: int | None = None
     """Use the first so many training images only."""
+    compiled: bool | None = None
+    """Whether training steps are compiled. Default: where the number of steps repays it."""
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "epochs", "batch_size", "train_images"):
@@ -105,6 +110,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate: expected a number above 0; got {self.learning_rate}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
+        if self.schedule not in ("constant", "cosine"):
+            raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
         if self.model not in MODELS:
             raise UsageError(unknown("model", self.model, list(MODELS)))
         create(Noise, self.noise)
@@ -265,6 +272,8 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
     write_json(output / "config.json", {"image_shape": dataset.image_shape, **dataclasses.asdict(config)})
+    num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
+    schedule = cosine(num_steps) if config.schedule == "cosine" else None
     start = time.perf_counter()
     failure = None
     try:
@@ -277,8 +286,10 @@ def train(
             elbo=objective(config),
             epochs=config.epochs,
             batch_size=config.batch_size,
+            optim=adam(config.learning_rate, schedule=schedule),
             learning_rate=config.learning_rate,
             seed=config.seed,
+            compiled=config.compiled,
             description=f"{config.dataset} {output.name}",
             **options,
         )
@@ -339,11 +350,13 @@ def read_config(path: Path) -> tuple[TrainConfig, Shape]:
         if key not in fields:
             raise ValueError(f"{path}: {unknown('key', key, list(fields))}")
         default = fields[key]
-        optional: tuple[Any, ...] = (int, type(None)) if key == "train_images" else (str, type(None))
-        expected = optional if default is None else (int, float) if isinstance(default, float) else type(default)
+        optional = {"train_images": int, "compiled": bool}.get(key, str)
+        expected = (
+            (optional, type(None)) if default is None else (int, float) if isinstance(default, float) else type(default)
+        )
         if key == "hidden" and isinstance(value, list) and all(type(h) is int for h in value):
             values[key] = tuple(value)
-        elif not isinstance(value, expected) or isinstance(value, bool):
+        elif not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
             raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
     try:
         return TrainConfig(**values), tuple(shape)
