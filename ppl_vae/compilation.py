@@ -8,6 +8,7 @@ What a trace bakes in are Python values: a float that the program changes from s
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -76,6 +77,38 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
     graph.graph.lint()
     graph.recompile()
     return [tensor for tensor, _ in inputs.values()]
+
+
+class Compiled:
+    """A function of tensors, without gradients, compiled for each shape of theirs and each choice of keywords.
+
+    The first call runs as it is, the second is traced, and the next are replayed; another shape than the first is
+    compiled when it has come 200 times. Where there is no graph it says so once and goes on uncompiled.
+    """
+
+    def __init__(self, function: Callable[..., Tensors]):
+        self.function = function
+        self._calls: dict[Hashable, int] = {}
+        self._replays: dict[Hashable, Replay] = {}
+        self._failed = False
+
+    def __call__(self, *tensors: Tensor, **static: Hashable) -> Tensors:
+        key = tuple((t.shape, t.dtype, t.device) for t in tensors), tuple(static.items())
+        self._calls[key] = self._calls.get(key, 0) + 1
+        first = not self._replays or key in self._replays
+        if self._failed or self._calls[key] <= (1 if first else CALLS_BEFORE_ANOTHER_SHAPE):
+            return self.function(*tensors, **static)
+        rng = torch.random.get_rng_state()
+        try:
+            if key in self._replays:
+                return self._replays[key](*tensors)
+            self._replays[key] = Replay(functools.partial(self.function, **static), *tensors)
+            return self._replays[key].first
+        except Exception as error:
+            torch.random.set_rng_state(rng)
+            self._failed = True
+            warnings.warn(uncompiled(error), RuntimeWarning, stacklevel=2)
+            return self.function(*tensors, **static)
 
 
 class _Params:

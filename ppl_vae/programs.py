@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,6 +112,14 @@ def part_of(guide_trace: Trace, samples: slice, data: slice | Tensor) -> Trace:
         if site["type"] == "sample":
             part.nodes[name] = {**site, "value": site["value"][samples, data]}
     return part
+
+
+def trace_of(values: Mapping[str, Tensor]) -> Trace:
+    """A trace of latent sites with these values, to replay a program against."""
+    trace = Trace()
+    for name, value in values.items():
+        trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
+    return trace
 
 
 def log_prob_per_datum(trace: Trace, shape: tuple[int, int]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from ppl_vae.programs import (
     sample_sites,
     seeded,
     sum_of_sites,
+    trace_of,
 )
 from ppl_vae.progress import Report, progress
 
@@ -450,11 +451,10 @@ def _pack(values: dict[str, Tensor], sites: Sites) -> Tensor:
 
 def _unpack(u: Tensor, sites: Sites) -> tuple[Trace, Tensor]:
     """A trace to replay a program against, and log |dz / du| (chains, data)."""
-    trace, log_det = Trace(), torch.zeros_like(u[..., 0])
+    values, log_det = {}, torch.zeros_like(u[..., 0])
     parts = u.split([shape.numel() for _, shape in sites.values()], -1)
     for (name, (T, shape)), part in zip(sites.items(), parts, strict=True):
         free = part.reshape(*u.shape[:2], *shape)
-        value = T(free)
-        trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
-        log_det = log_det + T.log_abs_det_jacobian(free, value).reshape(*u.shape[:2], -1).sum(-1)
-    return trace, log_det
+        values[name] = T(free)
+        log_det = log_det + T.log_abs_det_jacobian(free, values[name]).reshape(*u.shape[:2], -1).sum(-1)
+    return trace_of(values), log_det

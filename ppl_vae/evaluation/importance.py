@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from ppl_vae.compilation import Compiled, repays
 from ppl_vae.data import fingerprint
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.pairs import check_latents, check_rows, measure_of, rows_per_chunk, seed_of
@@ -19,9 +22,10 @@ from ppl_vae.programs import (
     evaluating,
     guide_trace_of,
     model_trace_of,
-    part_of,
+    sample_sites,
     seeded,
     sum_of_sites,
+    trace_of,
 )
 from ppl_vae.progress import progress
 
@@ -45,28 +49,52 @@ def log_weights(model: Program, guide: Program, x: Tensor, *args: Tensor, num_sa
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1; got {num_samples}")
     with evaluating(model, guide):
-        return _log_weights(model, guide, x, *args, num_samples=num_samples)
+        return _LogWeights(model, guide, x, *args)(x, *args, num_samples=num_samples)
 
 
-def _log_weights(model: Program, guide: Program, *args: Tensor, num_samples: int, rows: int = 0) -> Tensor:
-    """As `log_weights`, decoding about `rows` rows (samples x data) at a time, or all of them if 0."""
-    shape = num_samples, num_data = num_samples, len(args[0])
-    guide_trace = guide_trace_of(guide, *args, num_samples=num_samples)
-    log_q = sum_of_sites(guide_trace, shape)
-    rows = rows or num_samples * num_data
-    data_step = min(rows, num_data)
-    sample_step = max(rows // data_step, 1)
-    log_p = torch.empty_like(log_q)
-    for d in range(0, num_data, data_step):
-        data = slice(d, min(d + data_step, num_data))
-        for k in range(0, num_samples, sample_step):
-            samples = slice(k, min(k + sample_step, num_samples))
-            size = (samples.stop - samples.start, data.stop - data.start)
-            part = part_of(guide_trace, samples, data)
-            model_trace = model_trace_of(model, part, *(t[data] for t in args), num_samples=size[0])
-            check_latents(model_trace, guide_trace)
-            log_p[samples, data] = sum_of_sites(model_trace, size)
-    return log_p - log_q
+class _LogWeights:
+    """log w of blocks of data, shape (samples, data): the guide draws for a whole block, the model scores about
+    `rows` rows (samples x data) at a time. Both parts are functions of tensors, to be compiled."""
+
+    def __init__(self, model: Program, guide: Program, *example: Tensor, rows: int = 0):
+        self.model, self.guide, self.rows = model, guide, rows
+        with torch.random.fork_rng():  # a look at the sites is no draw
+            guide_trace = guide_trace_of(guide, *example, num_samples=1)
+            check_latents(model_trace_of(model, guide_trace, *example, num_samples=1), guide_trace)
+        self.names = [*sample_sites(guide_trace, observed=False)]
+        self.draw: Callable[..., tuple[Tensor, ...]] = self._draw
+        self.score: Callable[..., tuple[Tensor, ...]] = self._score
+
+    def compile(self) -> None:
+        self.draw, self.score = Compiled(self._draw), Compiled(self._score)
+
+    def _draw(self, *data: Tensor, num_samples: int) -> tuple[Tensor, ...]:
+        """log q, and the latent sites' values."""
+        trace = guide_trace_of(self.guide, *data, num_samples=num_samples)
+        log_q = sum_of_sites(trace, (num_samples, len(data[0])))
+        return log_q, *(trace.nodes[name]["value"] for name in self.names)
+
+    def _score(self, *values_and_data: Tensor) -> tuple[Tensor]:
+        """log p of the latent sites' values and the data."""
+        values, data = values_and_data[: len(self.names)], values_and_data[len(self.names) :]
+        shape = (len(values[0]), len(data[0]))
+        trace = trace_of(dict(zip(self.names, values, strict=True)))
+        return (sum_of_sites(model_trace_of(self.model, trace, *data, num_samples=shape[0]), shape),)
+
+    def __call__(self, *data: Tensor, num_samples: int) -> Tensor:
+        num_data = len(data[0])
+        log_q, *values = self.draw(*data, num_samples=num_samples)
+        rows = self.rows or num_samples * num_data
+        data_step = min(rows, num_data)
+        sample_step = max(rows // data_step, 1)
+        log_p = torch.empty_like(log_q)
+        for d in range(0, num_data, data_step):
+            part = slice(d, d + data_step)
+            for k in range(0, num_samples, sample_step):
+                samples = slice(k, k + sample_step)
+                chunk = (*(value[samples, part] for value in values), *(t[part] for t in data))
+                (log_p[samples, part],) = self.score(*chunk)
+        return log_p - log_q
 
 
 def log_likelihood(
@@ -79,6 +107,7 @@ def log_likelihood(
     max_samples: int | None = None,
     seed: int = 0,
     memory: int | None = None,
+    compiled: bool | None = None,
     encoding: str = "",
     source: str = "",
     show_progress: bool = False,
@@ -101,6 +130,8 @@ def log_likelihood(
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
             but for the tail of 3 sqrt(K) weights that the diagnosis keeps for each datum.
+        compiled: whether blocks of samples are traced and compiled (`ppl_vae.compilation`). By default where the
+            number of samples repays it. The same noise is drawn either way.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
         source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
@@ -125,11 +156,16 @@ def log_likelihood(
     active, samples, doubling = torch.arange(len(x), device=x.device), num_samples, 0
     with evaluating(model, guide), seeded(seed):
         measure = measure_of(model, guide, *data)
-        rows = rows_per_chunk(model, guide, *(t[:1] for t in data), memory=memory)
+        datum = [t[:1] for t in data]
+        rows = rows_per_chunk(model, guide, *datum, memory=memory)
+        weights = _LogWeights(model, guide, *datum, rows=rows)
+        if compiled:
+            weights.compile()
         try:
             while True:
                 some = tuple(t[active] for t in data)
-                _sample(model, guide, some, samples, seed_of(seed, doubling), rows, statistics, active, show_progress)
+                auto = compiled is None and doubling == 0
+                _sample(weights, some, samples, seed_of(seed, doubling), statistics, active, show_progress, auto)
                 if tolerance is None:
                     break
                 error = statistics.standard_error().nan_to_num(nan=math.inf)
@@ -203,23 +239,27 @@ def _annealed(
 
 
 def _sample(
-    model: Program,
-    guide: Program,
+    weights: _LogWeights,
     data: tuple[Tensor, ...],
     num_samples: int,
     seed: int,
-    rows: int,
     statistics: LogMeanExp,
     index: Tensor,
     show_progress: bool,
+    auto: bool,
 ) -> None:
-    """Adds `num_samples` weights for each of the data, which are those at `index` of the statistics."""
+    """Adds `num_samples` weights for each of the data, which are those at `index` of the statistics. With `auto`,
+    the blocks after the first are compiled if that repays."""
     blocks = list(_blocks(len(index), num_samples))
     with progress("log p(x)", len(blocks), enabled=show_progress, lines=False) as report:
         for number, (part, samples) in enumerate(blocks):
             torch.manual_seed(seed_of(seed, number))
             block = [t[part] for t in data]
-            statistics.add(_log_weights(model, guide, *block, num_samples=samples, rows=rows), index[part])
+            with FlopCounterMode(display=False) if auto and number == 0 else nullcontext() as flops:
+                log_w = weights(*block, num_samples=samples)
+            if flops is not None and repays(len(blocks), flops.get_total_flops()):
+                weights.compile()
+            statistics.add(log_w, index[part])
             report()
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ppl_vae.evaluation.pairs import check_rows, rows_per_chunk, support_name
-from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, sample_sites, seeded, sum_of_sites
+from ppl_vae.programs import (
+    Program,
+    evaluating,
+    guide_trace_of,
+    model_trace_of,
+    sample_sites,
+    seeded,
+    sum_of_sites,
+    trace_of,
+)
 
 MAX_SIZE = 2
 
@@ -43,8 +51,7 @@ def log_p_by_quadrature(
         rows = rows_per_chunk(model, model, *datum, memory=memory)
         log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         for z in grid.split(max(rows // len(x), 1)):
-            trace = Trace()
-            trace.add_node(name, name=name, type="sample", is_observed=False, value=z, infer={})
-            log_p = sum_of_sites(model_trace_of(model, trace, x, *args, num_samples=len(z)), (len(z), len(x)))
+            trace = model_trace_of(model, trace_of({name: z}), x, *args, num_samples=len(z))
+            log_p = sum_of_sites(trace, (len(z), len(x)))
             log_sum = torch.logaddexp(log_sum, log_p.double().logsumexp(0))
     return log_sum + size * math.log(2 * half_width / (points - 1))
