@@ -206,6 +206,7 @@ def convergence(
     ax.set_xscale("log")
     ax.set_xlabel("K")
     ax.set_ylabel("log p(x) [nats]")
+    ax.margins(y=0.3)  # room for the legend below the ELBO
     ax.legend(fontsize=7, frameon=False, loc="lower right")
 
 
