@@ -203,6 +203,10 @@ class CompareCommand:
         num_dims = math.prod(read_config(self.runs[0] / "config.json")[1])
         unit: Unit = "bits per dimension" if self.bits_per_dim else "nats"
         say(str(compare(results, unit=unit, num_dims=num_dims, levels=self.levels)))
+        trained_on = {str(folder): read_json(folder / "metrics.json")["train_images"] for folder in self.runs}
+        if len(set(trained_on.values())) > 1:
+            counts = ", ".join(f"{name} {count:,}" for name, count in trained_on.items())
+            say(f"warning: trained on different numbers of images: {counts}")
 
 
 @dataclass(frozen=True)

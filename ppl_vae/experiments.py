@@ -115,9 +115,10 @@ class TrainConfig:
         if self.model not in MODELS:
             raise UsageError(unknown("model", self.model, list(MODELS)))
         create(Noise, self.noise)
-        posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
-        sizes = {"latent_size": self.latent_size, "event_shape": ()}
-        create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
+        with seeded(0):  # some draw their weights
+            posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
+            sizes = {"latent_size": self.latent_size, "event_shape": ()}
+            create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
         create(Objective, self.objective)
         create(KLWeight, self.kl_weight)
         create(Likelihood, self.resolved().likelihood or "")

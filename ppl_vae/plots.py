@@ -206,8 +206,7 @@ def convergence(
     ax.set_xscale("log")
     ax.set_xlabel("K")
     ax.set_ylabel("log p(x) [nats]")
-    ax.margins(y=0.3)  # room for the legend below the ELBO
-    ax.legend(fontsize=7, frameon=False, loc="lower right")
+    ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
 
 
 def denoising_dots(axes: Any, names: Sequence[str], metrics: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:

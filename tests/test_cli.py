@@ -101,6 +101,10 @@ def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):
     status, out, err = ppl_vae("compare", "a", "b", "--bits-per-dim")
     assert status == 0, err
     assert "bits per dimension" in out
+    assert "different numbers of images" not in out
+    metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    (tmp_path / "b" / "metrics.json").write_text(json.dumps(metrics | {"train_images": 60_000}))
+    assert "warning: trained on different numbers of images" in ppl_vae("compare", "a", "b")[1]
     status, _, err = ppl_vae("compare", "a", "grey")
     assert status == 1
     assert "expected the same measure; got 'mass' and 'density'" in one_line(err)

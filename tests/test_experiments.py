@@ -10,6 +10,7 @@ from ppl_vae.components import UsageError
 from ppl_vae.data import Dataset
 from ppl_vae.experiments import (
     TrainConfig,
+    anneal_run,
     build,
     evaluate_run,
     finished,
@@ -18,6 +19,7 @@ from ppl_vae.experiments import (
     observation,
     restore,
     sample_images,
+    sandwich_run,
     save_evaluation,
     seconds_per_step,
     split_images,
@@ -226,3 +228,27 @@ def test_unknown_names_are_bad_usage():
     with pytest.raises(UsageError):
         TrainConfig(model="x")
     assert build(CONFIG, (1, 5, 7)).reconstruct(torch.zeros(2, 1, 5, 7)).shape == (2, 1, 5, 7)
+
+
+def test_training_never_looks_at_test_images(tmp_path, dataset):
+    """Trap 22: neither weights, nor what was chosen or logged on the way, depend on them."""
+    other = dataclasses.replace(dataset, test=255 - dataset.test)
+    config = TrainConfig(model="dense-vae", prior="vamp-prior:num_components=5", latent_size=2, hidden=(8,), epochs=2)
+    runs = [
+        train(config, tmp_path / name, dataset=d, show_progress=False) for name, d in (("a", dataset), ("b", other))
+    ]
+    assert all(map(torch.equal, runs[0].model.state_dict().values(), runs[1].model.state_dict().values()))
+    assert runs[0].metrics["last_epoch"] == runs[1].metrics["last_epoch"]
+    assert runs[0].metrics["dataset_fingerprint"] == runs[1].metrics["dataset_fingerprint"]
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_run, anneal_run, sandwich_run])
+def test_evaluation_learns_nothing_from_test_images(tmp_path, dataset, evaluate):
+    """Trap 23."""
+    config = TrainConfig(model="dense-vae", latent_size=2, hidden=(8,), epochs=1)
+    run = train(config, tmp_path / "run", dataset=dataset, show_progress=False)
+    before = {name: t.clone() for name, t in run.model.state_dict().items()}
+    sizes = {"num_samples": 5} if evaluate is evaluate_run else {"num_chains": 2, "num_steps": 3}
+    evaluate(run, num_images=4, **sizes)
+    assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
+    assert all(p.grad is None for p in run.model.parameters())
