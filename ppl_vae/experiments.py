@@ -51,6 +51,7 @@ from ppl_vae.programs import evaluating, seeded
 from ppl_vae.training import DivergedError, History, fit
 
 NO_NOISE = "no-noise"
+NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
 
@@ -269,7 +270,7 @@ def train(
     model = build(config, dataset.image_shape)
     observe = observation(config)
     if isinstance(model, VAE):
-        model.prior.initialise(observe.frozen(images, config.seed)[0])
+        model.prior.initialise(observe.frozen(images[:NUM_FIRST], config.seed)[0])
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
     write_json(output / "config.json", {"image_shape": dataset.image_shape, **dataclasses.asdict(config)})
