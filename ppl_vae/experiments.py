@@ -470,6 +470,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
     return {
         "likelihood": run.config.likelihood,
         "measure": result.measure,
+        "space": result.space,
         "bound": result.bound,
         "encoding": result.encoding,
         "fingerprint": result.fingerprint,
@@ -515,7 +516,7 @@ def load_evaluation(folder: Path) -> LogLikelihood:
         with np.load(path, allow_pickle=False) as arrays:
             fields: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in PER_IMAGE}
         names = ("measure", "encoding", "fingerprint", "bound", "source", "decoder_rows")
-        return LogLikelihood(**fields, **{name: summary[name] for name in names})
+        return LogLikelihood(**fields, **{name: summary[name] for name in names}, space=summary.get("space", ""))
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: expected an evaluation; got {' '.join(str(error).split())}") from None
 

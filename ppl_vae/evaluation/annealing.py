@@ -243,7 +243,7 @@ def _anneal(
     starts: list[Start] = ["guide", "prior"] if start == "better" else [start]
     moves = len(blocks) * (num_steps - 1) * (len(starts) + len(bounds))
     with evaluating(model, guide), seeded(seed):
-        measure = measure_of(model, guide, *data)
+        measure, space = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
         sites = _latent_sites(model, guide, *datum)
         rows = rows_per_chunk(model, guide, *datum, memory=memory)
@@ -275,6 +275,7 @@ def _anneal(
             bound=f"{name} (annealed from the {BETTER if start == 'better' else start} in {num_steps} steps, "
             "in expectation)",
             source=source,
+            space=space,
             decoder_rows=int((weights.count > 0).sum())
             * (len(starts) * PILOT_CHAINS + num_chains)
             * ((num_steps - 1) * leapfrog_steps + 1),

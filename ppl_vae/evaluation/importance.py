@@ -155,7 +155,7 @@ def log_likelihood(
     unsure: Tensor | None = None
     active, samples, doubling = torch.arange(len(x), device=x.device), num_samples, 0
     with evaluating(model, guide), seeded(seed):
-        measure = measure_of(model, guide, *data)
+        measure, space = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
         rows = rows_per_chunk(model, guide, *datum, memory=memory)
         weights = _LogWeights(model, guide, *datum, rows=rows)
@@ -187,6 +187,7 @@ def log_likelihood(
         fingerprint=fingerprint(x),
         bound="lower (importance-weighted, in expectation)",
         source=source,
+        space=space,
         decoder_rows=int(statistics.count.sum()),
     )
     if unsure is None or not unsure.any():

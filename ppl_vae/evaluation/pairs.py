@@ -50,8 +50,9 @@ def is_point(fn: Distribution) -> bool:
     return isinstance(fn, Delta)
 
 
-def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
-    """What log p(x) measures, "mass" or "density", from the support of the observed sites, which x must lie in.
+def measure_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str]:
+    """What log p(x) measures, "mass" or "density", and the space that it is spread over ("boolean^784"), from the
+    support of the observed sites, which x must lie in.
 
     Raises `ValueError` for data outside of it, for a model that observes nothing, and for plates beside the data's.
     """
@@ -61,10 +62,11 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
     observed = _observed(model, guide, *datum)
     if not observed:
         raise ValueError("the model: expected an observed site; got none")
-    discrete = set()
+    discrete, spaces = set(), []
     for name, site in observed.items():
         support = site["fn"].support
         discrete.add(support.is_discrete)
+        spaces.append(f"{support_name(support)}^{site['fn'].event_shape.numel()}")
         value = site["value"]
         if value.shape[1:] == data[0].shape[1:] and value.equal(data[0][:1]):
             x = data[0]  # the site observes x itself, as in most programs
@@ -81,15 +83,14 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> str:
             if support_name(support) == "boolean" and bool(((values >= 0) & (values <= 1)).all()):
                 remedy = (
                     ". A Bernoulli on grey pixels is no likelihood: binarise the images (encoding binarize), or "
-                    "use a likelihood on a continuous space"
+                    "use a likelihood on grey values (continuous-bernoulli, dequantised)"
                 )
             raise ValueError(
                 f"site {name!r}: expected values in {support_name(support)}; got {len(bad)} data outside, values in "
                 f"[{values.min():.4g}, {values.max():.4g}]{remedy}"
             )
-    if len(discrete) > 1:
-        return "mixed (mass and density)"
-    return "mass" if discrete.pop() else "density"
+    measure = "mixed (mass and density)" if len(discrete) > 1 else "mass" if discrete.pop() else "density"
+    return measure, " x ".join(spaces)
 
 
 def _check_plates(program: Program, *datum: Tensor) -> None:

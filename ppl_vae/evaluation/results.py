@@ -26,6 +26,7 @@ class LogLikelihood:
         fingerprint: of x.
         bound: what the estimate is in expectation.
         source: fingerprint of what x was made from (8-bit images), "" where nobody said.
+        space: the support of the observed sites and how many dimensions they have, "boolean^784".
         decoder_rows: rows (samples x data) that the model was evaluated on, for what it cost.
     """
 
@@ -40,6 +41,7 @@ class LogLikelihood:
     bound: str
     source: str = ""
     decoder_rows: int = 0
+    space: str = ""
 
     def __len__(self) -> int:
         return len(self.log_p)
@@ -83,8 +85,9 @@ class LogLikelihood:
         K = f"{int(samples.min())}"
         if samples.max() > samples.min():
             K += f"..{int(samples.max())}"
+        measure = f"{self.measure} on {self.space}" if self.space else self.measure
         text = (
-            f"log p(x) = {self.mean:.3f} nats per datum ({self.measure}; {self.bound}), "
+            f"log p(x) = {self.mean:.3f} nats per datum ({measure}; {self.bound}), "
             f"Monte Carlo s.e. {self.mc_se_of_mean:.3f}, s.e. over {num_data} data {self.data_se_of_mean:.3f}; "
             f"K = {K}, median ESS {self.ess[self.done].median().item():.1f}; "
             f"data {self.encoding or 'as given'} [{self.fingerprint}]"

@@ -36,6 +36,7 @@ def test_error_bars_cover_over_seeds(ppca):
     inside = 0
     for seed in range(100):
         result = log_likelihood(pair.model, pair.guide, x, num_samples=500, seed=seed)
+        assert result.khat.item() < 0.5
         inside += abs(result.log_p.item() - exact) <= 2 * result.mc_se.item()
     # 95.4 % expected; below 90 has probability 1 % if the bars are right
     assert inside >= 90
@@ -264,7 +265,8 @@ def test_pyros_tutorial_pair_evaluates_as_it_is():
     vae = Tutorial()
     x = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round()
     result = log_likelihood(vae.model, vae.guide, x, num_samples=64)
-    assert result.measure == "mass"
+    assert (result.measure, result.space) == ("mass", "boolean^784")
+    assert "mass on boolean^784" in str(result)
     assert -700 < result.mean < -400  # near 784 log 2 = 543 nats before training
 
 
