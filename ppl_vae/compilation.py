@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -120,8 +120,8 @@ class _Params:
     def capture(self) -> AbstractContextManager:
         return _Capture(self)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self.leaves.values())
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(dict.fromkeys(self.leaves.values()))  # once each: modules may share a parameter
 
     def declare(self) -> bool:
         """Shows them to Pyro as the program would; whether they are the ones that were captured."""
