@@ -320,8 +320,7 @@ class Step:
         self._lr.fill_(adam.param_groups[0]["lr"])
 
     def _update(self, params: list[Tensor], grads: Any) -> None:
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
+        _accumulate(params, grads)
         self._step_optimizer(params)
 
     def _step_optimizer(self, params: list[Tensor]) -> None:
@@ -445,5 +444,7 @@ def _keyed(
 
 
 def _accumulate(params: list[Tensor], grads: Any) -> None:
+    """As `backward` does: a graph's gradients may be views of one another, while clipping writes to them, and fused
+    optimisers take them to lie in memory as the parameter does."""
     for p, grad in zip(params, grads, strict=True):
-        p.grad = grad if p.grad is None else p.grad + grad
+        p.grad = torch.empty_like(p).copy_(grad) if p.grad is None else p.grad + grad
