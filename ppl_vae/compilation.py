@@ -347,7 +347,7 @@ def gradients(loss: Tensor, params: _Params) -> tuple[list[Tensor], list[Tensor]
 def _adam_of(optim: PyroOptim) -> Optimizer | None:
     """The torch optimiser of which `adam_update` is the step, if it is one."""
     optimizer = optim.optimizer if isinstance(optim, OneOptimizer) else None
-    if not isinstance(optimizer, Adam | AdamW) or len(optimizer.param_groups) > 1:
+    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
         return None
     return None if any(optimizer.param_groups[0].get(name) for name in ("amsgrad", "maximize")) else optimizer
 
@@ -371,7 +371,7 @@ def adam_update(
     for p, g in zip(params, grads, strict=True):
         state = optimizer.state[p]
         m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        if weight_decay and isinstance(optimizer, AdamW):
+        if weight_decay and (isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay")):
             p.mul_(1 - lr * weight_decay)
         elif weight_decay:
             g = g + weight_decay * p
