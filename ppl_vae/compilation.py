@@ -125,7 +125,8 @@ class _Params:
 
     def declare(self) -> bool:
         """Shows them to Pyro as the program would; whether they are the ones that were captured."""
-        return all(pyro.param(name).unconstrained() is leaf for name, leaf in self.leaves.items())
+        store = pyro.get_param_store()
+        return all(name in store and pyro.param(name).unconstrained() is leaf for name, leaf in self.leaves.items())
 
 
 class _Capture(poutine.trace_messenger.TraceMessenger):
@@ -153,7 +154,7 @@ class CompiledTrace_ELBO(ELBO):
     def __init__(self, objective: Objective | None = None):
         super().__init__()
         self.objective = objective or Elbo()
-        self._calls: dict[Hashable, int] = {}
+        self._calls: dict[Hashable, tuple[int, _Params]] = {}  # how many ran as they are, and what the last declared
         self._replays: dict[Hashable, tuple[Replay, _Params, list[Tensor]]] = {}
         self._failed = False
 
@@ -179,11 +180,16 @@ class CompiledTrace_ELBO(ELBO):
                     return self._eager(model, guide, *args, **kwargs)
                 _accumulate(with_grads, grads)
                 return loss
-            del self._replays[key]  # another param store, or a parameter that was replaced
-        self._calls[key] = self._calls.get(key, 0) + 1
+            del self._replays[key]
+        count, params = self._calls.get(key, (0, _Params()))
         wanted = 1 if not self._replays else CALLS_BEFORE_ANOTHER_SHAPE
-        if self._failed or self._calls[key] <= wanted:
-            return self._eager(model, guide, *args, **kwargs)
+        # In another param store parameters are made anew, which must not become part of a graph.
+        if self._failed or count < wanted or not params.declare():
+            params = _Params()
+            with params.capture():
+                loss = self._eager(model, guide, *args, **kwargs)
+            self._calls[key] = count + 1, params
+            return loss
         return self._trace(key, model, guide, tensors, call)
 
     def _get_trace(self, *args: Any) -> Any:
