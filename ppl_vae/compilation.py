@@ -12,7 +12,7 @@ import functools
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -21,9 +21,10 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode, make_fx
 from torch.optim import Adam, AdamW, Optimizer
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppl_vae.objectives import Elbo, Objective
@@ -48,7 +49,8 @@ class Replay:
         kept: list[Tensors] = []
 
         def run(*args: Tensor) -> Tensors:
-            kept.append(function(*args))
+            with _NoValues():
+                kept.append(function(*args))
             return kept[-1]
 
         with warnings.catch_warnings():
@@ -61,6 +63,18 @@ class Replay:
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> Tensors:
         return self._compiled(*self.constants, *args)
+
+
+class _NoValues(TorchDispatchMode):
+    """Raises `RuntimeError` where a tensor from outside of the trace becomes a Python value: `make_fx` raises for the
+    tensors of the trace, and takes the value of others once and for all."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags:
+            traced = cast(ProxyTorchDispatchMode, get_proxy_mode()).tracer.tensor_tracker
+            if any(isinstance(t, Tensor) and t not in traced for t in pytree.tree_leaves(args)):
+                raise RuntimeError(f"expected a path that hangs on no value; got {func}, of a parameter or buffer")
+        return func(*args, **(kwargs or {}))
 
 
 def _lift_constants(graph: GraphModule) -> list[Tensor]:
