@@ -258,7 +258,7 @@ class Step:
 
     def __init__(self, model: Program, guide: Program, objective: ELBO, optim: PyroOptim, *, compiled: bool = False):
         self.model, self.guide, self.objective, self.optim = model, guide, objective, optim
-        self.compiled = compiled and isinstance(objective, Objective)
+        self.compiled = compiled
         self.params = _Params()
         self.flops = 0
         self._replay: tuple[Hashable, Replay, list[Tensor], Optimizer | None] | None = None
@@ -270,7 +270,7 @@ class Step:
                 loss = self._eager(*batch)
             self.flops = flops.get_total_flops()
             return loss
-        if not self.compiled:
+        if not (self.compiled and isinstance(self.objective, Objective)):
             return self._eager(*batch)
         key, tensors, _ = _keyed(self.model, self.guide, self.objective, batch, {})
         if self._replay is None:
