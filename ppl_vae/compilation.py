@@ -262,7 +262,7 @@ class Step:
         self.params = _Params()
         self.flops = 0
         self._replay: tuple[Hashable, Replay, list[Tensor], Optimizer | None] | None = None
-        self._lr = torch.zeros(())
+        self._lr = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, *batch: Tensor) -> Tensor:
         if not self.params.leaves:
@@ -398,7 +398,7 @@ def adam_update(
         t.add_(1)
         m.lerp_(g, 1 - b1)
         v.mul_(b2).addcmul_(g, g, value=1 - b2)
-        rate, scale = lr / (1 - b1**t), (1 - b2**t).sqrt()
+        rate, scale = lr / (1 - b1 ** t.double()), (1 - b2 ** t.double()).sqrt()  # 1 - 0.999^t cancels in float32
         p.sub_(rate * m / (v.sqrt() / scale + eps))
 
 
