@@ -453,7 +453,7 @@ def _keyed(
     """What a graph is good for, the tensors that it takes, and the arguments of the programs from such tensors."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    shapes = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
+    shapes = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
     modes = tuple(m.training for module in _modules(model, guide, objective) for m in module.modules())
 
     def call(tensors: Any) -> Any:
