@@ -261,7 +261,7 @@ class Step:
         self.compiled = compiled
         self.params = _Params()
         self.flops = 0
-        self._replay: tuple[Hashable, Replay, list[Tensor], Optimizer | None] | None = None
+        self._replay: tuple[Hashable, Replay, list[Tensor], Optimizer | None, Any] | None = None
         self._lr = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, *batch: Tensor) -> Tensor:
@@ -277,7 +277,9 @@ class Step:
             return self._trace(key, *batch)
         if self._replay[0] != key:
             return self._eager(*batch)
-        _, replay, with_grads, adam = self._replay
+        _, replay, with_grads, adam, state = self._replay
+        if adam is not None and adam.state is not state:  # loaded, into other tensors than the graph's
+            return self._trace(key, *batch)
         if adam is not None:
             self._begin_step(adam)
         try:
@@ -330,7 +332,7 @@ class Step:
             state.restore()
             self._fail(error)
             return self._eager(*batch)
-        self._replay = key, replay, with_grads, adam
+        self._replay = key, replay, with_grads, adam, None if adam is None else adam.state
         if adam is None:
             self._update(with_grads, replay.first[1:])
         return replay.first[0]
