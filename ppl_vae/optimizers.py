@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -62,7 +63,9 @@ class OneOptimizer(PyroOptim):
 
     def join(self, params: Sequence[Tensor]) -> None:
         """Parameters that are new become the optimiser's."""
-        new = [p for p in params if p not in self._seen]
+        name_of = pyro.get_param_store().param_name
+        # By name, for SVI hands over a set, whose order differs from run to run, while torch's state dict is by number.
+        new = sorted((p for p in dict.fromkeys(params) if p not in self._seen), key=lambda p: name_of(p) or "")
         if not new:
             return
         self._seen.update(new)
