@@ -369,7 +369,7 @@ def gradients(loss: Tensor, params: _Params) -> tuple[list[Tensor], list[Tensor]
 def _adam_of(optim: PyroOptim) -> Optimizer | None:
     """The torch optimiser of which `adam_update` is the step, if it is one."""
     optimizer = optim.optimizer if isinstance(optim, OneOptimizer) else None
-    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
+    if optimizer is None or type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
         return None
     return None if any(optimizer.param_groups[0].get(name) for name in ("amsgrad", "maximize")) else optimizer
 

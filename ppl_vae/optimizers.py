@@ -74,9 +74,13 @@ class OneOptimizer(PyroOptim):
         else:
             self.optimizer.add_param_group({"params": new})
         self._base_lr += [group["lr"] for group in self.optimizer.param_groups[len(self._base_lr) :]]
-        if self._loaded is not None and len(self._loaded["param_groups"]) == len(self.optimizer.param_groups):
-            self.optimizer.load_state_dict(self._loaded)
-            self._loaded = None
+        if self._loaded is not None and len(self._loaded["base_lr"]) == len(self._base_lr):
+            self._load(self._loaded)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._base_lr, self._loaded = list(state["base_lr"]), None
 
     def begin_step(self) -> None:
         """Counts a step, and sets its learning rate."""
@@ -89,19 +93,23 @@ class OneOptimizer(PyroOptim):
 
     def get_state(self) -> dict[str, Any]:
         """The number of steps and the torch optimiser's state dict."""
+        if self.optimizer is None:
+            return self._loaded or {"num_steps": self.num_steps, "base_lr": [], "optimizer": None}
         return {
             "num_steps": self.num_steps,
             "base_lr": list(self._base_lr),
-            "optimizer": self._loaded if self.optimizer is None else self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from `get_state()`; the torch optimiser's part is loaded when the parameters are there."""
-        self.num_steps, self._loaded = state["num_steps"], state["optimizer"]
-        if self.optimizer is not None and self._loaded is not None:
-            self.optimizer.load_state_dict(self._loaded)
-            self._loaded = None
-        self._base_lr[:] = state["base_lr"][: len(self._base_lr)]
+        self.num_steps, self._loaded = state["num_steps"], None
+        if state["optimizer"] is None:
+            return
+        if self.optimizer is None:
+            self._loaded = state
+        else:
+            self._load(state)
 
 
 def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0, **options: Any) -> OneOptimizer:
