@@ -58,7 +58,9 @@ class OneOptimizer(PyroOptim):
             return
         self.begin_step()
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], self.clip_norm)
+            given = set(params)  # a set already under SVI, in an order of its own: the norm's sum takes the optimiser's
+            ours = [p for group in self.optimizer.param_groups for p in group["params"] if p in given]
+            torch.nn.utils.clip_grad_norm_([p for p in ours if p.grad is not None], self.clip_norm)
         self.optimizer.step(*args, **kwargs)
 
     def join(self, params: Sequence[Tensor]) -> None:

@@ -5,7 +5,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from ppl_vae.experiments import TrainConfig, build
-from ppl_vae.optimizers import OneOptimizer, adam
+from ppl_vae.optimizers import OneOptimizer, adam, cosine
 from ppl_vae.programs import seeded
 
 
@@ -43,3 +43,32 @@ def test_one_torch_optimiser_holds_all_parameters_and_those_that_come_later():
         # one gradient step each: 0 + 0.1 (1 - 0), then a second for a
         assert pyro.param("a").item() == pytest.approx(0.19)
         assert pyro.param("b").item() == pytest.approx(0.2)
+
+
+def test_the_order_of_a_set_is_not_the_optimisers():
+    with pyro.get_param_store().scope():
+        params = [pyro.param(name, torch.zeros(n)).unconstrained() for n, name in enumerate("abcdef", 1)]
+        for order in (params, params[::-1], params[3:] + params[:3]):
+            optim = adam()
+            optim.join([*order, *order])
+            assert [p.numel() for p in optim.optimizer.param_groups[0]["params"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_schedule_sets_the_learning_rate_of_each_step_and_clipping_is_torchs():
+    """SGD of the gradients 3 and 4, of norm 5, scaled to 1: steps of lr (3, 4) / 5."""
+    p = torch.zeros(2, requires_grad=True)
+    optim = OneOptimizer(torch.optim.SGD, lr=0.5, schedule=cosine(4, warm_up=2), clip_norm=1.0)
+    rates = []
+    for _ in range(5):
+        before, p.grad = p.detach().clone(), torch.tensor([3.0, 4.0])
+        optim([p])
+        rates.append((before - p.detach()) / torch.tensor([0.6, 0.8]))
+    expected = 0.5 * torch.tensor([0.5, 1.0, 1.0, 0.5, 0.0])
+    torch.testing.assert_close(torch.stack(rates), expected[:, None].expand(5, 2))
+
+
+def test_clip_norm_and_cosine_are_refused_out_of_range():
+    with pytest.raises(ValueError, match="clip_norm: expected a number above 0; got 0"):
+        adam(clip_norm=0)
+    with pytest.raises(ValueError, match="cosine: expected 0 <= warm_up < num_steps; got 3 and 3"):
+        cosine(3, warm_up=3)

@@ -2,6 +2,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
 from ppl_vae.encodings import Binarize
@@ -197,3 +198,28 @@ def test_a_parameter_that_pyro_would_copy_is_refused():
 def test_an_empty_history_saves(tmp_path):
     History().save(tmp_path / "history.csv")
     assert (tmp_path / "history.csv").read_text().strip() == "epoch"
+
+
+def test_compiled_training_is_the_uncompiled_one_and_only_long_training_is_compiled(monkeypatch):
+    compiles: list[int] = []
+
+    def identity(graph, **kwargs):
+        compiles.append(1)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", identity)
+    eager, history = trained(compiled=False, validation=images(20))
+    compiled, ours = trained(compiled=True, validation=images(20))
+    again, _ = trained(compiled=True, validation=images(20))
+    assert len(compiles) == 2
+    assert torch.equal(weights(compiled), weights(again))
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-4, atol=1e-5)
+    for column in (c for c in history.rows[0] if c != "seconds"):
+        assert ours[column] == pytest.approx(history[column], rel=1e-5)
+    trained()
+    assert len(compiles) == 2
+    monkeypatch.setattr("ppl_vae.compilation.COMPILE_SECONDS", 1e-6)
+    trained()
+    assert len(compiles) == 3
+    trained(elbo=TraceMeanField_ELBO())
+    assert len(compiles) == 3
