@@ -467,12 +467,14 @@ def test_bare_params_with_constraints_and_a_param_store_that_is_cleared(uncompil
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale), obs=x)
 
+    def guide(x): ...
+
     runs = []
     for elbo in (Trace_ELBO(), CompiledTrace_ELBO()):
         runs.append([])
         for _ in range(2):
             pyro.clear_param_store()
-            svi = SVI(model, lambda x: None, pyro.optim.SGD({"lr": 0.05}), loss=elbo)
+            svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.05}), loss=elbo)
             runs[-1] += [svi.step(torch.arange(4.0)) for _ in range(5)]
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[1][5:] == pytest.approx(runs[1][:5], rel=1e-6)
@@ -504,8 +506,8 @@ class Branches(Regularised):
     def model(self, x):
         super().model(x)
         if self.how == "item":
-            self.n.fill_(self.n.item() + 1)
             pyro.factor("f", torch.tensor(self.n.item()))
+            self.n.add_(1)
         elif self.how == "branch":
             self.n.add_(1)
             pyro.factor("f", torch.tensor(1.0 if self.n > 2 else 7.0))
