@@ -163,6 +163,8 @@ class EvaluateCommand:
             at_least_one(**{name: getattr(self, name) for name in names})
             if self.tolerance is not None and not self.tolerance > 0:
                 raise UsageError(f"--tolerance: expected nats above 0; got {self.tolerance}")
+            if self.tolerance is not None and self.method != "importance":
+                raise UsageError(f"--tolerance: expected --method importance beside it; got {self.method}")
         run = load_run(self.run, data_dir=self.data_dir)
         shared: dict[str, Any] = {"num_images": self.num_images, "seed": self.seed, "show_progress": True}
         chains = {"num_chains": self.num_chains, "num_steps": self.num_steps}

@@ -32,6 +32,8 @@ from ppl_vae.experiments import (
 from ppl_vae.models import VAE
 from ppl_vae.noise import NoNoise
 
+OF_EXACT = ("most_samples", "tolerances", "grid_points")  # what concerns VAEs alone whose log p(x) is known exactly
+
 
 @dataclass(frozen=True)
 class TrustConfig:
@@ -41,7 +43,7 @@ class TrustConfig:
     num_samples: tuple[int, ...] = (10, 100, 1000, 10_000)
     most_samples: int = 100_000
     """K to go up to where log p(x) is known exactly."""
-    tolerance: float = 0.1
+    tolerances: tuple[float, ...] = (1.0, 0.1)
     """Nats per image, for `log_likelihood` where log p(x) is known exactly."""
     grid_points: int = 400
     """By dimension, of the quadrature."""
@@ -56,15 +58,18 @@ def run_trust(
 ) -> dict[str, Any]:
     """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` and `figures/trust.png` there.
 
-    A VAE that is there already with the same config is not evaluated again.
+    A VAE that is there already with the same config, as far as it concerns it, is not evaluated again.
     Raises `FileNotFoundError` for a folder without a study.
     """
     if not (study / "metrics.json").is_file():
         raise FileNotFoundError(f"{study}: expected a finished study (ppl-vae run study); got no metrics.json there")
     dataset = load(read_json(study / "metrics.json")["config"]["dataset"], data_dir)
-    path, asked = study / "trust.json", dataclasses.asdict(config) | {"num_samples": list(config.num_samples)}
-    known = read_json(path) if path.is_file() else {}
-    models: dict[str, Any] = known.get("models", {}) if known.get("config") == asked else {}
+    path, asked = study / "trust.json", {k: _for_json(v) for k, v in dataclasses.asdict(config).items()}
+    known = read_json(path) if path.is_file() else {"config": {}, "models": {}}
+    changed = {name for name in asked if known["config"].get(name) != asked[name]}
+    models: dict[str, Any] = {
+        name: row for name, row in known["models"].items() if not changed - set(OF_EXACT if "exact" not in row else ())
+    }
     for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
         if folder.name in models:
             continue
@@ -72,7 +77,7 @@ def run_trust(
         # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
         if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
             say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
-            models[folder.name] = trust_of(run, config)
+            models = dict(sorted({**models, folder.name: trust_of(run, config)}.items()))
             write_json(path, {"config": asked, "models": models, "versions": versions()})
     _draw(models, study, dataset)
     return models
@@ -121,8 +126,15 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
     return trust | {
         "exact": exact.mean().item(),
         "most": row(evaluate_run, num_samples=config.most_samples),
-        "tolerance": row(evaluate_run, num_samples=100, max_samples=1600, tolerance=config.tolerance),
+        "tolerance": [
+            {"tolerance": tolerance, **row(evaluate_run, num_samples=100, max_samples=1600, tolerance=tolerance)}
+            for tolerance in config.tolerances
+        ],
     }
+
+
+def _for_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _draw(models: dict[str, Any], study: Path, dataset: Dataset) -> None:

@@ -175,6 +175,10 @@ def one_line(err):
         (["evaluate"], "The folder of a finished run"),
         (["evaluate", ".", "--num-samples", "0"], "--num-samples: expected at least 1; got 0"),
         (["evaluate", ".", "--tolerance", "0"], "--tolerance: expected nats above 0; got 0.0"),
+        (
+            ["evaluate", ".", "--tolerance", "1", "--method", "annealed"],
+            "expected --method importance beside it; got ann",
+        ),
         (["evaluate", ".", "--method", "guess"], "sandwich"),
         (["compare"], "expected folders of evaluated runs"),
         (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png"),

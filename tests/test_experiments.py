@@ -25,6 +25,7 @@ from ppl_vae.experiments import (
     split_images,
     train,
 )
+from ppl_vae.priors import VampPrior
 from ppl_vae.training import DivergedError
 
 CONFIG = TrainConfig(model="dense-vae", latent_size=2, hidden=(8,), epochs=1, batch_size=16)
@@ -240,6 +241,16 @@ def test_training_never_looks_at_test_images(tmp_path, dataset):
     assert all(map(torch.equal, runs[0].model.state_dict().values(), runs[1].model.state_dict().values()))
     assert runs[0].metrics["last_epoch"] == runs[1].metrics["last_epoch"]
     assert runs[0].metrics["dataset_fingerprint"] == runs[1].metrics["dataset_fingerprint"]
+
+
+def test_pseudo_inputs_come_from_training_images_alone(tmp_path, dataset, monkeypatch):
+    """Trap 18: neither from test nor from validation images."""
+    config = TrainConfig(model="dense-vae", prior="vamp-prior:num_components=5", latent_size=2, hidden=(8,), epochs=1)
+    seen = []
+    monkeypatch.setattr(VampPrior, "initialise", lambda self, x: seen.append(x))
+    train(config, tmp_path / "run", dataset=dataset, show_progress=False)
+    images, _ = split_images(config, dataset)
+    assert torch.equal(seen[0], observation(config).frozen(images, config.seed)[0])
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_run, anneal_run, sandwich_run])

@@ -8,6 +8,7 @@ import pytest
 MEASURE = """
 import resource
 import torch
+from ppl_vae.evaluation import importance
 from ppl_vae.evaluation.streaming import LogMeanExp
 from ppl_vae.experiments import Observe, TrainConfig, build
 from ppl_vae.encodings import Binarize
@@ -30,12 +31,26 @@ images = torch.zeros(60_000, 1, 28, 28, dtype=torch.uint8)
 fit(vae.model, vae.guide, images, validation=images[:2000], encode=Observe(Binarize(), NoNoise()),
     epochs=1, batch_size=512, show_progress=False)
 """,
-    "weights of 100,000 samples of 1,000 data": """
-weights, log_w = LogMeanExp(1000, 100_000), torch.randn(4096 // 64, 64)
-for _ in range(100_000 // 640):
-    for part in range(0, 1000 - 64, 64):
-        weights.add(log_w, part)
-weights.khat()
+    "statistics of 100,000 samples of 1,000 data": """
+statistics, log_w = LogMeanExp(1000, 100_000), torch.randn(12_500, 64)
+for part in range(0, 1000, 64):
+    for _ in range(100_000 // len(log_w)):
+        statistics.add(log_w[:, : 1000 - part], part)
+assert (statistics.count == 100_000).all()
+assert statistics.khat().isfinite().all()
+""",
+    # every block takes as much as the last: the first 20 of 25,000, and then an interrupt
+    "log_likelihood with 100,000 samples of 1,000 images": """
+score, blocks = importance._LogWeights._score, []
+def interrupted(*args):
+    blocks.append(args)
+    if len(blocks) > 20:
+        raise KeyboardInterrupt
+    return score(*args)
+importance._LogWeights._score = interrupted
+images = torch.zeros(1000, 1, 28, 28)
+result = importance.log_likelihood(vae.model, vae.guide, images, num_samples=100_000, compiled=False)
+assert result.num_samples.max() == 20 * 64
 """,
 }
 

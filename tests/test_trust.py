@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from ppl_vae.data import Dataset
 from ppl_vae.experiments import TrainConfig, train
-from ppl_vae.report import trust_section
+from ppl_vae.report import savings, trust_section
 from ppl_vae.trust import TrustConfig, run_trust
 
 
@@ -35,7 +36,7 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
         few, many = row["importance"]
         assert row["elbo"] < few["log_p"] + 5 * few["mc_se"]
         assert (few["decoder_rows"], many["decoder_rows"]) == (15, 600)
-        for method in (many, row["annealed"]["guide"], row["most"], row["tolerance"]):
+        for method in (many, row["annealed"]["guide"], row["most"], *row["tolerance"]):
             assert abs(method["log_p"] - row["exact"]) < 5 * method["mc_se"] + 1e-3
             assert method["rms_error"] > abs(method["log_p"] - row["exact"]) - 1e-6
         assert row["most"]["rms_error"] < few["rms_error"]
@@ -48,3 +49,24 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     assert "K = 200" in text
     assert "| vae |" in text
     assert "log_likelihood(tolerance=0.1)" in text
+    asked_again = dataclasses.replace(config, tolerances=(0.5,))
+    again = run_trust(tmp_path, asked_again, say=said.append)
+    assert len(said) == 4  # both have a log p(x) that is known
+    assert [row["tolerance"] for row in again["vae"]["tolerance"]] == [0.5]
+    in_many_dimensions = {k: v for k, v in again["gaussian"].items() if k not in ("exact", "most", "tolerance")}
+    stored = json.loads((tmp_path / "trust.json").read_text())
+    stored["models"]["gaussian"] = in_many_dimensions
+    (tmp_path / "trust.json").write_text(json.dumps(stored))
+    assert run_trust(tmp_path, config, say=said.append)["gaussian"] == in_many_dimensions  # no tolerance concerns it
+    assert len(said) == 5
+
+
+def test_savings_are_against_the_least_fixed_k_of_the_same_error():
+    def row(K, error, **more):
+        return {"num_samples": K, "decoder_rows": 2 * K, "rms_error": error, **more}
+
+    spent = [row(50, 0.5, tolerance=1.0), row(60, 0.05, tolerance=0.1)]
+    vae = {"importance": [row(10, 0.9), row(200, 0.45)], "most": row(1000, 0.4), "tolerance": spent}
+    first, second = savings({"models": {"vae": vae, "other": {}}}).splitlines()
+    assert "0.500 nats for 100 decoder rows. A fixed K = 200 takes 400 for 0.450: 4.0 times as many" in first
+    assert "A fixed K = 1,000 takes 2,000 for 0.400: more than 16.7 times as many" in second

@@ -94,7 +94,8 @@ def annealed_log_likelihood(
         start: r: "guide", "prior", or "better", the better of the two for each datum.
         leapfrog_steps: of each kernel.
         seed: of the chains. The result does not depend on how the work is cut into chunks.
-        memory: bytes that a chunk may take; chosen to fit the cache by default. All chains of a datum stay together.
+        memory: bytes that a chunk may take, with what its gradient keeps; chosen to fit the cache by default. All
+            chains of a datum stay together.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
         source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
@@ -246,7 +247,7 @@ def _anneal(
         measure, space = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
         sites = _latent_sites(model, guide, *datum)
-        rows = rows_per_chunk(model, guide, *datum, memory=memory)
+        rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
         with (
             suppress(KeyboardInterrupt),
             progress("annealing", moves, enabled=show_progress, lines=False) as report,

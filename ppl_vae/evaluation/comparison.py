@@ -168,7 +168,7 @@ def require_likelihoods(results: Mapping[str, LogLikelihood]) -> None:
 def require_same(pair: Mapping[str, LogLikelihood], *fields: str) -> None:
     """Raises `ValueError`, which says which two results and what differs."""
     remedies = {
-        "measure": " (density_to_mass_bound makes a mass of a density of dequantised images)",
+        "measure": " (`levels` makes a bound on a mass of a density of dequantised images)",
         "encoding": " (results encoded differently compare as masses of the levels of one non-empty `source`)",
     }
     for field in fields:

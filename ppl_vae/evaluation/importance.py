@@ -34,6 +34,7 @@ from ppl_vae.progress import progress
 BLOCK_ROWS, BLOCK_DATA = 4096, 64
 
 ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
+INTERRUPTED = ", interrupted before the tolerance was met"
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int) -> Tensor:
@@ -136,7 +137,8 @@ def log_likelihood(
         source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
 
-    An interrupt (Ctrl-C) ends the work: the result is of the data that have samples by then, and says so.
+    An interrupt (Ctrl-C) ends the work: the result is of the data that have samples by then, and says so, and whether
+    the tolerance was met.
 
     Raises `ValueError` as `log_weights` does, and for NaN in x or x outside of the support of its likelihood.
     """
@@ -153,6 +155,7 @@ def log_likelihood(
     check_rows(*data)
     statistics = LogMeanExp(len(x), max_samples, device=x.device)
     unsure: Tensor | None = None
+    interrupted = False
     active, samples, doubling = torch.arange(len(x), device=x.device), num_samples, 0
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
@@ -175,7 +178,7 @@ def log_likelihood(
                     break
                 samples, doubling = int(statistics.count[active[0]]), doubling + 1
         except KeyboardInterrupt:
-            unsure = None
+            unsure, interrupted = None, tolerance is not None
     result = LogLikelihood(
         log_p=statistics.log_mean().cpu(),
         mc_se=statistics.standard_error().cpu(),
@@ -185,7 +188,7 @@ def log_likelihood(
         measure=measure,
         encoding=encoding,
         fingerprint=fingerprint(x),
-        bound="lower (importance-weighted, in expectation)",
+        bound=f"lower (importance-weighted{INTERRUPTED * interrupted}, in expectation)",
         source=source,
         space=space,
         decoder_rows=int(statistics.count.sum()),
@@ -209,7 +212,7 @@ def _annealed(
     """The result with the data at `rest` annealed, in ever more steps until their error is below the tolerance.
     Where it can't be done (a discrete latent site), the result as it is: its k-hat says what it is worth."""
     fields = {name: getattr(result, name).clone() for name in ("log_p", "mc_se", "ess", "khat", "num_samples")}
-    decoder_rows, num_annealed = result.decoder_rows, len(rest)
+    decoder_rows, num_annealed, interrupted = result.decoder_rows, 0, False
     for num_steps in ANNEALING_STEPS:
         some = tuple(t[rest] for t in data)
         try:
@@ -228,14 +231,17 @@ def _annealed(
             return result
         decoder_rows += annealed.decoder_rows
         done = annealed.done
+        num_annealed = max(num_annealed, int(done.sum()))
         for name, values in fields.items():
             values[rest.cpu()[done]] = getattr(annealed, name)[done]
-        if not done.all():  # interrupted
+        interrupted = not bool(done.all())
+        if interrupted:
             break
         rest = rest[((annealed.mc_se > tolerance) | ~(annealed.khat <= KHAT_LIMIT)).to(rest.device)]
         if not len(rest):
             break
-    bound = f"lower (importance-weighted, {num_annealed} of {len(result)} data annealed, in expectation)"
+    annealed_part = f"{num_annealed} of {len(result)} data annealed{INTERRUPTED * interrupted}"
+    bound = f"lower (importance-weighted, {annealed_part}, in expectation)"
     return dataclasses.replace(result, **fields, bound=bound, decoder_rows=decoder_rows)
 
 

@@ -126,8 +126,9 @@ class _OutputBytes(TorchDispatchMode):
         return result
 
 
-def rows_per_chunk(model: Program, guide: Program, *datum: Tensor, memory: int | None) -> int:
-    """How many rows (samples x data) to decode at once, from what a row takes: measured on one datum."""
+def rows_per_chunk(model: Program, guide: Program, *datum: Tensor, memory: int | None, gradients: bool = False) -> int:
+    """How many rows (samples x data) to decode at once, from what a row takes: measured on one datum. A row whose
+    gradient is wanted keeps what all operations return, until the way back."""
     sizes = []
     for num_samples in (2, 4):
         guide_trace = guide_trace_of(guide, *datum, num_samples=num_samples)
@@ -135,10 +136,12 @@ def rows_per_chunk(model: Program, guide: Program, *datum: Tensor, memory: int |
             model_trace_of(model, guide_trace, *datum, num_samples=num_samples)
         sizes.append(outputs.sizes)
     # The difference of the two runs is what grows with the rows: weights and constants cancel.
-    per_row = max(1, max((b - a) // 2 for a, b in zip(*sizes, strict=False)))
+    per_row = [max((b - a) // 2, 0) for a, b in zip(*sizes, strict=False)]
+    largest = max(1, *per_row)
     if memory is None:
-        return max(1, CACHE_BYTES // per_row)
-    return max(1, memory // (4 * per_row))  # an operation's input, its output, and what log-prob adds to them
+        return max(1, CACHE_BYTES // largest)
+    # an operation's input, its output, and what log-prob adds to them
+    return max(1, memory // (4 * largest + (sum(per_row) if gradients else 0)))
 
 
 def seed_of(seed: int, *numbers: int) -> int:

@@ -35,9 +35,11 @@ class LogMeanExp:
         if bad.any():
             datum = int(torch.arange(len(self.count), device=bad.device)[rows][bad][0])
             raise ValueError(f"log-weights: expected finite ones; got NaN or infinity at datum {datum}")
-        self.log_sum[rows] = torch.logaddexp(self.log_sum[rows], log_w.logsumexp(0))
-        self.log_sum_squares[rows] = torch.logaddexp(self.log_sum_squares[rows], (2 * log_w).logsumexp(0))
-        self.tail[:, rows] = torch.cat([self.tail[:, rows], log_w]).topk(len(self.tail), dim=0).values
+        log_sum = torch.logaddexp(self.log_sum[rows], log_w.logsumexp(0))
+        log_sum_squares = torch.logaddexp(self.log_sum_squares[rows], (2 * log_w).logsumexp(0))
+        tail = torch.cat([self.tail[:, rows], log_w]).topk(len(self.tail), dim=0).values
+        # together at last, so that an interrupt hardly finds sums and count of different samples
+        self.log_sum[rows], self.log_sum_squares[rows], self.tail[:, rows] = log_sum, log_sum_squares, tail
         self.count[rows] += len(log_w)
 
     def log_mean(self) -> Tensor:

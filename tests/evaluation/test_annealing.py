@@ -226,6 +226,58 @@ def test_of_two_starts_each_datum_takes_its_own() -> None:
     assert ((by_guide.log_p - better.log_p)[~fits] < -100).all()
 
 
+@pytest.mark.parametrize(("D", "L", "width"), [(2, 1, 0.5), (10, 3, 0.5), (50, 5, 0.5), (10, 3, 1.5)])
+def test_the_exact_value_is_bracketed_within_a_twentieth_of_a_nat(D: int, L: int, width: float, ppca: Build) -> None:
+    """With guides that are over-confident, and one that is too wide."""
+    pair, x = ppca(D, L, 1, width=width)
+    sizes = {"num_data": 32, "seed": 1}
+    sandwich = bidirectional(
+        pair.model, pair.guide, x, num_chains=64, num_steps=50, leapfrog_steps=2, memory=1 << 30, **sizes
+    )
+    exact = pair.exact.log_prob(simulate(pair.model, x, **sizes)[0])
+    for below in (exact - sandwich.lower.log_p, sandwich.upper.log_p - exact):
+        assert abs(below.mean()) < 0.05
+        assert below.mean() > -3 * below.std() / math.sqrt(32)
+
+
+def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
+    """What the graph saves for a chunk is within the budget, and no less than a part of it."""
+    with seeded(0):
+        decoder = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 8))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", normal(decoder(pyro.sample("z", normal(torch.zeros(2), 1.0))), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(torch.zeros(2), 1.0))
+
+    budget, x, saved = 1 << 20, torch.zeros(128, 8), [0.0]
+    parameters = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+    seen: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = t
+        return t
+
+    original = annealing._Path._at
+
+    def counted(path: Any, u: Tensor, part: slice) -> Any:
+        seen.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            point = original(path, u, part)
+        saved.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
+        return point
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annealing._Path, "_at", counted)
+        annealed_log_likelihood(model, guide, x, num_chains=16, num_steps=2, leapfrog_steps=1, memory=budget)
+    assert budget / 10 < max(saved) < budget
+
+
 def test_an_interrupt_returns_what_is_done(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annealing, "BLOCK_DATA", 2)
     pair, x = ppca(6, 2, 5, width=0.6)

@@ -206,7 +206,7 @@ def test_bound_is_the_exact_mass_where_the_density_is_constant_within_levels(his
     # without the fingerprint of the images nobody knows that they are the same
     with pytest.raises(ValueError, match="expected the same encoding; got 'Levels"):
         compare({"mass": mass, "bound": bound})
-    with pytest.raises(ValueError, match=r"expected the same measure; .*\(density_to_mass_bound makes"):
+    with pytest.raises(ValueError, match=r"expected the same measure; .*\(`levels` makes"):
         compare({"mass": mass, "density": density})
     known = {k: dataclasses.replace(r, source=source) for k, r in {"mass": mass, "density": density}.items()}
     table = compare(known, num_dims=1, levels=True)

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from ppl_vae.evaluation import importance, pairs
+from ppl_vae.evaluation import annealing, importance, pairs
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.experiments import TrainConfig, build
 from ppl_vae.programs import evaluating, seeded
@@ -49,6 +49,23 @@ def test_an_over_confident_guide_is_flagged_and_biased_down(ppca):
     assert result.mean < pair.exact.log_prob(x).mean().item()
     assert result.num_unreliable > 30
     assert "do not trust" in str(result)
+
+
+@pytest.mark.parametrize(("D", "L"), [(2, 2), (10, 5), (50, 10)])
+def test_khat_tells_a_guide_that_fits_from_one_that_is_too_narrow(ppca, D, L):
+    """One that is too wide costs samples, and no trust: its weights are bounded."""
+    fits, wide, narrow = (
+        log_likelihood(pair.model, pair.guide, x, num_samples=2000)
+        for pair, x in (ppca(D=D, L=L, N=20, width=width, scale=2.0) for width in (1.0, 1.5, 0.4))
+    )
+    exact = ppca(D=D, L=L, N=20, scale=2.0)
+    exact = exact[0].exact.log_prob(exact[1]).double()
+    assert wide.ess.median() < fits.ess.median() / 1.3
+    assert (narrow.khat > 0.5).sum() > 16
+    for result in (fits, wide):
+        assert (result.khat < 0.5).sum() >= 15
+        assert abs((result.log_p - exact).mean()) < 5 * result.mc_se_of_mean + 2e-5
+    assert (narrow.log_p - exact).mean() < -2 * narrow.mc_se_of_mean or D == 2
 
 
 def test_khat_diagnoses_and_never_smooths(ppca):
@@ -360,6 +377,15 @@ def test_an_unknown_khat_is_not_a_good_one(ppca):
     assert result.num_samples.min() >= 25
 
 
+def test_means_are_over_data_and_not_over_batches(ppca):
+    """Trap 6: 67 data, of which the last three are of another kind."""
+    pair, x = ppca(N=67)
+    x[64:] += 10
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=10)
+    assert result.mean == pytest.approx(float(result.log_p.sum() / 67), rel=1e-12)
+    assert result.mean == pytest.approx(pair.exact.log_prob(x).mean().item(), rel=0.01)
+
+
 def test_the_result_says_what_it_is(ppca):
     pair, x = ppca()
     result = log_likelihood(pair.model, pair.guide, x, num_samples=100, encoding="as simulated")
@@ -431,6 +457,45 @@ def test_an_interrupt_returns_what_is_done(ppca, monkeypatch):
     assert "interrupted with 128 of 150 data done" in str(result)
     calls[:] = [1, 1]
     assert "interrupted before any" in str(log_likelihood(pair.model, pair.guide, x, num_samples=10))
+
+
+def test_an_interrupt_with_a_tolerance_says_that_it_was_not_met(ppca, monkeypatch):
+    """Between two doublings, and in the annealing that comes after them, where every datum has an estimate already."""
+    pair, x = ppca(D=10, L=10, N=4, width=0.4)
+    options = {"num_samples": 100, "tolerance": 0.1, "max_samples": 200}
+    monkeypatch.setattr(importance, "ANNEALING_STEPS", (5, 10))
+    few = log_likelihood(pair.model, pair.guide, x, num_samples=100)
+    original, calls = importance._sample, []
+
+    def interrupted(*args):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(importance, "_sample", interrupted)
+    result = log_likelihood(pair.model, pair.guide, x, **options)
+    assert torch.equal(result.log_p, few.log_p)
+    assert "interrupted before the tolerance was met" in str(result)
+    monkeypatch.setattr(importance, "_sample", original)
+
+    log_weights_of_chains, calls = annealing._log_weights, []
+
+    def interrupted_chains(*args):
+        if calls:  # after the first round, or within it
+            raise KeyboardInterrupt
+        calls.append(1)
+        return log_weights_of_chains(*args)
+
+    more = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=1e-9, max_samples=200)
+    monkeypatch.setattr(annealing, "_log_weights", interrupted_chains)
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=1e-9, max_samples=200)
+    assert "4 of 4 data annealed, interrupted before the tolerance was met" in str(result)
+    assert bool((result.num_samples == importance.ANNEALING_CHAINS).all())
+    assert not torch.equal(result.log_p, more.log_p)  # which is of the second round
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=1e-9, max_samples=200)
+    assert "0 of 4 data annealed, interrupted before the tolerance was met" in str(result)
+    assert result.num_samples.tolist() == [200] * 4
 
 
 @pytest.mark.parametrize(
