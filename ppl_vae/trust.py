@@ -68,7 +68,9 @@ def run_trust(
     known = read_json(path) if path.is_file() else {"config": {}, "models": {}}
     changed = {name for name in asked if known["config"].get(name) != asked[name]}
     models: dict[str, Any] = {
-        name: row for name, row in known["models"].items() if not changed - set(OF_EXACT if "exact" not in row else ())
+        name: {"versions": known.get("versions"), **row}
+        for name, row in known["models"].items()
+        if not changed - set(OF_EXACT if "exact" not in row else ())
     }
     for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
         if folder.name in models:
@@ -77,8 +79,8 @@ def run_trust(
         # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
         if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
             say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
-            models = dict(sorted({**models, folder.name: trust_of(run, config)}.items()))
-            write_json(path, {"config": asked, "models": models, "versions": versions()})
+            models = dict(sorted({**models, folder.name: {"versions": versions(), **trust_of(run, config)}}.items()))
+            write_json(path, {"config": asked, "models": models})
     _draw(models, study, dataset)
     return models
 

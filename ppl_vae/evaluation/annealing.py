@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Transform, biject_to
-from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from ppl_vae.data import fingerprint
-from ppl_vae.evaluation.pairs import check_latents, check_rows, measure_of, rows_per_chunk, seed_of, support_name
+from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack
+from ppl_vae.evaluation.pairs import check_rows, measure_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.evaluation.streaming import LogMeanExp
 from ppl_vae.programs import (
@@ -29,14 +27,11 @@ from ppl_vae.programs import (
     model_trace_of,
     sample_sites,
     seeded,
-    sum_of_sites,
-    trace_of,
 )
-from ppl_vae.progress import Report, progress
+from ppl_vae.progress import progress
 
 Start = Literal["guide", "prior", "better"]
 BETTER = "better of guide and prior"
-Sites = dict[str, tuple[Transform, torch.Size]]  # of a latent site: from R^n to its support, and the shape in R^n
 
 # Noise is drawn for a block of so many data from a seed of its own, whatever the chunks that it is evaluated in.
 BLOCK_DATA = 128
@@ -45,9 +40,6 @@ PILOT_CHAINS = 16
 FIRST_STEP = 0.5  # in standard deviations of the start
 TARGET_ACCEPTANCE = 0.8
 GAIN = 0.5  # of log step size, per unit of acceptance missed
-# Each trajectory's own factor on its step size: a fixed length comes back to where it began in the directions whose
-# period it hits. On the 10-d toy of the tests, errors were up to five times as large without it.
-JITTER = (0.5, 1.5)
 
 
 def annealed_log_likelihood(
@@ -241,12 +233,12 @@ def _anneal(
     if not z:
         del bounds["upper"]
     blocks = range(0, num_data, BLOCK_DATA)
-    starts: list[Start] = ["guide", "prior"] if start == "better" else [start]
+    starts: list[Literal["guide", "prior"]] = ["guide", "prior"] if start == "better" else [start]
     moves = len(blocks) * (num_steps - 1) * (len(starts) + len(bounds))
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
-        sites = _latent_sites(model, guide, *datum)
+        sites = latent_sites(model, guide, *datum)
         rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
         with (
             suppress(KeyboardInterrupt),
@@ -255,12 +247,12 @@ def _anneal(
             for number, first in enumerate(blocks):
                 torch.manual_seed(seed_of(seed, number))
                 block = tuple(t[first : first + BLOCK_DATA] for t in data)
-                paths = [_Path(model, guide, r, block, sites, rows, leapfrog_steps, report) for r in starts]
+                paths = [AnnealingPath(model, guide, r, block, sites, rows, leapfrog_steps, report) for r in starts]
                 for index, path, steps in _tuned(paths, betas):  # before and apart from the chains that are weighted
                     part = first + index
                     bounds["lower"].add(_log_weights(path, path.draw(num_chains), betas, steps), part)
                     if z:
-                        u = _pack({name: value[None, part] for name, value in z.items()}, sites)
+                        u = pack({name: value[None, part] for name, value in z.items()}, sites)
                         u = u.expand(num_chains, -1, -1)
                         bounds["upper"].add(_log_weights(path, u, betas.flip(0), steps[::-1]), part)
     return [
@@ -285,7 +277,7 @@ def _anneal(
     ]
 
 
-def _log_weights(path: _Path, u: Tensor, betas: Tensor, steps: list[Tensor]) -> Tensor:
+def _log_weights(path: AnnealingPath, u: Tensor, betas: Tensor, steps: list[Tensor]) -> Tensor:
     """log w (chains, data) of chains from u. Where betas descend, with `steps` in reverse, it is log 1/w: the same
     kernels between the same weights, backwards."""
     point, moves = path.at(u), iter(steps)
@@ -297,7 +289,7 @@ def _log_weights(path: _Path, u: Tensor, betas: Tensor, steps: list[Tensor]) -> 
     return log_w
 
 
-def _tuned(paths: list[_Path], betas: Tensor) -> Iterator[tuple[Tensor, _Path, list[Tensor]]]:
+def _tuned(paths: list[AnnealingPath], betas: Tensor) -> Iterator[tuple[Tensor, AnnealingPath, list[Tensor]]]:
     """For each path that has any, the data for which it is the best by its pilots: (index, path, step sizes)."""
     tuned = [_tune(path, betas) for path in paths]
     best_found, best = torch.stack([found for _, found in tuned]).max(0)
@@ -311,7 +303,7 @@ def _tuned(paths: list[_Path], betas: Tensor) -> Iterator[tuple[Tensor, _Path, l
             yield index, path._replace(data=tuple(t[index] for t in path.data)), [step[index] for step in steps]
 
 
-def _tune(path: _Path, betas: Tensor) -> tuple[list[Tensor], Tensor]:
+def _tune(path: AnnealingPath, betas: Tensor) -> tuple[list[Tensor], Tensor]:
     """Step sizes (data, size) for each beta between 0 and 1, from pilot chains: the spread of the start in each
     direction, times a factor for each datum that steers to the acceptance wanted. And what the pilots found, a
     rough log p(x) (data,), which is -inf for a start that cannot move: its spread is 0, or lost in rounding."""
@@ -328,135 +320,3 @@ def _tune(path: _Path, betas: Tensor) -> tuple[list[Tensor], Tensor]:
     log_mean = log_w.where(~log_w.isnan(), -math.inf).logsumexp(0) - math.log(PILOT_CHAINS)
     # what no pilot found stays above what cannot move
     return steps, log_mean.clamp(min=torch.finfo(log_mean.dtype).min).where((scale > 0).all(-1), -math.inf)
-
-
-class _Point(NamedTuple):
-    """Places u (chains, data, size) in unconstrained space; log r and log p(x, z) there, with the log-Jacobian,
-    (chains, data); their gradients."""
-
-    u: Tensor
-    log_r: Tensor
-    log_p: Tensor
-    grad_r: Tensor
-    grad_p: Tensor
-
-    def log_f(self, beta: float) -> Tensor:
-        return (1 - beta) * self.log_r + beta * self.log_p
-
-    def gradient(self, beta: float) -> Tensor:
-        return (1 - beta) * self.grad_r + beta * self.grad_p
-
-
-class _Path(NamedTuple):
-    """The path from r to p(x, z) for a block of data, and how to move along it."""
-
-    model: Program
-    guide: Program
-    start: Start
-    data: tuple[Tensor, ...]
-    sites: Sites
-    rows: int
-    leapfrog_steps: int
-    report: Report
-
-    def draw(self, num_chains: int) -> Tensor:
-        """u (chains, data, size) ~ r."""
-        trace = guide_trace_of(self.model if self.start == "prior" else self.guide, *self.data, num_samples=num_chains)
-        sum_of_sites(trace, (num_chains, len(self.data[0])))  # raises for shapes that are not per datum
-        _check_support(trace, self.sites)
-        return _pack({name: trace.nodes[name]["value"] for name in self.sites}, self.sites)
-
-    def at(self, u: Tensor) -> _Point:
-        step = max(self.rows // len(u), 1)
-        chunks = [slice(i, i + step) for i in range(0, u.shape[1], step)]
-        return _Point(*(torch.cat(field, 1) for field in zip(*(self._at(u[:, c], c) for c in chunks), strict=True)))
-
-    @torch.enable_grad()
-    def _at(self, u: Tensor, part: slice) -> _Point:
-        u = u.detach().requires_grad_()
-        trace, log_det = _unpack(u, self.sites)
-        data, shape = [t[part] for t in self.data], (len(u), u.shape[1])
-        log_p = log_prob_per_datum(model_trace_of(self.model, trace, *data, num_samples=shape[0]), shape)
-        if self.start == "prior":
-            log_r = sum(log_p[name] for name in self.sites)
-        else:  # replayed, so that sites of the guide may depend on each other
-            log_r = sum_of_sites(model_trace_of(self.guide, trace, *data, num_samples=shape[0]), shape)
-        ends = log_r + log_det, sum(log_p.values()) + log_det
-        gradients = (torch.autograd.grad(end.sum(), u, retain_graph=True)[0] for end in ends)
-        return _Point(u.detach(), *(end.detach() for end in ends), *gradients)
-
-    def move(self, point: _Point, beta: float, step: Tensor) -> tuple[_Point, Tensor]:
-        """Where Hamiltonian Monte Carlo that leaves f_beta invariant goes from a point, and its acceptance (chains,
-        data)."""
-        new, momentum = point, torch.randn_like(point.u)
-        step = step * torch.empty_like(point.u[..., :1]).uniform_(*JITTER)
-        energy = momentum.square().sum(-1) / 2 - point.log_f(beta)
-        for _ in range(self.leapfrog_steps):
-            momentum = momentum + step / 2 * new.gradient(beta)
-            new = self.at(new.u + step * momentum)
-            momentum = momentum + step / 2 * new.gradient(beta)
-        # NaN is a trajectory that diverged or left the support, and is not accepted
-        log_ratio = (energy - momentum.square().sum(-1) / 2 + new.log_f(beta)).nan_to_num(nan=-math.inf)
-        accepted = torch.rand_like(log_ratio).log() < log_ratio
-        pairs = zip(new, point, strict=True)
-        fields = (torch.where(accepted if a.dim() == 2 else accepted[..., None], a, b) for a, b in pairs)
-        self.report()
-        return _Point(*fields), log_ratio.clamp(max=0).exp()
-
-
-def _latent_sites(model: Program, guide: Program, *datum: Tensor) -> Sites:
-    guide_trace = guide_trace_of(guide, *datum, num_samples=1)
-    model_trace = model_trace_of(model, guide_trace, *datum, num_samples=1)
-    check_latents(model_trace, guide_trace)
-    latent = sample_sites(guide_trace, observed=False)
-    transforms = {name: _bijection(name, site) for name, site in latent.items()}
-    sites = {name: (T, T.inv(latent[name]["value"]).shape[2:]) for name, T in transforms.items()}
-    _check_support(model_trace, sites)
-    u = _pack({name: site["value"] for name, site in latent.items()}, sites).requires_grad_()
-    with torch.enable_grad():
-        model_trace = model_trace_of(model, _unpack(u, sites)[0], *datum, num_samples=1)
-        log_p = log_prob_per_datum(model_trace, (1, 1))
-        for name in sample_sites(model_trace, observed=True):
-            if not log_p[name].requires_grad or torch.autograd.grad(log_p[name], u, allow_unused=True)[0] is None:
-                raise ValueError(f"site {name!r}: expected a log-prob with a gradient in the latent sites; got none")
-    return sites
-
-
-def _bijection(name: str, site: dict) -> Transform:
-    """From unconstrained space to the support of a latent site."""
-    support = site["fn"].support
-    if support.is_discrete:
-        raise ValueError(f"site {name!r}: expected a continuous latent site; got one on {support_name(support)}")
-    while isinstance(support, MixtureSameFamilyConstraint):
-        support = support.base_constraint
-    try:
-        return biject_to(support)
-    except NotImplementedError:
-        raise ValueError(f"site {name!r}: expected a support with a bijection from R^n; got {support}") from None
-
-
-def _check_support(trace: Trace, sites: Sites) -> None:
-    """The same for the model and the guide, and for all values and data."""
-    for name, (T, _) in sites.items():
-        value = trace.nodes[name]["value"]
-        if not torch.allclose(_bijection(name, trace.nodes[name])(T.inv(value)), value, rtol=1e-3):
-            raise ValueError(
-                f"site {name!r}: expected one support, for model and guide and all data; got another, "
-                f"{support_name(trace.nodes[name]['fn'].support)}"
-            )
-
-
-def _pack(values: dict[str, Tensor], sites: Sites) -> Tensor:
-    """u (chains, data, size) of sites' values (chains, data, *event)."""
-    return torch.cat([T.inv(values[name]).reshape(*values[name].shape[:2], -1) for name, (T, _) in sites.items()], -1)
-
-
-def _unpack(u: Tensor, sites: Sites) -> tuple[Trace, Tensor]:
-    """A trace to replay a program against, and log |dz / du| (chains, data)."""
-    values, log_det = {}, torch.zeros_like(u[..., 0])
-    parts = u.split([shape.numel() for _, shape in sites.values()], -1)
-    for (name, (T, shape)), part in zip(sites.items(), parts, strict=True):
-        free = part.reshape(*u.shape[:2], *shape)
-        values[name] = T(free)
-        log_det = log_det + T.log_abs_det_jacobian(free, values[name]).reshape(*u.shape[:2], -1).sum(-1)
-    return trace_of(values), log_det

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vae.evaluation import annealing
 from ppl_vae.evaluation.annealing import annealed_log_likelihood, bidirectional, simulate
+from ppl_vae.evaluation.hamiltonian import AnnealingPath
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.programs import Program, seeded
@@ -263,7 +264,7 @@ def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
             seen[storage.data_ptr()] = t
         return t
 
-    original = annealing._Path._at
+    original = AnnealingPath._at
 
     def counted(path: Any, u: Tensor, part: slice) -> Any:
         seen.clear()
@@ -273,7 +274,7 @@ def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
         return point
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annealing._Path, "_at", counted)
+        patch.setattr(AnnealingPath, "_at", counted)
         annealed_log_likelihood(model, guide, x, num_chains=16, num_steps=2, leapfrog_steps=1, memory=budget)
     assert budget / 10 < max(saved) < budget
 
