@@ -244,7 +244,8 @@ def test_the_exact_value_is_bracketed_within_a_twentieth_of_a_nat(D: int, L: int
 def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
     """What the graph saves for a chunk is within the budget, and no less than a part of it."""
     with seeded(0):
-        decoder = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 8))
+        hidden = [layer for _ in range(10) for layer in (nn.Linear(50, 50), nn.Tanh())]
+        decoder = nn.Sequential(nn.Linear(2, 50), *hidden, nn.Linear(50, 8))
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
