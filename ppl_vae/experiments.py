@@ -27,6 +27,7 @@ from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Levels, default_encoding
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
+from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.kl_weights import KLWeight
@@ -462,6 +463,44 @@ def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **op
     if len(data) > 1:
         raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
     return bidirectional(run.model.model, run.model.guide, *data, num_data=num_images or 64, seed=seed, **options)
+
+
+def gaps_run(
+    run: Run,
+    log_p: LogLikelihood,
+    *,
+    num_samples: int,
+    num_images: int | None = None,
+    seed: int = 0,
+    num_steps: int = 500,
+    **options: Any,
+) -> dict[str, Any]:
+    """Where log p(x) - ELBO comes from on the first test images, and what codes tell of them, for JSON, in nats per
+    image. log_p is `evaluate_run`'s of them; as many training images are evaluated likewise, with its `options`.
+
+    Raises `ValueError` as `evaluate_run` and `gap_decomposition` do, and for a log_p that was interrupted.
+    """
+    if not log_p.done.all():
+        raise ValueError(f"log_p: expected all of {len(log_p)} images; got {int(log_p.done.sum())} done")
+    program, data = (run.model.model, run.model.guide), held_out(run, num_images, seed)[0]
+    gaps = gap_decomposition(*program, *data, log_p=log_p, seed=seed, num_steps=num_steps)
+    images = split_images(run.config, run.dataset)[0][: len(log_p)]
+    trained = dataclasses.replace(run, dataset=Dataset(run.dataset.name, run.dataset.train, images))
+    train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
+    generalisation, units = generalisation_gap(train_log_p, log_p), active_units(run.model.guide, *data)
+    codes = aggregate_posterior(*program, *data, seed=seed)
+    parts = {name: getattr(gaps, name) for name in ("total", "approximation", "amortisation")}
+    parts |= {name: getattr(codes, name) for name in ("kl", "mutual_information", "marginal_kl")}
+    return {
+        **{k: {"mean": part.mean, "mc_se": part.mc_se_of_mean} for k, part in parts.items()},
+        "generalisation": dataclasses.asdict(generalisation),
+        "active_units": units.num_active,
+        "latent_size": units.variances.numel(),
+        "log_num_images": math.log(len(log_p)),
+        "num_images": len(log_p),
+        "num_steps": num_steps,
+        "seed": seed,
+    }
 
 
 def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:

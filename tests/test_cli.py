@@ -131,6 +131,21 @@ def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
     assert bounds["num_data"] == 3
 
 
+def test_the_gap_in_parts(ppl_vae, tmp_path):
+    assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
+    status, out, err = ppl_vae("evaluate", "run", "--num-images", 6, "--num-samples", 100, "--gaps")
+    assert status == 0, err
+    assert "= approximation " in out
+    gaps = json.loads((tmp_path / "run" / "gaps.json").read_text())
+    approximation, amortisation, mutual_information, marginal_kl = (
+        gaps[name]["mean"] for name in ("approximation", "amortisation", "mutual_information", "marginal_kl")
+    )
+    assert gaps["total"]["mean"] == pytest.approx(approximation + amortisation)
+    assert gaps["kl"]["mean"] == pytest.approx(mutual_information + marginal_kl)
+    assert amortisation > 0  # after one epoch the encoder knows little
+    assert gaps["latent_size"] == 2
+
+
 def test_help_explains_each_flag_and_names_the_components(ppl_vae):
     status, out, _ = ppl_vae("train", "--help")
     assert status == 0
@@ -179,6 +194,8 @@ def one_line(err):
             ["evaluate", ".", "--tolerance", "1", "--method", "annealed"],
             "expected --method importance beside it; got ann",
         ),
+        (["evaluate", ".", "--gaps", "--method", "sandwich"], "expected --method importance beside it; got sandwich"),
+        (["evaluate", ".", "--gaps", "--num-images", "1"], "--gaps: expected 2 images or more"),
         (["evaluate", ".", "--method", "guess"], "sandwich"),
         (["compare"], "expected folders of evaluated runs"),
         (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png"),
