@@ -462,7 +462,10 @@ def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **op
     data, _ = held_out(run, num_images, seed)
     if len(data) > 1:
         raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
-    return bidirectional(run.model.model, run.model.guide, *data, num_data=num_images or 64, seed=seed, **options)
+    sandwich = bidirectional(run.model.model, run.model.guide, *data, num_data=num_images or 64, seed=seed, **options)
+    if not sandwich.upper.done.any():
+        raise KeyboardInterrupt  # before anything was done that could be kept
+    return sandwich
 
 
 def gaps_run(
@@ -505,6 +508,8 @@ def gaps_run(
 
 def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
     """A result for JSON, with the ELBO and its parts beside it, in nats per image."""
+    if not result.done.any():
+        raise KeyboardInterrupt  # before anything was done that could be kept
     parts = elbo_parts(run.model.model, run.model.guide, *(t[result.done] for t in data), seed=seed)
     return {
         "likelihood": run.config.likelihood,

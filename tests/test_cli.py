@@ -131,6 +131,20 @@ def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
     assert bounds["num_data"] == 3
 
 
+@pytest.mark.parametrize("method", ["importance", "annealed", "sandwich"])
+def test_an_interrupt_before_anything_is_done_leaves_no_result(ppl_vae, tmp_path, monkeypatch, method):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
+    monkeypatch.setattr("ppl_vae.evaluation.importance._sample", interrupted)
+    monkeypatch.setattr("ppl_vae.evaluation.annealing._tuned", interrupted)
+    status, out, err = ppl_vae("evaluate", "run", "--num-images", 3, "--method", method)
+    assert (status, out) == (130, "")
+    assert "interrupted" in one_line(err)
+    assert not {"log_likelihood.json", "sandwich.json"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
 def test_the_gap_in_parts(ppl_vae, tmp_path):
     assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
     status, out, err = ppl_vae("evaluate", "run", "--num-images", 6, "--num-samples", 100, "--gaps")
