@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import pyro
@@ -266,7 +266,7 @@ class Step:
 
     def __call__(self, *batch: Tensor) -> Tensor:
         if not self.params.leaves:
-            with FlopCounterMode(display=False) as flops:
+            with flop_counter() as flops:
                 loss = self._eager(*batch)
             self.flops = flops.get_total_flops()
             return loss
@@ -402,6 +402,20 @@ def adam_update(
         v.mul_(b2).addcmul_(g, g, value=1 - b2)
         rate, scale = lr / (1 - b1 ** t.double()), (1 - b2 ** t.double()).sqrt()  # 1 - 0.999^t cancels in float32
         p.sub_(rate * m / (v.sqrt() / scale + eps))
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the floating-point operations of what runs inside: `get_total_flops()`.
+
+    Without torch's tracker of modules, which fails under `no_grad` where a module's input is a parameter.
+    """
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = cast(Any, _NoModules())
+    return counter
+
+
+class _NoModules(nullcontext):
+    parents = frozenset({"Global"})
 
 
 def repays(num_steps: int, flops: int) -> bool:

@@ -9,9 +9,8 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from ppl_vae.compilation import Compiled, repays
+from ppl_vae.compilation import Compiled, flop_counter, repays
 from ppl_vae.data import fingerprint
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.pairs import check_latents, check_rows, measure_of, rows_per_chunk, seed_of
@@ -262,7 +261,7 @@ def _sample(
         for number, (part, samples) in enumerate(blocks):
             torch.manual_seed(seed_of(seed, number))
             block = [t[part] for t in data]
-            with FlopCounterMode(display=False) if auto and number == 0 else nullcontext() as flops:
+            with flop_counter() if auto and number == 0 else nullcontext() as flops:
                 log_w = weights(*block, num_samples=samples)
             if flops is not None and repays(len(blocks), flops.get_total_flops()):
                 weights.compile()

@@ -209,6 +209,16 @@ def test_params_of_the_users_own_store_are_seen():
     assert bool(((result.log_p - exact).abs() < 5 * result.mc_se).all())
 
 
+def test_a_parameter_that_is_a_networks_input():
+    """As a VampPrior's pseudo-inputs are: torch's counter of operations fails there without gradients."""
+    vae = build(
+        TrainConfig(model="dense-vae", latent_size=2, hidden=(8,), prior="vamp-prior:num_components=5"), (1, 4, 4)
+    )
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round()
+    results = [log_likelihood(vae.model, vae.guide, x, num_samples=4, compiled=compiled) for compiled in (None, False)]
+    assert torch.equal(results[0].log_p, results[1].log_p)
+
+
 def test_a_discrete_mixture_summed_out_by_hand():
     """z in {0, 1}, a guide over it: log p(x) = log sum_z p(z) p(x|z)."""
     x = torch.tensor([-1.0, 0.5, 3.0])
