@@ -1,18 +1,24 @@
 """Models as Pyro pairs: a `model` p(x, z) and a `guide` q(z|x), side by side.
 
 Every program takes the data x, shape (data, *event), then arguments batched with it, in a plate "data" at
-dim -1. Particles may stand to the left of it.
+dim -1. Particles may stand to the left of it. A network of several arguments sees them concatenated.
 """
 
 from __future__ import annotations
 
+import math
+
 import pyro
+import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.posteriors import Posterior
+from ppl_vae.posteriors import DiagonalNormal, Posterior
 from ppl_vae.priors import Prior
+from ppl_vae.programs import seeded
 
 
 class Autoencoder(nn.Module):
@@ -87,3 +93,387 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x | z = E_q[z|x]], shape (data, *event), of images, noisy or not, (data, *event)."""
         return self.decode(self.encode(x).mean)
+
+    def generate(self, num_samples: int) -> TorchDistribution:
+        """p(x|z) for draws z ~ p(z), batch shape (num_samples, *event): its `mean` to look at, `sample()` for data."""
+        return self.likelihood(self.decoder(self.prior().sample((num_samples,))))
+
+
+class JointEncoder(nn.Module):
+    """head([features(x), c]), of a datum x (*, *event) and a vector c (*, C), as the parameters of a distribution.
+
+    `features` is any encoder, to (*, num_features), and `head` any network on vectors, from (*, num_features + C).
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module):
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.head(_concatenate(self.features(x), c))
+
+
+def _concatenate(a: Tensor, b: Tensor) -> Tensor:
+    """Vectors (*, A) and (*, B) to (*, A + B), where the leading dimensions broadcast."""
+    batch = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+    return torch.cat([a.expand(*batch, -1), b.expand(*batch, -1)], -1)
+
+
+class HierarchicalVAE(nn.Module):
+    """Two layers of latent variables, both programs from the top down:
+
+        p(x, z1, z2) = p(z2) p(z1|z2) p(x|z1, z2),    q(z1, z2 | x) = q(z2|x) q(z1|x, z2).
+
+    Jakub M. Tomczak, Max Welling: VAE with a VampPrior, 2017, arXiv:1705.07120, section 4.
+
+    Arguments:
+        encoder2: x to the parameters of q(z2|x); a VampPrior on z2 takes it and `posterior2`.
+        encoder1: (x, z2) to the parameters of q(z1|x, z2), for example a `JointEncoder`.
+        decoder2: z2 to mean and log-variance of p(z1|z2), a diagonal normal: (*, latent2) -> (*, 2 latent1).
+        decoder1: [z1, z2] to the parameters of p(x|z1, z2): any decoder of codes (*, latent1 + latent2).
+        prior: p(z2).
+    """
+
+    def __init__(
+        self,
+        encoder2: nn.Module,
+        encoder1: nn.Module,
+        decoder2: nn.Module,
+        decoder1: nn.Module,
+        *,
+        prior: Prior,
+        likelihood: Likelihood,
+        posterior2: Posterior,
+        posterior1: Posterior,
+    ):
+        super().__init__()
+        self.encoder2, self.encoder1, self.decoder2, self.decoder1 = encoder2, encoder1, decoder2, decoder1
+        self.prior, self.likelihood = prior, likelihood
+        self.posterior2, self.posterior1 = posterior2, posterior1
+        self.conditional = DiagonalNormal(posterior1.latent_size)
+
+    def model(self, x: Tensor, given: Tensor | None = None) -> None:
+        """p(x, z1, z2). It scores x, whatever the guide is given."""
+        pyro.module("hierarchical_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", self.prior())
+            z1 = pyro.sample("z1", self.conditional(self.decoder2(z2)))
+            pyro.sample("x", self._p_x(z1, z2).to_event(x.dim() - 1), obs=x)
+
+    def guide(self, x: Tensor, given: Tensor | None = None) -> None:
+        """q(z1, z2 | given), where given is x if left out."""
+        pyro.module("hierarchical_vae", self)
+        given = x if given is None else given
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", self.encode(given))
+            pyro.sample("z1", self.posterior1(self.encoder1(given, z2)))
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """q(z2|x), of the top layer, batch shape (data,) and event shape (latent2,), of x (data, *event)."""
+        return self.posterior2(self.encoder2(x))
+
+    def decode(self, z2: Tensor, z1: Tensor | None = None) -> Tensor:
+        """E[x|z1, z2], shape (*, *event), of codes (*, latent2) and (*, latent1): E[z1|z2] if z1 is left out."""
+        return self._p_x(self.conditional(self.decoder2(z2)).mean if z1 is None else z1, z2).mean
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z1, z2] at z2 = E_q[z2|x] and z1 = E_q[z1|x, z2], shape (data, *event), of images (data, *event)."""
+        z2 = self.encode(x).mean
+        return self.decode(z2, self.posterior1(self.encoder1(x, z2)).mean)
+
+    def generate(self, num_samples: int) -> TorchDistribution:
+        """p(x|z1, z2) for draws z2 ~ p(z2), z1 ~ p(z1|z2), batch shape (num_samples, *event)."""
+        z2 = self.prior().sample((num_samples,))
+        return self._p_x(self.conditional(self.decoder2(z2)).sample(), z2)
+
+    def _p_x(self, z1: Tensor, z2: Tensor) -> TorchDistribution:
+        return self.likelihood(self.decoder1(_concatenate(z1, z2)))
+
+
+class ConditionalVAE(nn.Module):
+    """A VAE of x given its label y in 0..num_classes - 1, which the networks see as one of num_classes unit vectors:
+
+        p(x, z | y) = p(z) p(x | decoder([z, y])),    q(z | x, y) = q(z | encoder(x, y)).
+
+    Its log p(x) is log p(x|y). Kihyuk Sohn, Honglak Lee, Xinchen Yan: Learning Structured Output Representation using
+    Deep Conditional Generative Models, NeurIPS 2015; p(z) does not depend on y, as in Diederik P. Kingma, Danilo J.
+    Rezende, Shakir Mohamed, Max Welling: Semi-Supervised Learning with Deep Generative Models, 2014, arXiv:1406.5298.
+
+    `encoder` takes x (*, *event) and unit vectors (*, num_classes), for example a `JointEncoder`; `decoder` is any
+    decoder of codes (*, latent + num_classes). Labels are integers (*); others than these raise `ValueError`.
+    """
+
+    unit_vectors: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        num_classes: int,
+        prior: Prior,
+        likelihood: Likelihood,
+        posterior: Posterior,
+    ):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1; got {num_classes}")
+        self.encoder, self.decoder = encoder, decoder
+        self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
+        self.register_buffer("unit_vectors", torch.eye(num_classes), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.unit_vectors)
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        """p(x, z | y)."""
+        pyro.module("conditional_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.p_x(z, y).to_event(x.dim() - 1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        """q(z | x, y)."""
+        pyro.module("conditional_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.encode(x, y))
+
+    def one_hot(self, y: Tensor) -> Tensor:
+        """Unit vectors (*, num_classes) of labels (*)."""
+        try:
+            return embedding(y, self.unit_vectors)
+        except IndexError:
+            got = f"{y.min().item()} to {y.max().item()}"
+            raise ValueError(f"y: expected labels 0 to {self.num_classes - 1}; got {got}") from None
+
+    def p_x(self, z: Tensor, y: Tensor) -> TorchDistribution:
+        """p(x|z, y), batch shape (*, *event), of codes (*, latent) and labels (*)."""
+        return self.likelihood(self.decoder(_concatenate(z, self.one_hot(y))))
+
+    def encode(self, x: Tensor, y: Tensor) -> TorchDistribution:
+        """q(z|x, y), batch shape (data,) and event shape (latent,), of x (data, *event) and labels (data,)."""
+        return self.posterior(self.encoder(x, self.one_hot(y)))
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """E[x|z, y], shape (*, *event), of codes (*, latent) and labels (*)."""
+        return self.p_x(z, y).mean
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """E[x | z = E_q[z|x, y], y], shape (data, *event), of images (data, *event) and labels (data,)."""
+        return self.decode(self.encode(x, y).mean, y)
+
+    def generate(self, y: Tensor) -> TorchDistribution:
+        """p(x|z, y) for a draw z ~ p(z) for each label (*), batch shape (*, *event)."""
+        return self.p_x(self.prior().sample(y.shape), y)
+
+
+class SemiSupervisedVAE(nn.Module):
+    """M2: a conditional VAE whose labels are latent where nobody gives them,
+
+        p(x, y, z) = p(y) p(z) p(x|z, y),    q(y, z | x) = q(y | classifier(x)) q(z | x, y).
+
+    Diederik P. Kingma, Danilo J. Rezende, Shakir Mohamed, Max Welling: Semi-Supervised Learning with Deep Generative
+    Models, 2014, arXiv:1406.5298.
+
+    Labels y are 0..num_classes - 1, or -1 where there is none, as in scikit-learn; without y nothing is labelled. A
+    label is what the guide knows of y: q(y|x) is 1 at the label, so that the ELBO is the paper's -L(x, y), a bound on
+    log p(x, y), for a labelled datum, and -U(x), a bound on log p(x), for another. Both programs keep their sites.
+
+        fit(m2.model, m2.guide, x, y, elbo=TraceEnum_ELBO(max_plate_nesting=1))
+
+    sums the class out of the ELBO, by Pyro's enumeration, which is not compiled; with another objective classes are
+    drawn, and their gradient is of high variance. In training mode `alpha` log q(y|x) is added for each labelled datum,
+    by a factor "classification" of the model, and never in evaluation. (The paper's alpha, 0.1 N, weighs their mean.)
+
+    `log_likelihood(m2.model, m2.guide, x)` draws classes from q(y|x). With `marginal_model` and `marginal_guide`, the
+    same p(x) and q(z|x) with the class summed out of both, weights vary less, for num_classes times the work.
+
+    Arguments:
+        conditional: p(x, z|y) and q(z|x, y).
+        classifier: x (*, *event) to the logits (*, num_classes) of q(y|x).
+        class_probs: p(y), shape (num_classes,), above 0; equal ones by default.
+    """
+
+    class_logits: Tensor
+
+    def __init__(
+        self,
+        conditional: ConditionalVAE,
+        classifier: nn.Module,
+        *,
+        alpha: float = 1.0,
+        class_probs: Tensor | None = None,
+    ):
+        super().__init__()
+        self.conditional, self.classifier, self.alpha = conditional, classifier, alpha
+        probs = torch.ones(conditional.num_classes) if class_probs is None else class_probs
+        if probs.shape != (conditional.num_classes,) or not bool((probs > 0).all()):
+            raise ValueError(f"class_probs: expected {conditional.num_classes} numbers above 0; got {probs.tolist()}")
+        if not alpha >= 0:
+            raise ValueError(f"alpha: expected a number of at least 0; got {alpha}")
+        self.register_buffer("class_logits", (probs / probs.sum()).log())
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(x, y, z), and in training mode alpha log q(y|x) of the labels."""
+        pyro.module("semi_supervised_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            if y is not None and self.training and self.alpha:
+                log_q = self.predict(x).log_prob(y.clamp(min=0))
+                pyro.factor("classification", self.alpha * log_q * (y >= 0))
+            y = pyro.sample("y", dist.Categorical(logits=self.class_logits))
+            z = pyro.sample("z", self.conditional.prior())
+            pyro.sample("x", self.conditional.p_x(z, y).to_event(x.dim() - 1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(y|x) q(z|x, y), with q(y|x) = 1 at the labels that are given."""
+        pyro.module("semi_supervised_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            q_y = self.predict(x)
+            if y is not None:
+                known = self.conditional.one_hot(y.clamp(min=0)).log()
+                q_y = dist.Categorical(logits=torch.where(y[:, None] >= 0, known, q_y.logits))
+            y = pyro.sample("y", q_y, infer={"enumerate": "parallel"})
+            pyro.sample("z", self.conditional.encode(x, y))
+
+    def marginal_model(self, x: Tensor) -> None:
+        """p(x, z) = p(z) sum_y p(y) p(x|z, y)."""
+        pyro.module("semi_supervised_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.conditional.prior())
+            p_x = self.conditional.p_x(z[..., None, :], self._classes).to_event(x.dim() - 1)
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(logits=self.class_logits), p_x), obs=x)
+
+    def marginal_guide(self, x: Tensor) -> None:
+        """q(z|x) = sum_y q(y|x) q(z|x, y)."""
+        pyro.module("semi_supervised_vae", self)
+        with pyro.plate("data", len(x), dim=-1):
+            q_z = self.conditional.encode(x[:, None], self._classes)
+            pyro.sample("z", dist.MixtureSameFamily(self.predict(x), q_z))
+
+    def predict(self, x: Tensor) -> TorchDistribution:
+        """q(y|x), a categorical distribution of batch shape (data,), of x (data, *event)."""
+        return dist.Categorical(logits=self.classifier(x))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """q(z|x, y), batch shape (data,), of x (data, *event) and labels (data,), the likeliest if left out."""
+        return self.conditional.encode(x, self.predict(x).logits.argmax(-1) if y is None else y)
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """E[x|z, y], shape (*, *event), of codes (*, latent) and labels (*)."""
+        return self.conditional.decode(z, y)
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """E[x | z = E_q[z|x, y], y], shape (data, *event), under labels (data,), the likeliest if left out."""
+        return self.conditional.reconstruct(x, self.predict(x).logits.argmax(-1) if y is None else y)
+
+    def generate(self, num_samples: int) -> TorchDistribution:
+        """p(x|z, y) for draws y ~ p(y), z ~ p(z), batch shape (num_samples, *event)."""
+        return self.conditional.generate(dist.Categorical(logits=self.class_logits).sample((num_samples,)))
+
+    @property
+    def _classes(self) -> Tensor:
+        return torch.arange(self.conditional.num_classes, device=self.class_logits.device)
+
+
+class PPCA(nn.Module):
+    """Probabilistic principal component analysis: a linear VAE with the exact posterior, and log p(x) in closed form,
+
+        z ~ N(0, I),    x = W z + mean + scale e,    e ~ N(0, I),
+        q(z|x) = p(z|x) = N(M^-1 W^T (x - mean), scale^2 M^-1),    M = W^T W + scale^2 I.
+
+    Michael E. Tipping, Christopher M. Bishop: Probabilistic Principal Component Analysis, Journal of the Royal
+    Statistical Society B 61(3), 1999, doi:10.1111/1467-9868.00196.
+
+    Parameters W (D, latent), mean (D,) and log_scale () for data (data, *event) of D dimensions; `fit` trains them as
+    any pair's, and `maximum_likelihood` finds them at once. Raises `ValueError` unless 1 <= latent_size.
+    """
+
+    zeros: Tensor
+
+    def __init__(self, event_shape: tuple[int, ...], latent_size: int):
+        super().__init__()
+        if latent_size < 1:
+            raise ValueError(f"latent_size: expected at least 1; got {latent_size}")
+        D = math.prod(event_shape)
+        self.event_shape = tuple(event_shape)
+        self.W = nn.Parameter(torch.randn(D, latent_size) / math.sqrt(D))
+        self.mean = nn.Parameter(torch.zeros(D))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("zeros", torch.zeros(latent_size), persistent=False)
+
+    @classmethod
+    @torch.no_grad()
+    def maximum_likelihood(cls, x: Tensor, latent_size: int) -> PPCA:
+        """The PPCA of highest likelihood for data x (data, *event), of their covariance S = U diag(l) U^T:
+
+            scale^2 = mean of the D - L smallest l,    W = U_L (diag(l_L) - scale^2 I)^(1/2),    L = latent_size.
+
+        Raises `ValueError` unless 1 <= latent_size < D, and for data that L dimensions hold without noise.
+        """
+        with seeded(0):  # the weights that are drawn here don't stay
+            ppca = cls(tuple(x.shape[1:]), latent_size).to(x)
+        D, L = ppca.W.shape
+        if L >= D:
+            raise ValueError(f"latent_size: expected less than the {D} dimensions of x; got {L}")
+        flat = x.flatten(1).double()
+        mean = flat.mean(0)
+        S = (flat - mean).T @ (flat - mean) / len(flat)
+        eigenvalues, U = torch.linalg.eigh(S)  # in ascending order
+        variance = eigenvalues[: D - L].mean()
+        if not variance > 1e-12 * eigenvalues[-1]:
+            raise ValueError(f"x: expected data that spread over more than {L} dimensions; got none beyond")
+        ppca.W.copy_(U[:, D - L :] * (eigenvalues[D - L :] - variance).sqrt())
+        ppca.mean.copy_(mean)
+        ppca.log_scale.copy_(0.5 * variance.log())
+        return ppca
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z)."""
+        pyro.module("ppca", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.zeros, 1.0).to_event(1))
+            pyro.sample("x", self._p_x(z).to_event(x.dim() - 1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """p(z|x)."""
+        pyro.module("ppca", self)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.encode(x))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x), exactly, in nats and in double precision, shape (*), of x (*, *event): N(mean, C), C = W W^T +
+        scale^2 I, by the matrix determinant lemma and the matrix inversion lemma, which torch's distribution uses,
+
+            log |C| = log |M| + (D - L) log scale^2,    C^-1 = (I - W M^-1 W^T) / scale^2.
+        """
+        W, mean, variance = self.W.double(), self.mean.double(), (2 * self.log_scale.double()).exp()
+        p = dist.LowRankMultivariateNormal(mean, W, variance.expand(len(mean)))
+        return p.log_prob(x.double().flatten(-len(self.event_shape)))
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """p(z|x), batch shape (data,) and event shape (latent,), of x (data, *event)."""
+        variance = (2 * self.log_scale).exp()
+        M = self.W.T @ self.W + variance * torch.eye(len(self.zeros)).to(self.W)
+        L = torch.linalg.cholesky(M)
+        mean = torch.cholesky_solve(self.W.T @ (x.flatten(1) - self.mean).T, L).T
+        return dist.MultivariateNormal(mean, precision_matrix=M / variance)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x|z], shape (*, *event), of codes z (*, latent)."""
+        return self._p_x(z).mean
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z = E[z|x]], shape (data, *event), of x (data, *event)."""
+        return self.decode(self.encode(x).mean)
+
+    def generate(self, num_samples: int) -> TorchDistribution:
+        """p(x|z) for draws z ~ N(0, I), batch shape (num_samples, *event)."""
+        return self._p_x(torch.randn(num_samples, *self.zeros.shape).to(self.W))
+
+    def _p_x(self, z: Tensor) -> TorchDistribution:
+        loc = z @ self.W.T + self.mean
+        return dist.Normal(loc.unflatten(-1, self.event_shape), self.log_scale.exp())
+
+    def extra_repr(self) -> str:
+        return f"event_shape={self.event_shape}, latent_size={len(self.zeros)}"
