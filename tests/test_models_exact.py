@@ -232,6 +232,32 @@ def test_a_marginal_pair_against_quadrature():
     torch.testing.assert_close(by_quadrature, case.exact.double(), atol=ROUNDING, rtol=0)
 
 
+@pytest.mark.parametrize("make", [hierarchical, conditional, linear_gaussian])
+def test_gradients_are_those_of_every_path(make):
+    """Against differences of the loss on the same noise, in which a path that is cut off would show."""
+    case = make()
+    case.module.double()
+    data = tuple(t.double() if t.is_floating_point() else t for t in case.data)
+    params = [*case.module.parameters()]
+    with seeded(0):
+        for p in params:
+            p.data += 0.1 * torch.randn_like(p)
+        directions = [torch.randn_like(p) for p in params]
+
+    def loss(step):
+        for p, v in zip(params, directions, strict=True):
+            p.data += step * v
+        with seeded(1), pyro.get_param_store().scope():
+            value = Elbo().differentiable_loss(*case.pair, *data)
+        gradients = torch.autograd.grad(value, params)
+        for p, v in zip(params, directions, strict=True):
+            p.data -= step * v
+        return value.item(), sum((g * v).sum() for g, v in zip(gradients, directions, strict=True)).item()
+
+    difference = (loss(1e-5)[0] - loss(-1e-5)[0]) / 2e-5
+    assert loss(0.0)[1] == pytest.approx(difference, rel=1e-5)
+
+
 @pytest.mark.parametrize("objective", [*choices(Objective)])
 def test_objectives_of_a_hierarchy(objective):
     """At the exact posterior, where each bound is log p(x), by each draw or on average."""
