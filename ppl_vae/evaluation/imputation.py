@@ -1,0 +1,317 @@
+"""Missing dimensions of x given the others, by importance resampling, for any Pyro pair with one data plate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import Independent
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.evaluation.comparison import PerDatum
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.pairs import check_latents, check_rows, rows_per_chunk, seed_of, support_name
+from ppl_vae.evaluation.results import KHAT_LIMIT
+from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.programs import (
+    Program,
+    evaluating,
+    guide_trace_of,
+    log_prob_per_datum,
+    model_trace_of,
+    sample_sites,
+    seeded,
+    sum_of_sites,
+    trace_of,
+)
+from ppl_vae.progress import progress
+
+BLOCK_DATA = 64  # drawn from a seed of their own, whatever the chunks that they are decoded in
+FILLS = 8  # guesses at the missing dimensions, from each of which the guide makes a proposal
+ROUND_SAMPLES = 64  # draws for each datum of the first guess, and in a round that improves the guesses
+PRIOR_SHARE = 8  # one draw in so many is from the prior
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Imputation:
+    """What a model makes of the missing dimensions. x has shape (data, *event); tensors are on the CPU.
+
+    Attributes:
+        mean: E[x | x_seen], and x itself where it was seen, shape (data, *event).
+        samples: draws from p(x_missing | x_seen), with replacement, and x itself where it was seen, shape (num_draws,
+            data, *event). Draws of one datum share codes where its `ess` is not far above num_draws.
+        log_p_seen: log p(x_seen), in nats: a lower bound in expectation.
+        log_p_missing: log p(x_missing | x_seen) at the values that x has there, in nats: log p(x) - log p(x_seen), a
+            difference of two lower bounds, which is no bound. NaN where x has NaN.
+        ess: effective sample size of the draws of z given x_seen, 1..num_samples, shape (data,).
+        khat: Pareto k-hat of their weights, and of those of log p(x), the larger of the two, shape (data,): over 0.7
+            neither estimate nor error can be believed. NaN for fewer than 25 samples.
+    """
+
+    mean: Tensor
+    samples: Tensor
+    log_p_seen: PerDatum
+    log_p_missing: PerDatum
+    ess: Tensor
+    khat: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ess)
+
+    def __str__(self) -> str:
+        known = self.log_p_missing.values.isfinite()
+        text = f"{len(self)} data imputed; median ESS {self.ess.median().item():.1f}"
+        if known.any():
+            p = PerDatum(self.log_p_missing.values[known], self.log_p_missing.mc_se[known])
+            text += (
+                f"; log p(missing | seen) = {p.mean:.3f} nats per datum (no bound), Monte Carlo s.e. "
+                f"{p.mc_se_of_mean:.3f}, s.e. over {int(known.sum())} data {p.data_se_of_mean:.3f}"
+            )
+        if unreliable := int((self.khat > KHAT_LIMIT).sum()):
+            text += f"\nwarning: k-hat > {KHAT_LIMIT} for {unreliable} of {len(self)} data: do not trust these"
+        return text
+
+
+def impute(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *args: Tensor,
+    seen: Tensor,
+    num_samples: int = 1000,
+    num_draws: int = 10,
+    num_rounds: int = 5,
+    fill: Tensor | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+    show_progress: bool = False,
+) -> Imputation:
+    """Draws from p(x_missing | x_seen) = E[p(x_missing | z) | x_seen], its mean, and its log-density at x. With
+    weights for the part that is seen,
+
+        log w_k = log p(z_k) + log p(x_seen | z_k) - log r(z_k),   z_k ~ r,   log p(x_seen) ~ log 1/K sum_k w_k,
+
+    codes are drawn anew in proportion to w, and the missing dimensions from p(x_missing | z).
+
+    The proposal r is a mixture of the guide at 8 guesses at x, with 7/8 of the draws, and the prior: a guide that knows
+    whole data is too sure of a part, and the prior bounds the weights by 8 p(x_seen|z). Guesses start from E[x] of the
+    model, or from `fill`, and in each of `num_rounds` rounds are drawn anew from p(x_missing | z), given such z. They
+    are then frozen, and weights are of fresh draws, so that E[w] = p(x_seen), and its logarithm is a lower bound in
+    expectation. Values of x that are not seen have no part in any of this. log p(x) is `log_likelihood`'s, with as many
+    samples from the guide at x itself, so that log p(x_missing | x_seen) is for judging a model where x is known.
+
+    The rounds are the pseudo-Gibbs sampling of Danilo J. Rezende, Shakir Mohamed, Daan Wierstra: Stochastic
+    Backpropagation and Approximate Inference in Deep Generative Models, 2014, arXiv:1401.4082, appendix F, weighted as
+    by Pierre-Alexandre Mattei, Jes Frellsen: MIWAE, 2018, arXiv:1812.02633; what it is exact for: the same, Leveraging
+    the Exact Likelihood of Deep Latent Variable Models, 2018, arXiv:1802.04826.
+
+    Arguments:
+        x, args: data (data, *event) and the programs' further arguments, batched with it. x may be NaN where it is
+            not seen.
+        seen: which of x is seen, bool, (data, *event) or what broadcasts to it, such as (*event).
+        num_samples: K, of each datum.
+        num_draws: imputations of each datum that are returned.
+        num_rounds: 0 leaves the guesses at the first.
+        fill: the first guess, (data, *event) or what broadcasts to it.
+        seed: of all draws. The result does not depend on how the work is cut into chunks.
+        memory: bytes that a chunk may take; chosen to fit the cache by default.
+        show_progress: a bar, on standard error, while it works.
+
+    Programs run in evaluation mode and are left as they were found. Raises `ValueError` as `log_likelihood` does, and
+    unless num_samples >= 16, seen is boolean, x is a number where seen, and the model has one observed site, of x
+    itself, whose distribution has independent dimensions (`.to_event`), and does not depend on x.
+    """
+    limits = {"num_samples": (num_samples, 16), "num_draws": (num_draws, 1), "num_rounds": (num_rounds, 0)}
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}; got {value}")
+    check_rows(x, *args)
+    seen = _like(x, "seen", seen)
+    if seen.dtype is not torch.bool:
+        raise ValueError(f"seen: expected booleans; got {seen.dtype}")
+    if x[seen].isnan().any():
+        raise ValueError("x: expected numbers where it is seen; got NaN")
+    visible = torch.where(seen, x, 0.0)  # all that the programs are told of x
+    fills = None if fill is None else torch.where(seen, x, _like(x, "fill", fill))
+    statistics = LogMeanExp(len(x), num_samples, device=x.device)
+    means, samples = [], []
+    with seeded(seed), evaluating(model, guide):
+        datum = [t[:1] for t in (visible, *args)]
+        support = _check_pair(model, guide, *datum)
+        if len(bad := x[seen][~support.check(x)[seen]]):
+            space = support_name(support)
+            raise ValueError(f"x: expected values in {space} where it is seen; got {bad.min():.4g} to {bad.max():.4g}")
+        max_rows = rows_per_chunk(model, guide, *datum, memory=memory)
+        blocks = torch.arange(len(x), device=x.device).split(BLOCK_DATA)
+        with progress("impute", len(blocks), enabled=show_progress, lines=False) as report:
+            for number, rows in enumerate(blocks):
+                torch.manual_seed(seed_of(seed, number))
+                block = _Block(model, guide, visible[rows], seen[rows], [t[rows] for t in args], max_rows)
+                block.guess(None if fills is None else fills[rows])
+                for _ in range(num_rounds):
+                    values, log_w, _ = block.draw(ROUND_SAMPLES)
+                    block.fills = block.impute(values, log_w, FILLS)
+                values, log_w, mean = block.draw(num_samples)
+                statistics.add(log_w, rows)
+                means.append(mean)
+                samples.append(block.impute(values, log_w, num_draws))
+                report()
+    none, everything = ~seen.flatten(1).any(1).cpu(), seen.flatten(1).all(1).cpu()
+    # p of nothing is 1
+    p_seen = PerDatum(*(t.cpu().masked_fill(none, 0) for t in (statistics.log_mean(), statistics.standard_error())))
+    p_x, khat = _log_p(model, guide, x, *args, num_samples=num_samples, seed=seed, memory=memory)
+    p_missing = p_x - p_seen
+    return Imputation(
+        mean=torch.cat(means).cpu(),
+        samples=torch.cat(samples, 1).cpu(),
+        log_p_seen=p_seen,
+        log_p_missing=PerDatum(*(t.masked_fill(everything, 0) for t in (p_missing.values, p_missing.mc_se))),
+        ess=statistics.ess().cpu(),
+        khat=torch.maximum(statistics.khat(), khat),
+    )
+
+
+def _like(x: Tensor, name: str, t: Tensor) -> Tensor:
+    try:
+        return t.expand(x.shape)
+    except RuntimeError:
+        raise ValueError(f"{name}: expected the shape of x, {tuple(x.shape)}; got {tuple(t.shape)}") from None
+
+
+def _log_p(
+    model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int, seed: int, memory: int | None
+) -> tuple[PerDatum, Tensor]:
+    """log p(x) and its k-hat: NaN and -inf where x has NaN."""
+    known = ~x.flatten(1).isnan().any(1)
+    log_p = torch.full((len(x),), math.nan, dtype=torch.float64)
+    mc_se, khat = log_p.clone(), torch.full_like(log_p, -math.inf)
+    if known.any():
+        data = (t[known] for t in (x, *args))
+        result = log_likelihood(model, guide, *data, num_samples=num_samples, seed=seed, memory=memory)
+        for t, of_result in ((log_p, result.log_p), (mc_se, result.mc_se), (khat, result.khat)):
+            t[known.cpu()] = of_result
+    return PerDatum(log_p, mc_se), khat
+
+
+def _check_pair(model: Program, guide: Program, *datum: Tensor) -> Constraint:
+    """The support of a dimension of the observed site."""
+    x, *args = datum
+    guide_trace = guide_trace_of(guide, *datum, num_samples=1)
+    trace = model_trace_of(model, guide_trace, *datum, num_samples=1)
+    check_latents(trace, guide_trace)
+    log_prob_per_datum(trace, (1, 1))
+    sites = sample_sites(trace, observed=True)
+    if len(sites) != 1 or not all(site["value"].reshape(-1).equal(x.reshape(-1)) for site in sites.values()):
+        raise ValueError(f"the model: expected one observed site, of x itself; got {sorted(sites)}")
+    ((name, site),) = sites.items()
+    fn = _per_dimension(site["fn"])
+    if fn.event_shape:
+        raise ValueError(f"site {name!r}: expected independent dimensions, .to_event(...); got {type(fn).__name__}")
+    other = site["fn"].sample()
+    again = model_trace_of(model, guide_trace, other.reshape(x.shape).to(x), *args, num_samples=1).nodes[name]["fn"]
+    if not torch.allclose(site["fn"].log_prob(other), again.log_prob(other)):
+        raise ValueError(f"site {name!r}: expected a distribution that does not depend on x; got one that does")
+    return fn.support
+
+
+def _per_dimension(fn: Any) -> Any:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+class _Block:
+    """Some data x (data, *event), known where `seen`, with guesses `fills` (fills, data, *event)."""
+
+    fills: Tensor
+
+    def __init__(
+        self, model: Program, guide: Program, x: Tensor, seen: Tensor, args: list[Tensor], max_rows: int
+    ) -> None:
+        self.model, self.guide, self.x, self.seen, self.args = model, guide, x, seen, args
+        self.data_step = min(max_rows, len(x))
+        self.sample_step = max(max_rows // self.data_step, 1)
+
+    def guess(self, fill: Tensor | None) -> None:
+        """All guesses alike: `fill`, or E[x]."""
+        if fill is None:
+            _, fn = self._split(guide_trace_of(self.model, self.x, *self.args, num_samples=ROUND_SAMPLES))
+            fill = torch.where(self.seen, self.x, fn.mean.mean(0).reshape(self.x.shape).to(self.x))
+        self.fills = fill.expand(FILLS, *self.x.shape)
+
+    def draw(self, num_samples: int) -> tuple[Values, Tensor, Tensor]:
+        """z ~ r, log w (samples, data), and the weighted mean of x (data, *event)."""
+        from_prior = num_samples // PRIOR_SHARE
+        counts = [(num_samples - from_prior + i) // FILLS for i in range(FILLS)]  # as even as can be
+        traces = [
+            guide_trace_of(self.guide, fill, *self.args, num_samples=n)
+            for fill, n in zip(self.fills, counts, strict=True)
+        ]
+        # in pieces that do not hang on the memory at hand, for the model decodes each draw
+        pieces = [min(ROUND_SAMPLES, from_prior - k) for k in range(0, from_prior, ROUND_SAMPLES)]
+        traces += [guide_trace_of(self.model, self.x, *self.args, num_samples=n) for n in pieces]
+        names = sample_sites(traces[0], observed=False)
+        values = {name: torch.cat([trace.nodes[name]["value"] for trace in traces]) for name in names}
+        shape = (num_samples, len(self.x))
+        log_r = torch.stack(
+            [
+                math.log(n / num_samples)
+                + sum_of_sites(
+                    model_trace_of(self.guide, trace_of(values), fill, *self.args, num_samples=num_samples), shape
+                )
+                for fill, n in zip(self.fills, counts, strict=True)
+            ]
+        ).logsumexp(0)
+        log_w, mean = torch.empty_like(log_r), torch.empty_like(self.x)
+        for d in range(0, len(self.x), self.data_step):
+            rows = slice(d, d + self.data_step)
+            log_w[:, rows], mean[rows] = self._weigh(
+                {name: value[:, rows] for name, value in values.items()}, log_r[:, rows], rows, from_prior / num_samples
+            )
+        return values, log_w, torch.where(self.seen, self.x, mean)
+
+    def _weigh(self, values: Values, log_r: Tensor, rows: slice, prior_share: float) -> tuple[Tensor, Tensor]:
+        x, args = self.x[rows], [t[rows] for t in self.args]
+        log_w, log_sum, mean = torch.empty_like(log_r), log_r.new_full((len(x),), -math.inf), torch.zeros_like(x)
+        for k in range(0, len(log_r), self.sample_step):
+            some = slice(k, k + self.sample_step)
+            shape = (len(log_r[some]), len(x))
+            z = trace_of({name: value[some] for name, value in values.items()})
+            trace = model_trace_of(self.model, z, x, *args, num_samples=shape[0])
+            latents, p_x = self._split(trace)
+            seen = self.seen[rows].reshape(len(x), *p_x.batch_shape[2:])
+            log_p_seen = p_x.log_prob(x.reshape(seen.shape)).where(seen, 0.0).flatten(2).sum(-1)
+            log_p_z = sum_of_sites(latents, shape)
+            log_w[some] = log_p_z + log_p_seen - torch.logaddexp(log_r[some], math.log(prior_share) + log_p_z)
+            before, log_sum = log_sum, torch.logaddexp(log_sum, log_w[some].logsumexp(0))
+            weights = (log_w[some] - log_sum).exp()
+            x_mean = p_x.mean.reshape(*shape, *x.shape[1:])
+            mean = _scale((before - log_sum).exp(), mean) + _scale(weights, x_mean).sum(0)
+        return log_w, mean
+
+    def impute(self, values: Values, log_w: Tensor, num_draws: int) -> Tensor:
+        """x where seen, and draws of the rest given z from the weighted ones, (num_draws, data, *event)."""
+        k = torch.multinomial(log_w.softmax(0).T, num_draws, replacement=True).T
+        chosen = trace_of(
+            {name: value[k, torch.arange(len(self.x), device=k.device)] for name, value in values.items()}
+        )
+        _, p_x = self._split(model_trace_of(self.model, chosen, self.x, *self.args, num_samples=num_draws))
+        return torch.where(self.seen, self.x, p_x.sample().reshape(num_draws, *self.x.shape).to(self.x))
+
+    @staticmethod
+    def _split(trace: Trace) -> tuple[Trace, Any]:
+        """A model's trace without its observed site, and that site's distribution, per dimension."""
+        ((name, site),) = sample_sites(trace, observed=True).items()
+        trace.remove_node(name)
+        return trace, _per_dimension(site["fn"])
+
+
+def _scale(factor: Tensor, t: Tensor) -> Tensor:
+    """factor (*) times t (*, *event)."""
+    return factor.reshape(factor.shape + (1,) * (t.dim() - factor.dim())) * t
