@@ -150,6 +150,8 @@ def test_plain_vectors_need_no_image():
         x = torch.randn(5, 6)
     assert elbo_parts(vae.model, vae.guide, x).elbo.shape == (5,)
     assert vae.reconstruct(x).shape == (5, 6)
+    with seeded(0):
+        assert vae.generate(7).sample().shape == (7, 6)
     assert "Gaussian(scale=1.0)" in repr(vae)
     assert isinstance(make("dense-ae", "bernoulli"), Autoencoder)
     assert isinstance(make("conv-vae", "bernoulli").likelihood, Bernoulli)
