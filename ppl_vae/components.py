@@ -1,8 +1,8 @@
 """Components by name: the subclasses of a base class, and their keyword arguments, are the choices.
 
 A component is written `name` or `name:key=value,key=value`, with the class name in kebab case:
-`gaussian:scale=0.1` is `Gaussian(scale=0.1)`. Nothing is registered: a class is found because it is a subclass,
-and its arguments because they are in its signature.
+`gaussian:scale=0.1` is `Gaussian(scale=0.1)`, and `dense:hidden=200+100` is `Dense(hidden=(200, 100))`. Nothing is
+registered: a class is found because it is a subclass, and its arguments because they are in its signature.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -87,14 +87,24 @@ def describe(base: type) -> str:
 
     def one(name: str, component: type) -> str:
         parameters = inspect.signature(component).parameters.values()
-        arguments = ",".join(f"{p.name}={p.default}" for p in parameters if p.default is not p.empty)
+        arguments = ",".join(f"{p.name}={_written(p.default)}" for p in parameters if p.default is not p.empty)
         return f"{name}:{arguments}" if arguments else name
 
     known: dict[str, Any] = choices(base)
     return ", ".join(one(name, component) for name, component in known.items())
 
 
-def _parse(kind: type, text: str, where: str) -> Any:
+def _written(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _parse(kind: Any, text: str, where: str) -> Any:
+    if get_origin(kind) is tuple:  # of any length, all of one type
+        return tuple(_parse(get_args(kind)[0], part, where) for part in text.split("+"))
+    if get_origin(kind) is Literal:
+        if text in get_args(kind):
+            return text
+        raise UsageError(unknown(where, text, list(get_args(kind))))
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"

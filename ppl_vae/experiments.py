@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from tyro.conf import arg
 
-from ppl_vae.components import UsageError, create, describe, unknown
+from ppl_vae.components import UsageError, choices, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Levels, default_encoding
@@ -33,16 +33,7 @@ from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import VAE, Autoencoder
-from ppl_vae.networks import (
-    ConvDecoder,
-    ConvEncoder,
-    DenseDecoder,
-    DenseEncoder,
-    Divided,
-    PoolEncoder,
-    Shape,
-    UpsampleDecoder,
-)
+from ppl_vae.networks import Divided, Network, Shape
 from ppl_vae.noise import Noise, NoNoise
 from ppl_vae.objectives import Objective
 from ppl_vae.optimizers import adam, cosine
@@ -60,8 +51,13 @@ NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 class TrainConfig:
     """One model on one data set. Components are written as name:key=value,key=value."""
 
-    model: str = "conv-vae"
-    """Networks and kind of model: dense-ae, conv-ae, dense-vae or conv-vae."""
+    model: Annotated[
+        str,
+        arg(
+            help=f"NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300. NETWORK: {describe(Network)}. "
+            "KIND: ae (an autoencoder), vae."
+        ),
+    ] = "conv-vae"
     dataset: str = "mnist-mini"
     """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images."""
     likelihood: Annotated[
@@ -89,8 +85,9 @@ class TrainConfig:
     ] = NO_NOISE
     latent_size: int = 20
     """Numbers in the code z (the code of conv-ae is 8 feature maps of an eighth of the image)."""
-    hidden: tuple[int, ...] = (400,)
-    """Widths of the hidden layers of dense networks, in the encoder; the decoder has them in reverse."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden layers of dense networks, in the encoder; the decoder has them in reverse. Default: the
+    network's own."""
     epochs: int = 15
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -110,12 +107,14 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected at least 1; got {value}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate: expected a number above 0; got {self.learning_rate}")
-        if not self.hidden or min(self.hidden) < 1:
+        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
             raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
         if self.schedule not in ("constant", "cosine"):
             raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
-        if self.model not in MODELS:
-            raise UsageError(unknown("model", self.model, list(MODELS)))
+        name = self.model.partition(":")[0]
+        if name not in model_names():
+            raise UsageError(unknown("model", name, model_names()))
+        self.network()
         create(Noise, self.noise)
         with seeded(0):  # some draw their weights
             posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
@@ -126,77 +125,70 @@ class TrainConfig:
         create(Likelihood, self.resolved().likelihood or "")
         create(Encoding, self.resolved().encoding or "")
 
+    @property
+    def kind(self) -> str:
+        """What is built of the network, a key of `KINDS`."""
+        return self.model.partition(":")[0].rpartition("-")[2]
+
+    def network(self) -> Network:
+        return create(Network, self._network_spec, **({} if self.hidden is None else {"hidden": self.hidden}))
+
+    @property
+    def _network_spec(self) -> str:
+        name, colon, arguments = self.model.partition(":")
+        return name.removesuffix(f"-{self.kind}") + colon + arguments
+
     def resolved(self) -> TrainConfig:
-        """The config with the defaults of likelihood and encoding written out."""
-        is_vae = self.model.endswith("vae")
+        """The config with the defaults of likelihood and encoding written out, and without a `hidden` that says
+        nothing: of a network that has none, or the network's own."""
+        is_vae = self.kind != "ae"
         likelihood = self.likelihood or ("bernoulli" if is_vae else f"gaussian:scale={math.sqrt(0.5):.4f}")
         default = default_encoding(create(Likelihood, likelihood).support) if is_vae else create(Encoding, "scale")
         encoding = self.encoding or type(default).__name__.lower()
-        if (likelihood, encoding) == (self.likelihood, self.encoding):
+        hidden = self.hidden
+        if hidden is not None and self.network() == create(Network, self._network_spec):
+            hidden = None
+        if (likelihood, encoding, hidden) == (self.likelihood, self.encoding, self.hidden):
             return self
-        return dataclasses.replace(self, likelihood=likelihood, encoding=encoding)
+        return dataclasses.replace(self, likelihood=likelihood, encoding=encoding, hidden=hidden)
 
 
-def _dense_ae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoencoder:
-    encoder = DenseEncoder(shape, config.latent_size, config.hidden)
-    decoder = DenseDecoder(config.latent_size, shape, likelihood.params_per_dim, config.hidden[::-1])
-    return Autoencoder(encoder, decoder, likelihood=likelihood)
+Model = Autoencoder | VAE
 
 
-def _conv_ae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoencoder:
-    return Autoencoder(PoolEncoder(shape), UpsampleDecoder(shape, likelihood.params_per_dim), likelihood=likelihood)
+def _autoencoder(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoencoder:
+    networks = config.network().autoencoder(shape, config.latent_size, likelihood.params_per_dim)
+    return Autoencoder(*networks, likelihood=likelihood)
 
 
-def _vae(config: TrainConfig, shape: Shape, encoder: Callable, decoder: Callable, likelihood: Likelihood) -> VAE:
-    posterior = create(Posterior, config.posterior, latent_size=config.latent_size)
-    network = encoder(posterior.num_params)
+def _vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
+    network, posterior = config.network(), create(Posterior, config.posterior, latent_size=config.latent_size)
+    encoder = network.encoder(shape, posterior.num_params)
     if isinstance(create(Encoding, config.encoding or ""), Levels) and config.noise == NO_NOISE:
-        network = nn.Sequential(Divided(255), network)
+        encoder = nn.Sequential(Divided(255), encoder)
     sizes = {"latent_size": config.latent_size, "event_shape": shape}
     return VAE(
-        network,
-        decoder(config.latent_size, likelihood.params_per_dim),
-        prior=create(Prior, config.prior, **sizes, encoder=network, posterior=posterior),
+        encoder,
+        network.decoder(config.latent_size, shape, likelihood.params_per_dim),
+        prior=create(Prior, config.prior, **sizes, encoder=encoder, posterior=posterior),
         likelihood=likelihood,
         posterior=posterior,
     )
 
 
-def _dense_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
-    return _vae(
-        config,
-        shape,
-        lambda outputs: DenseEncoder(shape, outputs, config.hidden),
-        lambda inputs, params: DenseDecoder(inputs, shape, params, config.hidden[::-1]),
-        likelihood,
-    )
+KINDS: dict[str, Callable[[TrainConfig, Shape, Likelihood], Model]] = {"ae": _autoencoder, "vae": _vae}
 
 
-def _conv_vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
-    return _vae(
-        config,
-        shape,
-        lambda outputs: ConvEncoder(shape, outputs),
-        lambda inputs, params: ConvDecoder(inputs, shape, params),
-        likelihood,
-    )
-
-
-Model = Autoencoder | VAE
-
-MODELS: dict[str, Callable[[TrainConfig, Shape, Likelihood], Model]] = {
-    "dense-ae": _dense_ae,
-    "conv-ae": _conv_ae,
-    "dense-vae": _dense_vae,
-    "conv-vae": _conv_vae,
-}
+def model_names() -> list[str]:
+    """Every network with every kind of model: dense-ae, dense-vae, ..."""
+    return [f"{network}-{kind}" for network in choices(Network) for kind in KINDS]
 
 
 def build(config: TrainConfig, image_shape: Shape) -> Model:
     """The untrained model of a config for images of shape (C, H, W), its weights drawn from the config's seed."""
     config = config.resolved()
     with seeded(config.seed):
-        return MODELS[config.model](config, image_shape, create(Likelihood, config.likelihood or ""))
+        return KINDS[config.kind](config, image_shape, create(Likelihood, config.likelihood or ""))
 
 
 @dataclass(frozen=True)
@@ -352,14 +344,14 @@ def read_config(path: Path) -> tuple[TrainConfig, Shape]:
     for key, value in values.items():
         if key not in fields:
             raise ValueError(f"{path}: {unknown('key', key, list(fields))}")
+        if isinstance(value, list) and all(type(h) is int for h in value):
+            value = values[key] = tuple(value)
         default = fields[key]
-        optional = {"train_images": int, "compiled": bool}.get(key, str)
+        optional = {"hidden": tuple, "train_images": int, "compiled": bool}.get(key, str)
         expected = (
             (optional, type(None)) if default is None else (int, float) if isinstance(default, float) else type(default)
         )
-        if key == "hidden" and isinstance(value, list) and all(type(h) is int for h in value):
-            values[key] = tuple(value)
-        elif not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
+        if not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
             raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
     try:
         return TrainConfig(**values), tuple(shape)
@@ -610,11 +602,11 @@ def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
 
 
 def finished(folder: Path, config: TrainConfig) -> bool:
-    """Whether `folder` holds a finished run of just this config."""
+    """Whether `folder` holds a finished run of just this config, defaults written out or not."""
     if not (folder / "metrics.json").is_file() or not (folder / "weights.safetensors").is_file():
         return False
     try:
-        return read_config(folder / "config.json")[0] == config.resolved()
+        return read_config(folder / "config.json")[0].resolved() == config.resolved()
     except (OSError, ValueError):
         return False
 

@@ -107,6 +107,28 @@ def test_defaults_follow_from_the_model_and_the_likelihood():
     assert resolved(likelihood="bernoulli", encoding="scale") == ("bernoulli", "scale")
 
 
+def test_networks_have_their_own_widths_or_those_of_the_config():
+    def widths(**kwargs):
+        vae = build(TrainConfig(latent_size=2, **kwargs), (1, 4, 4))
+        return [m.in_features for m in vae.encoder.modules() if isinstance(m, torch.nn.Linear)]
+
+    assert widths(model="dense-vae") == [16, 400]
+    assert widths(model="gated-dense-vae") == [16, 300, 300]
+    assert widths(model="gated-dense-vae", hidden=(5, 6)) == [16, 5, 6]
+    assert widths(model="dense-vae:hidden=7+8,activation=tanh") == [16, 7, 8]
+
+
+def test_a_width_that_says_nothing_makes_no_other_run(tmp_path, dataset):
+    """Configs once named hidden widths for every network, as [400]."""
+    quiet_train(dataclasses.replace(CONFIG, model="conv-vae", hidden=(400,)), tmp_path / "run", dataset)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"hidden": [400]}))
+    assert finished(tmp_path / "run", dataclasses.replace(CONFIG, model="conv-vae", hidden=None))
+    load_run(tmp_path / "run", dataset=dataset)
+    old, new = (TrainConfig(model="dense-vae", hidden=hidden).resolved() for hidden in ((400,), None))
+    assert old == new != TrainConfig(model="dense-vae", hidden=(401,)).resolved()
+
+
 def test_bernoulli_on_grey_pixels_trains_by_name_and_has_no_log_likelihood(tmp_path, dataset):
     run = quiet_train(dataclasses.replace(CONFIG, encoding="scale"), tmp_path / "run", dataset)
     with pytest.raises(ValueError, match="no likelihood"):
@@ -133,6 +155,9 @@ def test_training_images_are_split_with_the_seed(dataset):
     ("change", "message"),
     [
         ({"model": "conv-vea"}, "did you mean 'conv-vae'"),
+        ({"model": "vae"}, "expected one of dense-ae"),
+        ({"model": "dense-vae:hiden=3"}, "expected hidden=..., activation=...; got 'hiden=3'"),
+        ({"model": "dense-vae:hidden=3", "hidden": (4,)}, "expected activation=...; got 'hidden=3'"),
         ({"epochs": 0}, "epochs: expected at least 1; got 0"),
         ({"latent_size": -2}, "latent_size"),
         ({"learning_rate": math.nan}, "learning_rate"),
@@ -180,6 +205,7 @@ def corrupt(folder, name, text):
         ("config.json", '{"image_shape": [1, 12, 12], "epohcs": 3}', "did you mean 'epochs'"),
         ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a value like 15; got '3'"),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
+        ("config.json", '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}', "hidden: expected a value like None"),
         ("weights.safetensors", "not safetensors", "expected the weights"),
     ],
 )
