@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import re
 import signal
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator
 
-from ppl_vae.components import UsageError, create
+from ppl_vae.components import UsageError, create, load_plugin
 from ppl_vae.data import names
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.denoising import quality_summary
@@ -33,8 +34,8 @@ from ppl_vae.experiments import (
     gaps_run,
     load_evaluation,
     load_run,
-    read_config,
     read_json,
+    read_shape,
     restore,
     sample_images,
     sandwich_run,
@@ -52,8 +53,18 @@ from ppl_vae.trust import TrustConfig, run_trust
 RunFolder = tyro.conf.Positional[Path]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WithModels:
+    """What every command has that builds or loads a model."""
+
+    data_dir: Path | None = None
+    """Where torchvision's data sets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
+    plugin: str | None = None
+    """A module of yours, by name or as a .py file: its likelihoods, priors, networks, ... are choices too."""
+
+
 @dataclass(frozen=True)
-class RunCommand:
+class RunCommand(WithModels):
     """The report's whole study: autoencoders, VAEs, PCA; denoising, samples and log-likelihoods, with their errors.
 
     Without arguments, in a few minutes, on the two data sets that the package carries. On full sets
@@ -64,41 +75,23 @@ class RunCommand:
     """Which experiment: study, or, on its models, trust (every estimate of log p(x), and what it costs)."""
     dataset: tuple[str, ...] = ("mnist-mini", "fashion-mnist-mini")
     """Names from `ppl-vae datasets`, or paths to your own images."""
-    data_dir: Path | None = None
-    """Where torchvision's data sets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
     output: Path = Path("runs")
     """Folder for what comes out: OUTPUT/EXPERIMENT/DATASET."""
-    noise: str = "gaussian-noise:scale=0.5"
-    """What to remove: gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
-    autoencoder_epochs: int | None = None
-    """Default: 20 on full sets, 6 on small ones."""
-    vae_epochs: int | None = None
-    """Default: 15 on full sets, 4 on small ones."""
-    batch_size: int | None = None
-    """Default: 128 on full sets, 64 on small ones."""
-    num_images: int | None = None
-    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
-    num_samples: int | None = None
-    """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
-    train_images: int | None = None
-    """Use the first so many training images only."""
-    seed: int = 0
+    config: tyro.conf.OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
     def __call__(self) -> None:
         if self.experiment == "trust":
             for name in self.dataset:
                 folder = self.output / "study" / Path(name).stem
-                run_trust(folder, TrustConfig(seed=self.seed), data_dir=self.data_dir, say=say)
+                run_trust(folder, TrustConfig(seed=self.config.seed), data_dir=self.data_dir, say=say)
                 say(trust_table(read_json(folder / "trust.json")))
             return
         if self.experiment != "study":
             raise UsageError(f"experiment: expected study or trust; got {self.experiment!r}")
-        with usage():
-            shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudyConfig) if f.name != "dataset"}
-            configs = [StudyConfig(dataset=name, **shared) for name in self.dataset]
         start = time.perf_counter()
         say(f"ppl-vae run {self.experiment} on {', '.join(self.dataset)}, into {self.output}")
-        for config in configs:
+        for name in self.dataset:
+            config = dataclasses.replace(self.config, dataset=name)
             folder = self.output / self.experiment / Path(config.dataset).stem
             metrics = run_study(config, folder, data_dir=self.data_dir, say=say)
             show_denoising(f"{config.dataset}: removing {config.noise}", metrics["denoising"]["rows"])
@@ -108,15 +101,13 @@ class RunCommand:
 
 
 @dataclass(frozen=True)
-class TrainCommand:
+class TrainCommand(WithModels):
     """Train one model and write a run folder: config.json, weights.safetensors, history.csv, metrics.json, figures.
 
     Example: ppl-vae train --model conv-vae --dataset mnist --likelihood bernoulli --latent-size 20 --epochs 15
     --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae"""
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
-    data_dir: Path | None = None
-    """Where torchvision's data sets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
     output: Path | None = None
     """The run folder. Default: runs/MODEL-DATASET."""
     overwrite: bool = False
@@ -133,7 +124,7 @@ class TrainCommand:
 
 
 @dataclass(frozen=True)
-class EvaluateCommand:
+class EvaluateCommand(WithModels):
     """log p(x) of held-out images, in nats per image, with its errors and warnings.
 
     Writes RUN/log_likelihood.json, and per image RUN/log_likelihood.npz. With --method sandwich it brackets log p(x) on
@@ -159,8 +150,6 @@ class EvaluateCommand:
     """The first so many test images. Default: all (of simulated data 64)."""
     seed: int = 0
     """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
-    data_dir: Path | None = None
-    """Where torchvision's data sets are. Default: $PPL_VAE_DATA, else the user's cache folder."""
 
     def __call__(self) -> None:
         with usage():
@@ -215,7 +204,7 @@ class CompareCommand:
         if not self.runs:
             raise UsageError("runs: expected folders of evaluated runs; got none")
         results = {str(folder): load_evaluation(folder) for folder in self.runs}
-        num_dims = math.prod(read_config(self.runs[0] / "config.json")[1])
+        num_dims = math.prod(read_shape(self.runs[0] / "config.json"))
         unit: Unit = "bits per dimension" if self.bits_per_dim else "nats"
         say(str(compare(results, unit=unit, num_dims=num_dims, levels=self.levels)))
         trained_on = {str(folder): read_json(folder / "metrics.json")["train_images"] for folder in self.runs}
@@ -225,7 +214,7 @@ class CompareCommand:
 
 
 @dataclass(frozen=True)
-class SampleCommand:
+class SampleCommand(WithModels):
     """Draw images: samples from the prior, reconstructions, interpolations, and the grid over a 2-d latent space."""
 
     run: RunFolder
@@ -235,8 +224,6 @@ class SampleCommand:
     seed: int = 0
     output: Path | None = None
     """PNG file for the samples. Default: all pictures, to RUN/figures."""
-    data_dir: Path | None = None
-    """Where torchvision's data sets are. Default: $PPL_VAE_DATA, else the user's cache folder."""
 
     def __call__(self) -> None:
         with usage():
@@ -256,7 +243,7 @@ class SampleCommand:
 
 
 @dataclass(frozen=True)
-class DenoiseCommand:
+class DenoiseCommand(WithModels):
     """Remove noise from test images: MSE, PSNR and SSIM against the clean ones, mean and standard error.
 
     Writes RUN/denoising.json and RUN/figures/denoising.png."""
@@ -270,8 +257,6 @@ class DenoiseCommand:
     """The first so many test images. Default: all."""
     seed: int = 0
     """Of the noise."""
-    data_dir: Path | None = None
-    """Where torchvision's data sets are. Default: $PPL_VAE_DATA, else the user's cache folder."""
 
     def __call__(self) -> None:
         with usage():
@@ -334,6 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments ask for. Raises `UsageError`."""
     errors = io.StringIO()
+    for plugin in plugins(arguments):  # before its components are looked for
+        load_plugin(plugin)
     try:
         with contextlib.redirect_stderr(errors), usage():
             return tyro.extras.subcommand_cli_from_dict(
@@ -347,6 +334,15 @@ def parse(arguments: list[str]) -> Any:
         if stop.code:
             raise UsageError(one_line(errors.getvalue())) from None
         raise
+
+
+def plugins(arguments: list[str]) -> list[str]:
+    """
+    >>> plugins(["train", "--plugin", "mine", "--epochs", "3", "--plugin=ours.py"])
+    ['mine', 'ours.py']
+    """
+    after = [name for flag, name in itertools.pairwise(arguments) if flag == "--plugin"]
+    return after + [a.removeprefix("--plugin=") for a in arguments if a.startswith("--plugin=")]
 
 
 def one_line(box: str) -> str:

@@ -8,9 +8,13 @@ registered: a class is found because it is a subclass, and its arguments because
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -18,6 +22,10 @@ T = TypeVar("T")
 
 class UsageError(ValueError):
     """A name or an argument that does not exist: what was typed is wrong, and not the data."""
+
+
+class UnknownComponentError(UsageError):
+    """A component of a name that no class has: perhaps it is in a module that has not been imported."""
 
 
 def kebab(cls: type) -> str:
@@ -53,8 +61,8 @@ def create(base: type[T], spec: str, **given: Any) -> T:
     """The component of kind `base` that `spec` describes. `given` are arguments that a spec can't set: the component
     gets those that its `__init__` names.
 
-    Raises `UsageError` for an unknown name or argument or a value of the wrong type, and what the component raises
-    for a value out of range.
+    Raises `UsageError` for an unknown name (then `UnknownComponentError`) or argument or a value of the wrong type, and
+    what the component raises for a value out of range.
 
     >>> from ppl_vae.likelihoods import Likelihood
     >>> create(Likelihood, "gaussian:scale=0.2")
@@ -64,7 +72,7 @@ def create(base: type[T], spec: str, **given: Any) -> T:
     name, _, rest = spec.partition(":")
     known: dict[str, Any] = choices(base)
     if name not in known:
-        raise UsageError(unknown(what, name, list(known)))
+        raise UnknownComponentError(unknown(what, name, list(known)))
     cls = known[name]
     hints = get_type_hints(cls.__init__)
     named = [
@@ -92,6 +100,27 @@ def describe(base: type) -> str:
 
     known: dict[str, Any] = choices(base)
     return ", ".join(one(name, component) for name, component in known.items())
+
+
+def load_plugin(name: str) -> None:
+    """Imports a module of one's own, by name (also from the current folder) or as the path of a .py file: its
+    components are choices from then on. Raises `UsageError` where that fails."""
+    path = list(sys.path)
+    try:
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(f"plugin_{Path(name).stem}", name)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
+            spec.loader.exec_module(module)
+        else:
+            sys.path.insert(0, "")
+            importlib.import_module(name)
+    except Exception as error:  # it is not ours, and may fail in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"plugin: expected a module or .py file that imports; got {name!r} ({reason})") from error
+    finally:
+        sys.path[:] = path
 
 
 def _written(value: Any) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from tyro.conf import arg
 
-from ppl_vae.components import UsageError, choices, create, describe, unknown
+from ppl_vae.components import UnknownComponentError, UsageError, choices, create, describe, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Levels, default_encoding
@@ -47,42 +47,47 @@ NUM_FIRST = 10_000  # training images that a prior may begin from; the split has
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
 
+def _one_of(base: type, text: str, which: str = "One of") -> Any:
+    """Help that lists the components when it is shown, those of a plugin with them."""
+    return arg(help=text, help_behavior_hint=lambda default: f"{which} {describe(base)}. (default: {default})")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One model on one data set. Components are written as name:key=value,key=value."""
 
     model: Annotated[
         str,
-        arg(
-            help=f"NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300. NETWORK: {describe(Network)}. "
-            "KIND: ae (an autoencoder), vae."
+        _one_of(
+            Network,
+            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300. KIND is ae (an autoencoder) or vae.",
+            "NETWORK is one of",
         ),
     ] = "conv-vae"
     dataset: str = "mnist-mini"
     """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images."""
     likelihood: Annotated[
         str | None,
-        arg(
-            help=f"p(x|z), one of {describe(Likelihood)}. Default: bernoulli for a VAE, the squared error "
-            "(gaussian:scale=0.7071) for an autoencoder."
+        _one_of(
+            Likelihood,
+            "p(x|z). Default: bernoulli for a VAE, the squared error (gaussian:scale=0.7071) for an autoencoder.",
         ),
     ] = None
-    prior: Annotated[str, arg(help=f"p(z), one of {describe(Prior)}.")] = "standard-normal"
-    posterior: Annotated[str, arg(help=f"q(z|x), one of {describe(Posterior)}.")] = "diagonal-normal"
+    prior: Annotated[str, _one_of(Prior, "p(z).")] = "standard-normal"
+    posterior: Annotated[str, _one_of(Posterior, "q(z|x).")] = "diagonal-normal"
     encoding: Annotated[
         str | None,
-        arg(
-            help=f"What the likelihood observes of 8-bit images, one of {describe(Encoding)}. Default: what the "
-            "likelihood's support asks for; scale for an autoencoder."
+        _one_of(
+            Encoding,
+            "What the likelihood observes of 8-bit images. Default: what the likelihood's support asks for; scale for "
+            "an autoencoder.",
         ),
     ] = None
-    objective: Annotated[str, arg(help=f"What training maximises, one of {describe(Objective)}.")] = "elbo"
-    kl_weight: Annotated[
-        str, arg(help=f"beta, the weight of the KL in training alone, one of {describe(KLWeight)}.")
-    ] = "constant"
-    noise: Annotated[
-        str, arg(help=f"What is done to the images that the encoder sees, to learn to undo it: {describe(Noise)}.")
-    ] = NO_NOISE
+    objective: Annotated[str, _one_of(Objective, "What training maximises.")] = "elbo"
+    kl_weight: Annotated[str, _one_of(KLWeight, "beta, the weight of the KL in training alone.")] = "constant"
+    noise: Annotated[str, _one_of(Noise, "What is done to the images that the encoder sees, to learn to undo it.")] = (
+        NO_NOISE
+    )
     latent_size: int = 20
     """Numbers in the code z (the code of conv-ae is 8 feature maps of an eighth of the image)."""
     hidden: tuple[int, ...] | None = None
@@ -113,7 +118,7 @@ class TrainConfig:
             raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
         name = self.model.partition(":")[0]
         if name not in model_names():
-            raise UsageError(unknown("model", name, model_names()))
+            raise UnknownComponentError(unknown("model", name, model_names()))
         self.network()
         create(Noise, self.noise)
         with seeded(0):  # some draw their weights
@@ -334,12 +339,19 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
     return Run(config, model, dataset, read_json(folder / "metrics.json"))
 
 
+def read_shape(path: Path) -> Shape:
+    """The image shape (C, H, W) from a config in JSON."""
+    shape = read_json(path).get("image_shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)):
+        raise ValueError(f"{path}: expected image_shape [C, H, W]; got {shape!r}")
+    return tuple(shape)
+
+
 def read_config(path: Path) -> tuple[TrainConfig, Shape]:
     """A config and the image shape from JSON, checked: an unknown key or a wrong type is a `ValueError`."""
     values = read_json(path)
-    shape = values.pop("image_shape", None)
-    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)):
-        raise ValueError(f"{path}: expected image_shape [C, H, W]; got {shape!r}")
+    shape = read_shape(path)
+    values.pop("image_shape")
     fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     for key, value in values.items():
         if key not in fields:
@@ -354,7 +366,9 @@ def read_config(path: Path) -> tuple[TrainConfig, Shape]:
         if not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
             raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
     try:
-        return TrainConfig(**values), tuple(shape)
+        return TrainConfig(**values), shape
+    except UnknownComponentError as error:
+        raise ValueError(f"{path}: {error} (if it is one of yours, name its module with --plugin)") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Generator, Tensor
+from tyro.conf import Suppress
 
 from ppl_vae import plots
 from ppl_vae.components import create
@@ -41,17 +42,22 @@ class StudyConfig:
     """The report's experiments on one data set. What is left out follows from the size of the set: the report's
     20 and 15 epochs from 20,000 training images on, fewer epochs and images below that."""
 
-    dataset: str = "mnist-mini"
+    dataset: Suppress[str] = "mnist-mini"
     noise: str = "gaussian-noise:scale=0.5"
+    """What to remove: gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
     autoencoder_epochs: int | None = None
+    """Default: 20 on full sets, 6 on small ones."""
     vae_epochs: int | None = None
+    """Default: 15 on full sets, 4 on small ones."""
     batch_size: int | None = None
+    """Default: 128 on full sets, 64 on small ones."""
     num_images: int | None = None
-    """Test images whose log p(x) is estimated."""
+    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
     num_samples: int | None = None
-    """Importance samples for each of them."""
+    """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
     seed: int = 0
     train_images: int | None = None
+    """Use the first so many training images only."""
 
     def __post_init__(self) -> None:
         for field in ("autoencoder_epochs", "vae_epochs", "batch_size", "num_images", "num_samples", "train_images"):

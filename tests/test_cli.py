@@ -163,7 +163,15 @@ def test_the_gap_in_parts(ppl_vae, tmp_path):
 def test_help_explains_each_flag_and_names_the_components(ppl_vae):
     status, out, _ = ppl_vae("train", "--help")
     assert status == 0
-    for text in ("--likelihood", "gaussian-per-pixel", "--noise", "salt-and-pepper", "--latent-size", "--overwrite"):
+    for text in (
+        "--likelihood",
+        "gaussian-per-pixel",
+        "--noise",
+        "salt-and-pepper",
+        "--latent-size",
+        "--overwrite",
+        "300+300",
+    ):
         assert text in out
     status, out, _ = ppl_vae("--help")
     assert status == 0
@@ -211,6 +219,9 @@ def one_line(err):
         (["evaluate", ".", "--gaps", "--method", "sandwich"], "expected --method importance beside it; got sandwich"),
         (["evaluate", ".", "--gaps", "--num-images", "1"], "--gaps: expected 2 images or more"),
         (["evaluate", ".", "--method", "guess"], "sandwich"),
+        (["train", "--plugin", "nowhere"], "(ModuleNotFoundError: No module named 'nowhere')"),
+        (["train", "--plugin=nowhere.py"], "expected a module or .py file that imports; got 'nowhere.py'"),
+        (["train", "--plugin"], "Missing value for argument '--plugin'"),
         (["compare"], "expected folders of evaluated runs"),
         (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png"),
         (["denoise", ".", "--noise", "fog"], "expected one of"),

@@ -1,7 +1,9 @@
+import sys
+
 import pytest
 from torch import nn
 
-from ppl_vae.components import UsageError, choices, create, describe
+from ppl_vae.components import UsageError, choices, create, describe, load_plugin
 from ppl_vae.encodings import Encoding, Threshold
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.noise import Masking, Noise
@@ -75,3 +77,34 @@ def test_a_subclass_by_a_user_is_a_choice_at_once():
     with pytest.raises(UsageError, match="true or false"):
         create(Noise, "mine:loud=perhaps")
     assert "mine:steps=2,loud=False" in describe(Noise)
+
+
+def test_a_plugin_is_a_module_that_the_user_names(tmp_path, monkeypatch):
+    text = (
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from ppl_vae.noise import Noise\n"
+        "@dataclass\n"
+        "class {}(Noise):\n"
+        "    steps: int = 2\n"
+        "    def __call__(self, x, generator=None):\n"
+        "        return x\n"
+    )
+    (tmp_path / "json.py").write_text(text.format("FromFile"))
+    (tmp_path / "of_a_name.py").write_text(text.format("ByName"))
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    before, path = set(sys.modules), list(sys.path)
+    import json
+
+    load_plugin(str(tmp_path / "json.py"))
+    load_plugin("of_a_name")
+    assert create(Noise, "from-file:steps=3").steps == 3
+    assert create(Noise, "by-name").steps == 2
+    assert sys.modules["json"] is json
+    for name, message in (("broken", "ZeroDivisionError"), ("./none.py", "FileNotFoundError"), ("", "ValueError")):
+        with pytest.raises(UsageError, match=f"expected a module or .py file that imports; got '{name}' .{message}"):
+            load_plugin(name)
+    assert sys.path == path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]

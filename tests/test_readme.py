@@ -1,11 +1,16 @@
 """The README's Python runs as it stands, with fewer images and epochs."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from ppl_vae.cli import main
 from ppl_vae.components import create
 from ppl_vae.experiments import TrainConfig, build
 from ppl_vae.likelihoods import Likelihood
@@ -33,11 +38,43 @@ def test_the_parts_put_together():
     assert names["vae"].reconstruct(torch.zeros(2, 1, 28, 28)).shape == (2, 1, 28, 28)
 
 
-def test_a_likelihood_of_ones_own_works_at_once():
+def test_components_of_ones_own_work_at_once():
     names: dict = {"__name__": "readme"}
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
     assert isinstance(create(Likelihood, "logistic"), names["Logistic"])
-    vae = build(TrainConfig(model="dense-vae", likelihood="logistic", latent_size=2, hidden=(8,)), (1, 4, 4))
+    config = TrainConfig(model="dense-vae", likelihood="logistic", prior="cauchy:scale=2", latent_size=2, hidden=(8,))
+    vae = build(config, (1, 4, 4))
+    assert vae.prior.scale == 2.0
     x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     history = fit(vae.model, vae.guide, x, epochs=100, show_progress=False)
     assert min(history["loss"][-10:]) < min(history["loss"][:10])
+
+
+def command(folder, *arguments):
+    """The command in a process of its own, where nothing has been imported."""
+    run = [sys.executable, "-m", "ppl_vae.cli", *arguments]
+    where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
+    return subprocess.run(run, cwd=folder, env=os.environ | where, capture_output=True, text=True, check=False)
+
+
+def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(BLOCKS[2])
+    tiny = "--model dense-vae --hidden 8 --latent-size 2 --epochs 1 --batch-size 16 --train-images 60 --output run"
+    components = "--plugin mine --likelihood logistic --prior cauchy:scale=0.5"
+    done = command(tmp_path, "train", *components.split(), *tiny.split())
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["likelihood"], config["prior"]) == ("logistic", "cauchy:scale=0.5")
+    assert "mine" not in json.dumps(config)
+    # a folder that someone was given imports nothing by itself
+    done = command(tmp_path, "evaluate", "run")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "expected one of standard-normal" in done.stderr
+    assert "got 'cauchy' (if it is one of yours, name its module with --plugin)" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    main(["evaluate", "run", "--plugin", "mine.py", "--num-samples", "30", "--num-images", "5"])
+    assert "5 test images, K = 30" in capsys.readouterr().out
+    assert sys.path == path
+    del sys.modules["plugin_mine"]
