@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 import platform
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pyro.infer import ELBO, TraceEnum_ELBO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
+from torch.nn.functional import one_hot
 from tyro.conf import arg
 
-from ppl_vae.components import UnknownComponentError, UsageError, choices, create, describe, unknown
+from ppl_vae.components import UnknownComponentError, UsageError, choices, create, describe, kebab, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Levels, default_encoding
@@ -30,16 +32,17 @@ from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidi
 from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.kinds import KINDS, Kind, Model, Parts
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import VAE, Autoencoder
-from ppl_vae.networks import Divided, Network, Shape
+from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
+from ppl_vae.networks import Dense, Network, Shape
 from ppl_vae.noise import Noise, NoNoise
 from ppl_vae.objectives import Objective
 from ppl_vae.optimizers import adam, cosine
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
-from ppl_vae.programs import evaluating, seeded
+from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.training import DivergedError, History, fit
 
 NO_NOISE = "no-noise"
@@ -60,7 +63,8 @@ class TrainConfig:
         str,
         _one_of(
             Network,
-            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300. KIND is ae (an autoencoder) or vae.",
+            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca. KIND is one of "
+            f"{', '.join(f'{name} ({kind.about})' for name, kind in KINDS.items() if kind.has_network)}.",
             "NETWORK is one of",
         ),
     ] = "conv-vae"
@@ -102,11 +106,13 @@ class TrainConfig:
     """Of the learning rate: constant, or down to 0 by half a cosine."""
     train_images: int | None = None
     """Use the first so many training images only."""
+    num_labels: int | None = None
+    """Of m2: use the labels of so many training images only, as many of each class. Default: all."""
     compiled: bool | None = None
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_size", "epochs", "batch_size", "train_images"):
+        for name in ("latent_size", "epochs", "batch_size", "train_images", "num_labels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1; got {value}")
@@ -116,89 +122,104 @@ class TrainConfig:
             raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
         if self.schedule not in ("constant", "cosine"):
             raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
-        name = self.model.partition(":")[0]
+        name, _, arguments = self.model.partition(":")
         if name not in model_names():
             raise UnknownComponentError(unknown("model", name, model_names()))
-        self.network()
+        if self.kind.has_network:
+            self.network()
+        elif arguments:
+            raise UsageError(f"model {name}: expected no arguments; got {arguments!r}")
         create(Noise, self.noise)
         with seeded(0):  # some draw their weights
             posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
             sizes = {"latent_size": self.latent_size, "event_shape": ()}
-            create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
+            prior = create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
         create(Objective, self.objective)
         create(KLWeight, self.kl_weight)
         create(Likelihood, self.resolved().likelihood or "")
         create(Encoding, self.resolved().encoding or "")
+        self._check_kind(prior)
+
+    def _check_kind(self, prior: Prior) -> None:
+        """That the components have a meaning together, in a model of this kind."""
+        about = f"{self.model} ({self.kind.about})"
+        for name, value in self.kind.fixed.items():
+            if getattr(self.resolved(), name) != value:
+                raise UsageError(f"{name}: expected {value!r} for {about}; got {getattr(self, name)!r}")
+        if not self.kind.shares_encoder and "encoder" in inspect.signature(type(prior)).parameters:
+            raise UsageError(
+                f"prior: expected one without pseudo-inputs, which have no label, for {about}; got {self.prior!r}"
+            )
+        if self.num_labels is not None and not self.kind.enumerates:
+            raise UsageError(f"num_labels: expected a semi-supervised model (m2); got {about}")
 
     @property
-    def kind(self) -> str:
-        """What is built of the network, a key of `KINDS`."""
-        return self.model.partition(":")[0].rpartition("-")[2]
+    def kind(self) -> Kind:
+        """What is built of the network."""
+        return KINDS[self._names[1]]
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        network, _, kind = self.model.partition(":")[0].rpartition("-")
+        return network, kind
 
     def network(self) -> Network:
         return create(Network, self._network_spec, **({} if self.hidden is None else {"hidden": self.hidden}))
 
     @property
     def _network_spec(self) -> str:
-        name, colon, arguments = self.model.partition(":")
-        return name.removesuffix(f"-{self.kind}") + colon + arguments
+        _, colon, arguments = self.model.partition(":")
+        return self._names[0] + colon + arguments
 
     def resolved(self) -> TrainConfig:
         """The config with the defaults of likelihood and encoding written out, and without a `hidden` that says
         nothing: of a network that has none, or the network's own."""
-        is_vae = self.kind != "ae"
-        likelihood = self.likelihood or ("bernoulli" if is_vae else f"gaussian:scale={math.sqrt(0.5):.4f}")
-        default = default_encoding(create(Likelihood, likelihood).support) if is_vae else create(Encoding, "scale")
-        encoding = self.encoding or type(default).__name__.lower()
+        likelihood = self.likelihood or self.kind.likelihood
+        by_support = kebab(type(default_encoding(create(Likelihood, likelihood).support)))
+        encoding = self.encoding or self.kind.encoding or by_support
         hidden = self.hidden
-        if hidden is not None and self.network() == create(Network, self._network_spec):
+        if hidden is not None and self.kind.has_network and self.network() == create(Network, self._network_spec):
             hidden = None
         if (likelihood, encoding, hidden) == (self.likelihood, self.encoding, self.hidden):
             return self
         return dataclasses.replace(self, likelihood=likelihood, encoding=encoding, hidden=hidden)
 
 
-Model = Autoencoder | VAE
-
-
-def _autoencoder(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> Autoencoder:
-    networks = config.network().autoencoder(shape, config.latent_size, likelihood.params_per_dim)
-    return Autoencoder(*networks, likelihood=likelihood)
-
-
-def _vae(config: TrainConfig, shape: Shape, likelihood: Likelihood) -> VAE:
-    network, posterior = config.network(), create(Posterior, config.posterior, latent_size=config.latent_size)
-    encoder = network.encoder(shape, posterior.num_params)
-    if isinstance(create(Encoding, config.encoding or ""), Levels) and config.noise == NO_NOISE:
-        encoder = nn.Sequential(Divided(255), encoder)
-    sizes = {"latent_size": config.latent_size, "event_shape": shape}
-    return VAE(
-        encoder,
-        network.decoder(config.latent_size, shape, likelihood.params_per_dim),
-        prior=create(Prior, config.prior, **sizes, encoder=encoder, posterior=posterior),
-        likelihood=likelihood,
-        posterior=posterior,
-    )
-
-
-KINDS: dict[str, Callable[[TrainConfig, Shape, Likelihood], Model]] = {"ae": _autoencoder, "vae": _vae}
-
-
 def model_names() -> list[str]:
-    """Every network with every kind of model: dense-ae, dense-vae, ..."""
-    return [f"{network}-{kind}" for network in choices(Network) for kind in KINDS]
+    """Every network with every kind of model that has one, dense-ae, dense-vae, ..., and those without."""
+    with_networks = [name for name, kind in KINDS.items() if kind.has_network]
+    names = [f"{network}-{kind}" for network in choices(Network) for kind in with_networks]
+    return names + [name for name, kind in KINDS.items() if not kind.has_network]
 
 
-def build(config: TrainConfig, image_shape: Shape) -> Model:
-    """The untrained model of a config for images of shape (C, H, W), its weights drawn from the config's seed."""
+def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Model:
+    """The untrained model of a config for data of this shape, (C, H, W) for images, its weights drawn from the
+    config's seed. Models that take labels want their `num_classes`."""
     config = config.resolved()
     with seeded(config.seed):
-        return KINDS[config.kind](config, image_shape, create(Likelihood, config.likelihood or ""))
+        parts = Parts(
+            config.network() if config.kind.has_network else Dense(),
+            create(Likelihood, config.likelihood or ""),
+            config.prior,
+            config.posterior,
+            config.latent_size,
+            event_shape,
+            num_classes,
+            brightest(config),
+        )
+        return config.kind.build(parts)
+
+
+def brightest(config: TrainConfig) -> float:
+    """What the encoder sees of a white pixel: x itself, or the image with noise, whose pixels are in [0, 1]."""
+    encoding, noise = create(Encoding, config.resolved().encoding or ""), create(Noise, config.noise)
+    return 255.0 if isinstance(encoding, Levels) and isinstance(noise, NoNoise) else 1.0
 
 
 @dataclass(frozen=True)
 class Observe:
-    """From 8-bit images to the arguments of the programs: x, and the noisy image for the guide if there is noise.
+    """From 8-bit images, perhaps with their labels, to the arguments of the programs: x, then the noisy image for the
+    guide if there is noise, then the labels.
 
     x is drawn first, so that under one seed it is the same for models with and without noise.
     """
@@ -206,9 +227,10 @@ class Observe:
     encoding: Encoding
     noise: Noise
 
-    def __call__(self, images: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, *labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
         x = self.encoding(images, generator)
-        return (x,) if isinstance(self.noise, NoNoise) else (x, self.noise(images / 255, generator))
+        noisy = () if isinstance(self.noise, NoNoise) else (self.noise(images / 255, generator),)
+        return (x, *noisy, *labels)
 
     def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
         """As observed once under a seed: validation and test data."""
@@ -220,8 +242,10 @@ def observation(config: TrainConfig) -> Observe:
     return Observe(create(Encoding, config.encoding or ""), create(Noise, config.noise))
 
 
-def objective(config: TrainConfig) -> Objective:
+def objective(config: TrainConfig) -> ELBO:
     """The objective of training, with its KL weight at its first step."""
+    if config.kind.enumerates:
+        return TraceEnum_ELBO(max_plate_nesting=1)
     return create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
 
 
@@ -238,14 +262,82 @@ class Run:
     def observe(self) -> Observe:
         return observation(self.config)
 
+    @property
+    def programs(self) -> tuple[Program, Program]:
+        """Model and guide for log p(x): of a semi-supervised model those with the class summed out of both."""
+        m = self.model
+        return (m.marginal_model, m.marginal_guide) if isinstance(m, SemiSupervisedVAE) else (m.model, m.guide)
+
+    def test_labels(self, num_images: int | None = None) -> tuple[Tensor, ...]:
+        """The labels of the first test images where the programs want them, else nothing."""
+        if not self.config.kind.needs_labels:
+            return ()
+        if self.dataset.test_labels is None:
+            raise ValueError(f"{self.dataset.name}: expected test labels, for {self.config.model}; got none")
+        return (self.dataset.test_labels[:num_images],)
+
+
+def num_classes(config: TrainConfig, dataset: Dataset) -> int:
+    """Of the labels, if the model takes them. Raises `ValueError` if it does and there are none."""
+    if not config.kind.learns_labels:
+        return 0
+    labels = dataset.train_labels
+    if labels is None or int(labels.min()) < 0:
+        got = "none" if labels is None else f"the label {int(labels.min())}"
+        raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {config.model}; got {got}")
+    return int(labels.max()) + 1
+
+
+def labelled(labels: Tensor, num_labels: int) -> Tensor:
+    """The labels with -1 in place of all but `num_labels` of them: the first of each class, as many of each.
+
+    >>> labelled(torch.tensor([0, 0, 0, 1, 1, 2]), 4)
+    tensor([ 0,  0, -1,  1, -1,  2])
+    """
+    place = one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class
+    first = place.argsort(stable=True)[:num_labels]
+    return torch.full_like(labels, -1).index_copy(0, first, labels[first])
+
 
 def split_images(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Training and validation images, uint8: the seed takes one sixth for validation (60,000 -> 50,000 + 10,000)."""
-    images = dataset.train[: config.train_images]
-    if len(images) < 6:
-        raise ValueError(f"training images: expected at least 6, to hold out one in six; got {len(images)}")
-    train, validation = split(len(images), len(images) // 6, seed=config.seed)
-    return images[train], images[validation]
+    train, validation = _split(config, dataset)
+    return dataset.train[train], dataset.train[validation]
+
+
+def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The labels that training and validation are given beside the images: none, for most models, and -1 where the
+    label is latent, as it always is in the validation of a semi-supervised model."""
+    if not num_classes(config, dataset):
+        return (), ()
+    assert dataset.train_labels is not None
+    train, validation = (dataset.train_labels[indices] for indices in _split(config, dataset))
+    if config.kind.needs_labels:
+        return (train,), (validation,)
+    if config.num_labels is not None:
+        train = labelled(train, config.num_labels)
+    return (train,), (torch.full_like(validation, -1),)
+
+
+def _split(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    num_images = len(dataset.train[: config.train_images])
+    if num_images < 6:
+        raise ValueError(f"training images: expected at least 6, to hold out one in six; got {num_images}")
+    return split(num_images, num_images // 6, seed=config.seed)
+
+
+def initialise(model: Model, images: Tensor, labels: tuple[Tensor, ...], observe: Observe, seed: int) -> None:
+    """What starts from the training data: pseudo-inputs, PPCA at its solution, the weight of m2's classifier."""
+    x = observe.frozen(images[:NUM_FIRST], seed)[0]
+    if isinstance(model, PPCA):
+        latent_size = len(model.zeros)
+        if latent_size < min(math.prod(x.shape[1:]), len(x)):
+            model.load_state_dict(PPCA.maximum_likelihood(x, latent_size).state_dict())
+    elif isinstance(model, SemiSupervisedVAE):
+        # the paper's alpha, 0.1 N, weighs the mean over the labelled data, and this one their sum
+        model.alpha = 0.1 * len(images) / int((labels[0] >= 0).sum())
+    elif not isinstance(model, Autoencoder):
+        model.prior.initialise(x)
 
 
 def train(
@@ -265,13 +357,14 @@ def train(
     config = config.resolved()
     dataset = dataset or load(config.dataset, data_dir)
     images, validation = split_images(config, dataset)
-    model = build(config, dataset.image_shape)
+    labels, validation_labels = split_labels(config, dataset)
+    model = build(config, dataset.image_shape, num_classes(config, dataset))
     observe = observation(config)
-    if isinstance(model, VAE):
-        model.prior.initialise(observe.frozen(images[:NUM_FIRST], config.seed)[0])
+    initialise(model, images, labels, observe, config.seed)
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
-    write_json(output / "config.json", {"image_shape": dataset.image_shape, **dataclasses.asdict(config)})
+    of_data = {"image_shape": dataset.image_shape, "num_classes": num_classes(config, dataset)}
+    write_json(output / "config.json", {**of_data, **dataclasses.asdict(config)})
     num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
     schedule = cosine(num_steps) if config.schedule == "cosine" else None
     start = time.perf_counter()
@@ -281,7 +374,8 @@ def train(
             model.model,
             model.guide,
             images,
-            validation=validation[:NUM_MONITORED],
+            *labels,
+            validation=tuple(t[:NUM_MONITORED] for t in (validation, *validation_labels)),
             encode=observe,
             elbo=objective(config),
             epochs=config.epochs,
@@ -323,8 +417,8 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
     for name in ("config.json", "weights.safetensors", "metrics.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
-    config, shape = read_config(folder / "config.json")
-    model = build(config, shape)
+    config, shape, num_classes = read_config(folder / "config.json")
+    model = build(config, shape, num_classes)
     path = folder / "weights.safetensors"
     try:
         model.load_state_dict(load_file(path))
@@ -347,11 +441,13 @@ def read_shape(path: Path) -> Shape:
     return tuple(shape)
 
 
-def read_config(path: Path) -> tuple[TrainConfig, Shape]:
-    """A config and the image shape from JSON, checked: an unknown key or a wrong type is a `ValueError`."""
+def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
+    """A config, the image shape and the number of classes (0: no labels) from JSON, checked: an unknown key or a wrong
+    type is a `ValueError`."""
     values = read_json(path)
     shape = read_shape(path)
     values.pop("image_shape")
+    num_classes = values.pop("num_classes", 0)
     fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     for key, value in values.items():
         if key not in fields:
@@ -359,18 +455,21 @@ def read_config(path: Path) -> tuple[TrainConfig, Shape]:
         if isinstance(value, list) and all(type(h) is int for h in value):
             value = values[key] = tuple(value)
         default = fields[key]
-        optional = {"hidden": tuple, "train_images": int, "compiled": bool}.get(key, str)
+        optional = {"hidden": tuple, "train_images": int, "num_labels": int, "compiled": bool}.get(key, str)
         expected = (
             (optional, type(None)) if default is None else (int, float) if isinstance(default, float) else type(default)
         )
         if not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
             raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
     try:
-        return TrainConfig(**values), shape
+        config = TrainConfig(**values)
     except UnknownComponentError as error:
         raise ValueError(f"{path}: {error} (if it is one of yours, name its module with --plugin)") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if type(num_classes) is not int or num_classes < config.kind.learns_labels:
+        raise ValueError(f"{path}: num_classes: expected a number of classes for {config.model}; got {num_classes!r}")
+    return config, shape, num_classes
 
 
 def save_weights(model: Model, path: Path) -> None:
@@ -412,9 +511,9 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
 
     Raises `ValueError` for an autoencoder.
     """
-    if not isinstance(run.model, VAE):
+    if isinstance(run.model, Autoencoder):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
-    likelihood, encoding = run.model.likelihood, run.observe.encoding
+    likelihood, encoding = create(Likelihood, run.config.likelihood or ""), run.observe.encoding
     if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize):
         raise ValueError(
             f"{run.config.likelihood}: expected images encoded by dequantize; got {run.config.encoding}, whose "
@@ -422,7 +521,7 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
         )
     images = run.dataset.test[:num_images]
     names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
-    return run.observe.frozen(images, seed), names
+    return (*run.observe.frozen(images, seed), *run.test_labels(num_images)), names
 
 
 def evaluate_run(
@@ -434,8 +533,7 @@ def evaluate_run(
     """
     data, names = held_out(run, num_images, seed)
     result = log_likelihood(
-        run.model.model,
-        run.model.guide,
+        *run.programs,
         *data,
         num_samples=num_samples,
         seed=seed,
@@ -452,8 +550,7 @@ def anneal_run(
     """The same by `annealed_log_likelihood`, with its `options`."""
     data, names = held_out(run, num_images, seed)
     result = annealed_log_likelihood(
-        run.model.model,
-        run.model.guide,
+        *run.programs,
         *data,
         seed=seed,
         encoding=names["encoding"],
@@ -466,9 +563,9 @@ def anneal_run(
 def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any) -> Sandwich:
     """Both bounds of log p(x), by `bidirectional`, on data simulated from the model like its test images."""
     data, _ = held_out(run, num_images, seed)
-    if len(data) > 1:
+    if not isinstance(run.observe.noise, NoNoise):
         raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
-    sandwich = bidirectional(run.model.model, run.model.guide, *data, num_data=num_images or 64, seed=seed, **options)
+    sandwich = bidirectional(*run.programs, *data, num_data=num_images or 64, seed=seed, **options)
     if not sandwich.upper.done.any():
         raise KeyboardInterrupt  # before anything was done that could be kept
     return sandwich
@@ -491,12 +588,14 @@ def gaps_run(
     """
     if not log_p.done.all():
         raise ValueError(f"log_p: expected all of {len(log_p)} images; got {int(log_p.done.sum())} done")
-    program, data = (run.model.model, run.model.guide), held_out(run, num_images, seed)[0]
+    program, data = run.programs, held_out(run, num_images, seed)[0]
     gaps = gap_decomposition(*program, *data, log_p=log_p, seed=seed, num_steps=num_steps)
     images = split_images(run.config, run.dataset)[0][: len(log_p)]
-    trained = dataclasses.replace(run, dataset=Dataset(run.dataset.name, run.dataset.train, images))
+    labels = [t[: len(log_p)] for t in split_labels(run.config, run.dataset)[0]]
+    seen = Dataset(run.dataset.name, run.dataset.train, images, run.dataset.train_labels, *labels)
+    trained = dataclasses.replace(run, dataset=seen)
     train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
-    generalisation, units = generalisation_gap(train_log_p, log_p), active_units(run.model.guide, *data)
+    generalisation, units = generalisation_gap(train_log_p, log_p), active_units(program[1], *data)
     codes = aggregate_posterior(*program, *data, seed=seed)
     parts = {name: getattr(gaps, name) for name in ("total", "approximation", "amortisation")}
     parts |= {name: getattr(codes, name) for name in ("kl", "mutual_information", "marginal_kl")}
@@ -516,7 +615,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
     """A result for JSON, with the ELBO and its parts beside it, in nats per image."""
     if not result.done.any():
         raise KeyboardInterrupt  # before anything was done that could be kept
-    parts = elbo_parts(run.model.model, run.model.guide, *(t[result.done] for t in data), seed=seed)
+    parts = elbo_parts(*run.programs, *(t[result.done] for t in data), seed=seed)
     return {
         "likelihood": run.config.likelihood,
         "measure": result.measure,
@@ -572,39 +671,53 @@ def load_evaluation(folder: Path) -> LogLikelihood:
 
 
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
-    """The model's reconstruction of noisy images in [0, 1], shape (data, C, H, W), as brightness in [0, 1]."""
+    """The model's reconstruction of noisy images in [0, 1], shape (data, C, H, W), as brightness in [0, 1]. A model
+    that takes labels sees those of the test images."""
+    seen = (noisy * brightest(run.config), *run.test_labels(len(noisy)))
     with evaluating(run.model.model):
-        parts = [run.observe.encoding.grey(run.model.reconstruct(part)) for part in noisy.split(chunk)]
-    return torch.cat(parts)
+        chunks = zip(*(t.split(chunk) for t in seen), strict=True)
+        return torch.cat([run.observe.encoding.grey(run.model.reconstruct(*part)) for part in chunks])
 
 
 def sample_images(run: Run, num_images: int, *, seed: int = 0) -> Tensor:
-    """E[x|z] for z from the prior, as brightness in [0, 1], shape (num_images, C, H, W). Raises for an autoencoder."""
-    if not isinstance(run.model, VAE):
+    """E[x|z] for z from the prior, as brightness in [0, 1], shape (num_images, C, H, W), of a model that takes labels
+    for each class in turn. Raises `ValueError` for an autoencoder."""
+    if isinstance(run.model, Autoencoder):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no prior to sample from")
     with seeded(seed), evaluating(run.model.model):
-        return decode(run, run.model.prior().sample((num_images,)))
+        if isinstance(run.model, ConditionalVAE):
+            p_x = run.model.generate(torch.arange(num_images) % run.model.num_classes)
+        else:
+            p_x = run.model.generate(num_images)
+        return run.observe.encoding.grey(p_x.mean)
+
+
+def codes(run: Run, grey: Tensor) -> Tensor:
+    """E_q[z|x], of the top layer if there are two, shape (data, latent), of images in [0, 1], (data, C, H, W)."""
+    assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
+    with evaluating(run.model.model):
+        return run.model.encode(grey * brightest(run.config)).mean
 
 
 def decode(run: Run, z: Tensor) -> Tensor:
     """E[x|z] as brightness in [0, 1], shape (*, C, H, W), of codes (*, latent)."""
-    assert isinstance(run.model, VAE)
+    assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
     with evaluating(run.model.model):
         return run.observe.encoding.grey(run.model.decode(z))
 
 
 def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
     """What a training step of this config takes here, measured on two batches after one to warm up."""
-    images = dataset.train[: 2 * config.batch_size]
-    model = build(config, dataset.image_shape)
+    images, labels = split_images(config, dataset)[0], split_labels(config, dataset)[0]
+    model = build(config, dataset.image_shape, num_classes(config, dataset))
     seconds: list[float] = []
     for batches in (1, 2):
         start = time.perf_counter()
         fit(
             model.model,
             model.guide,
-            images[: batches * config.batch_size],
-            validation=images[:1],
+            *(t[: batches * config.batch_size] for t in (images, *labels)),
+            validation=tuple(t[:1] for t in (images, *labels)),
             encode=observation(config),
             elbo=objective(config),
             epochs=1,

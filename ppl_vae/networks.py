@@ -36,6 +36,10 @@ class Network(ABC):
     def decoder(self, num_inputs: int, event_shape: Shape, params_per_dim: int) -> nn.Module:
         """(*, num_inputs) -> (*, *event_shape, params_per_dim)."""
 
+    def dense(self, num_inputs: int, num_outputs: int) -> nn.Module:
+        """(*, num_inputs) -> (*, num_outputs), between vectors: latent variables, features, labels."""
+        return DenseEncoder((num_inputs,), num_outputs, (300,))
+
     def autoencoder(self, event_shape: Shape, code_size: int, params_per_dim: int) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder of a deterministic autoencoder, which need not meet in a vector."""
         return self.encoder(event_shape, code_size), self.decoder(code_size, event_shape, params_per_dim)
@@ -58,6 +62,9 @@ class Dense(Network):
         hidden = self.hidden[::-1]
         return DenseDecoder(num_inputs, event_shape, params_per_dim, hidden, _ACTIVATIONS[self.activation])
 
+    def dense(self, num_inputs: int, num_outputs: int) -> nn.Module:
+        return self.encoder((num_inputs,), num_outputs)
+
 
 @dataclass(frozen=True)
 class GatedDense(Network):
@@ -76,6 +83,9 @@ class GatedDense(Network):
 
     def decoder(self, num_inputs: int, event_shape: Shape, params_per_dim: int) -> nn.Module:
         return DenseDecoder(num_inputs, event_shape, params_per_dim, self.hidden[::-1], nn.GLU)
+
+    def dense(self, num_inputs: int, num_outputs: int) -> nn.Module:
+        return self.encoder((num_inputs,), num_outputs)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,33 @@ def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
     assert set(rows) == {"noisy", "run"}
 
 
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("gated-dense-hvae:hidden=8", ["--prior", "vamp-prior:num_components=3"]),
+        ("dense-cvae:hidden=8", ["--likelihood", "categorical"]),
+        ("dense-m2:hidden=8", ["--num-labels", "20"]),
+        ("residual-conv-m2:channels=4+4", []),
+        ("ppca", []),
+    ],
+)
+def test_every_kind_of_model(ppl_vae, tmp_path, model, options):
+    tiny = [*TINY[2:], "--output", "run"]
+    status, _, err = ppl_vae("train", "--model", model, *options, *tiny)
+    assert status == 0, err
+    assert (tmp_path / "run" / "figures" / "samples.png").is_file()
+    for method in (["--num-samples", 30], ["--method", "annealed", "--num-chains", 2, "--num-steps", 3]):
+        status, _, err = ppl_vae("evaluate", "run", "--num-images", 5, *method)
+        assert status == 0, err
+    support = {"ppca": "real", "dense-cvae:hidden=8": "integerinterval(lower_bound=0, upper_bound=255)"}
+    summary = json.loads((tmp_path / "run" / "log_likelihood.json").read_text())
+    assert summary["space"] == f"{support.get(model, 'boolean')}^784"
+    status, _, err = ppl_vae("sample", "run", "--num-images", 4, "--output", "samples.png")
+    assert status == 0, err
+    status, _, err = ppl_vae("denoise", "run", "--noise", "masking:fraction=0.3", "--num-images", 12)
+    assert status == 0, err
+
+
 def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):
     for name, options in {"a": [], "b": ["--seed", "1"], "grey": ["--likelihood", "gaussian-learned"]}.items():
         assert ppl_vae("train", "--model", "dense-vae", *TINY, *options, "--output", name)[0] == 0
@@ -219,6 +246,11 @@ def one_line(err):
         (["evaluate", ".", "--gaps", "--method", "sandwich"], "expected --method importance beside it; got sandwich"),
         (["evaluate", ".", "--gaps", "--num-images", "1"], "--gaps: expected 2 images or more"),
         (["evaluate", ".", "--method", "guess"], "sandwich"),
+        (
+            ["train", "--model", "dense-m2", "--objective", "importance-weighted"],
+            "objective: expected 'elbo' for dense-m2",
+        ),
+        (["train", "--model", "dense-cvae", "--prior", "vamp-prior"], "expected one without pseudo-inputs"),
         (["train", "--plugin", "nowhere"], "(ModuleNotFoundError: No module named 'nowhere')"),
         (["train", "--plugin=nowhere.py"], "expected a module or .py file that imports; got 'nowhere.py'"),
         (["train", "--plugin"], "Missing value for argument '--plugin'"),
@@ -241,6 +273,7 @@ def test_failures_are_one_line_and_status_1(ppl_vae, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     np.save(tmp_path / "floats.npy", images() / 2.0)
+    np.save(tmp_path / "own.npy", images())
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "mixed").mkdir()
     for i in range(12):
@@ -254,6 +287,10 @@ def test_failures_are_one_line_and_status_1(ppl_vae, tmp_path):
         (["train", "--dataset", "torn.npz"], "torn.npz"),
         (["train", "--dataset", "mixed"], "05.png: expected height x width 9x7"),
         (["train", *TINY, "--output", "file"], "file"),
+        (
+            ["train", "--dataset", "own.npy", "--model", "dense-cvae"],
+            "own: expected labels 0, 1, ..., for dense-cvae; got none",
+        ),
         (["run", "--dataset", "mnist", "--data-dir", "empty"], "mnist-mini"),
     ]:
         status, _, err = ppl_vae(*arguments)

@@ -8,13 +8,17 @@ import torch
 
 from ppl_vae.components import UsageError
 from ppl_vae.data import Dataset
+from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import (
     TrainConfig,
     anneal_run,
     build,
+    codes,
     evaluate_run,
     finished,
     history_of,
+    initialise,
+    labelled,
     load_run,
     observation,
     restore,
@@ -23,6 +27,7 @@ from ppl_vae.experiments import (
     save_evaluation,
     seconds_per_step,
     split_images,
+    split_labels,
     train,
 )
 from ppl_vae.priors import VampPrior
@@ -158,6 +163,19 @@ def test_training_images_are_split_with_the_seed(dataset):
         ({"model": "vae"}, "expected one of dense-ae"),
         ({"model": "dense-vae:hiden=3"}, "expected hidden=..., activation=...; got 'hiden=3'"),
         ({"model": "dense-vae:hidden=3", "hidden": (4,)}, "expected activation=...; got 'hidden=3'"),
+        ({"model": "ppca:hidden=3"}, "model ppca: expected no arguments; got 'hidden=3'"),
+        ({"model": "ppca", "likelihood": "bernoulli"}, "expected 'gaussian-learned' for ppca .probabilistic PCA.; got"),
+        ({"model": "ppca", "prior": "laplace"}, "prior: expected 'standard-normal' for ppca"),
+        ({"model": "ppca", "hidden": (3,)}, "hidden: expected None for ppca"),
+        ({"model": "dense-cvae", "noise": "masking"}, "noise: expected 'no-noise' for dense-cvae"),
+        ({"model": "dense-m2", "kl_weight": "linear-warm-up"}, "kl_weight: expected 'constant' for dense-m2"),
+        (
+            {"model": "dense-m2", "objective": "importance-weighted"},
+            "expected 'elbo' for dense-m2 .semi-supervised VAE",
+        ),
+        ({"model": "dense-m2", "prior": "vamp-prior"}, "without pseudo-inputs, which have no label, for dense-m2"),
+        ({"model": "dense-vae", "num_labels": 3}, "num_labels: expected a semi-supervised model"),
+        ({"model": "dense-m2", "num_labels": 0}, "num_labels: expected at least 1; got 0"),
         ({"epochs": 0}, "epochs: expected at least 1; got 0"),
         ({"latent_size": -2}, "latent_size"),
         ({"learning_rate": math.nan}, "learning_rate"),
@@ -206,6 +224,7 @@ def corrupt(folder, name, text):
         ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a value like 15; got '3'"),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
         ("config.json", '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}', "hidden: expected a value like None"),
+        ("config.json", '{"image_shape": [1, 12, 12], "model": "dense-cvae"}', "num_classes: expected a number"),
         ("weights.safetensors", "not safetensors", "expected the weights"),
     ],
 )
@@ -289,3 +308,89 @@ def test_evaluation_learns_nothing_from_test_images(tmp_path, dataset, evaluate)
     evaluate(run, num_images=4, **sizes)
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
+
+
+SMALL = {"latent_size": 2, "epochs": 1, "batch_size": 16}
+
+
+def test_a_conditional_model_is_given_the_labels_of_the_same_images(tmp_path, dataset):
+    run = quiet_train(TrainConfig(model="dense-cvae:hidden=8", **SMALL), tmp_path / "run", dataset)
+    run = load_run(tmp_path / "run", dataset=dataset)
+    x, y = run.observe.frozen(dataset.test[:5], 3)[0], dataset.test_labels[:5]
+    result, _ = evaluate_run(run, num_samples=20, num_images=5, seed=3)
+    expected = log_likelihood(run.model.model, run.model.guide, x, y, num_samples=20, seed=3).log_p
+    assert torch.equal(result.log_p, expected)
+    other = log_likelihood(run.model.model, run.model.guide, x, (y + 1) % 10, num_samples=20, seed=3).log_p
+    assert not torch.equal(result.log_p, other)
+    train_images, validation = split_images(run.config, dataset)
+    for images, (labels,) in zip((train_images, validation), split_labels(run.config, dataset), strict=True):
+        rows = [int((dataset.train == image).flatten(1).all(1).nonzero()) for image in images]
+        assert torch.equal(labels, dataset.train_labels[rows])
+    # a sample of each class in turn, and pictures restored under their own labels
+    assert sample_images(run, 12).shape == (12, 1, 12, 12)
+    grey = dataset.test / 255
+    torch.testing.assert_close(restore(run, grey), run.model.reconstruct(grey, dataset.test_labels), rtol=0, atol=1e-6)
+
+
+def test_a_semi_supervised_model_sees_few_labels_and_weighs_them_as_the_paper(dataset):
+    config = TrainConfig(model="dense-m2:hidden=8", num_labels=20, **SMALL)
+    (labels,), (validation,) = split_labels(config, dataset)
+    truth = split_labels(dataclasses.replace(config, num_labels=None), dataset)[0][0]
+    assert bool(((labels == truth) | (labels == -1)).all())
+    assert torch.equal(labels[labels >= 0].bincount(), torch.full((10,), 2))
+    assert bool((validation == -1).all())
+    assert torch.equal(labelled(truth, len(truth)), truth)
+    m2, images = build(config, (1, 12, 12), 10), split_images(config, dataset)[0]
+    initialise(m2, images, (labels,), observation(config), 0)
+    assert m2.alpha == 0.1 * 50 / 20
+
+
+def test_the_class_is_summed_out_of_what_is_evaluated(tmp_path, dataset):
+    config = TrainConfig(model="dense-m2:hidden=8", num_labels=20, **SMALL)
+    run = quiet_train(config, tmp_path / "run", dataset)
+    result, _ = evaluate_run(run, num_samples=4000, num_images=3, seed=3)
+    x = run.observe.frozen(dataset.test[:3], 3)[0]
+    drawn = log_likelihood(run.model.model, run.model.guide, x, num_samples=4000, seed=3)
+    assert bool(((result.log_p - drawn.log_p).abs() < 5 * (result.mc_se**2 + drawn.mc_se**2).sqrt() + 1e-3).all())
+    assert result.mc_se.mean() < drawn.mc_se.mean()
+
+
+def test_labels_that_are_not_there(tmp_path, dataset):
+    for labels in (None, dataset.train_labels - 1):
+        unlabelled = dataclasses.replace(dataset, train_labels=labels)
+        with pytest.raises(ValueError, match=r"toy: expected labels 0, 1, \.\.\., for dense-cvae; got"):
+            quiet_train(TrainConfig(model="dense-cvae"), tmp_path / "run", unlabelled)
+    run = quiet_train(TrainConfig(model="dense-cvae:hidden=8", **SMALL), tmp_path / "run", dataset)
+    run = dataclasses.replace(run, dataset=dataclasses.replace(dataset, test_labels=None))
+    with pytest.raises(ValueError, match="toy: expected test labels, for dense-cvae"):
+        evaluate_run(run, num_samples=2)
+
+
+def test_ppca_begins_at_its_solution_and_is_evaluated_exactly(tmp_path, dataset):
+    config = TrainConfig(model="ppca", **{**SMALL, "latent_size": 3})
+    run = quiet_train(config, tmp_path / "run", dataset)
+    result, _ = evaluate_run(run, num_samples=2, num_images=5)
+    exact = run.model.log_prob(run.observe.frozen(dataset.test[:5], 0)[0])
+    torch.testing.assert_close(result.log_p, exact.to(result.log_p), rtol=1e-5, atol=1e-2)
+    x = run.observe.frozen(split_images(config, dataset)[0], 0)[0]
+    fresh = build(config, (1, 12, 12))
+    best = type(fresh).maximum_likelihood(x, 3).log_prob(x).mean()
+    assert fresh.log_prob(x).mean() < best - 50
+    assert best >= run.model.log_prob(x).mean() > best - 1  # a few steps from it
+
+
+def test_encoders_of_levels_see_levels(tmp_path, dataset):
+    config = dataclasses.replace(CONFIG, likelihood="categorical")
+    run = quiet_train(config, tmp_path / "run", dataset)
+    grey = dataset.test / 255
+    with torch.no_grad():
+        expected = run.model.reconstruct(dataset.test.float()) / 255
+        torch.testing.assert_close(codes(run, grey), run.model.encode(dataset.test.float()).mean)
+    torch.testing.assert_close(restore(run, grey), expected)
+
+
+def test_two_layers_are_between_x_and_the_prior(dataset):
+    hvae = build(TrainConfig(model="conv-hvae", prior="vamp-prior:num_components=3", latent_size=4), (1, 12, 12))
+    assert hvae.prior.pseudo_inputs.shape == (3, 1, 12, 12)
+    assert hvae.decoder2(torch.zeros(2, 4)).shape == (2, 8)
+    assert hvae.decoder1(torch.zeros(2, 8)).shape == (2, 1, 12, 12, 1)

@@ -23,7 +23,13 @@ from ppl_vae.priors import StandardNormal
 from ppl_vae.programs import seeded
 
 SHAPE = (1, 9, 7)
-PAIRS = [(model, likelihood) for model in model_names() for likelihood in choices(Likelihood)]
+MODELS = [name for name in model_names() if name.endswith(("-ae", "-vae"))]
+PAIRS = [
+    (model, likelihood)
+    for model in MODELS
+    for likelihood in choices(Likelihood)
+    if likelihood == "bernoulli" or model.startswith(("dense", "conv"))
+]
 
 
 def make(model, likelihood, seed=0):

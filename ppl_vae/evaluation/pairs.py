@@ -10,7 +10,7 @@ from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,9 +107,9 @@ def _observed(model: Program, guide: Program, *data: Tensor) -> dict[str, dict]:
 
 
 def support_name(support: Constraint) -> str:
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of independent dimensions, and of mixtures
         support = support.base_constraint
-    return str(support).strip("()").lower()
+    return str(support).removesuffix("()").lower()
 
 
 class _OutputBytes(TorchDispatchMode):
