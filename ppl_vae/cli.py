@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -37,6 +38,7 @@ from ppl_vae.experiments import (
     read_json,
     read_shape,
     restore,
+    sample_data,
     sample_images,
     sandwich_run,
     save_evaluation,
@@ -215,7 +217,9 @@ class CompareCommand:
 
 @dataclass(frozen=True)
 class SampleCommand(WithModels):
-    """Draw images: samples from the prior, reconstructions, interpolations, and the grid over a 2-d latent space."""
+    """Draw images: samples from the prior, reconstructions, interpolations, and the grid over a 2-d latent space.
+
+    Of vectors, samples x ~ p(x|z) to RUN/samples.npy."""
 
     run: RunFolder
     """The folder of a finished run of a VAE."""
@@ -223,14 +227,22 @@ class SampleCommand(WithModels):
     """Samples from the prior."""
     seed: int = 0
     output: Path | None = None
-    """PNG file for the samples. Default: all pictures, to RUN/figures."""
+    """PNG file for the samples, .npy for vectors. Default: all pictures, to RUN/figures."""
 
     def __call__(self) -> None:
         with usage():
             at_least_one(num_images=self.num_images)
-            if self.output is not None and self.output.suffix.lower() != ".png":
-                raise UsageError(f"--output: expected a path that ends in .png; got {self.output}")
+            if self.output is not None and self.output.suffix.lower() not in (".png", ".npy"):
+                raise UsageError(f"--output: expected a path that ends in .png, or .npy for vectors; got {self.output}")
         run = load_run(self.run, data_dir=self.data_dir)
+        suffix = ".png" if run.dataset.is_images else ".npy"
+        if self.output is not None and self.output.suffix.lower() != suffix:
+            raise UsageError(f"--output: expected a path that ends in {suffix} for {run.dataset!r}; got {self.output}")
+        if not run.dataset.is_images:
+            output = self.output or self.run / "samples.npy"
+            np.save(output, sample_data(run, self.num_images, seed=self.seed).numpy())
+            say(str(output))
+            return
         samples = sample_images(run, self.num_images, seed=self.seed)
         if self.output is None:
             for path in draw_run(run, self.run, num_samples=self.num_images, seed=self.seed):
@@ -264,6 +276,8 @@ class DenoiseCommand(WithModels):
             create(Noise, self.noise or "no-noise")
         run = load_run(self.run, data_dir=self.data_dir)
         spec = self.noise or (run.config.noise if run.config.noise != "no-noise" else "gaussian-noise:scale=0.5")
+        if not run.dataset.is_images:
+            raise ValueError(f"{self.run}: expected a model of images, to remove noise from; got {run.dataset!r}")
         clean = run.dataset.test[: self.num_images] / 255
         noisy = create(Noise, spec)(clean, Generator().manual_seed(self.seed))
         restored = restore(run, noisy)
@@ -288,7 +302,7 @@ class DatasetsCommand:
         grid.add_column("what it is")
         for name, text in names().items():
             grid.add_row(name, text)
-        grid.add_row("PATH", "your own: .npz, .npy or a folder of images")
+        grid.add_row("PATH", "your own: .npz, .npy or a folder of images; arrays (N, D) are vectors")
         console().print(grid)
 
 

@@ -1,7 +1,7 @@
-"""Data sets: 8-bit images in memory as one tensor.
+"""Data sets: 8-bit images, or vectors, in memory as one tensor.
 
-`load` reads a bundled set, a torchvision set or the user's own images; pixels stay uint8, so that a data set
-takes one byte a pixel and its `fingerprint` is exact.
+`load` reads a bundled set, a torchvision set or the user's own images or vectors; pixels stay uint8, so that a data
+set takes one byte a pixel and its `fingerprint` is exact.
 """
 
 import argparse
@@ -34,7 +34,8 @@ class DataError(OSError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images uint8 `(N, C, H, W)` in a training and a test part, with labels int64 `(N,)` if there are any.
+    """Images uint8 `(N, C, H, W)`, or vectors float32 or, of whole numbers, int64 `(N, D)`, in a training and a test
+    part, with labels int64 `(N,)` if there are any.
 
     Raises ValueError if a dtype, a shape or a length differs from that, or a part has no image.
     """
@@ -48,9 +49,11 @@ class Dataset:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             images, labels = getattr(self, part), getattr(self, f"{part}_labels")
-            if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+            kind = images.dtype, images.ndim
+            if kind not in ((torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)) or images.numel() == 0:
                 raise ValueError(
-                    f"{self.name}: expected {part} images uint8 (N, C, H, W), none of them 0; "
+                    f"{self.name}: expected {part} images uint8 (N, C, H, W), or vectors float32 or int64 (N, D), "
+                    "none of them 0; "
                     f"got {images.dtype} {tuple(images.shape)}"
                 )
             if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
@@ -58,20 +61,32 @@ class Dataset:
                     f"{self.name}: expected {part} labels int64 ({len(images)},), one an image; "
                     f"got {labels.dtype} {tuple(labels.shape)}"
                 )
-        if self.train.shape[1:] != self.test.shape[1:]:
+        if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
             raise ValueError(
                 f"{self.name}: expected train and test images of one shape; "
-                f"got {tuple(self.train.shape[1:])} and {tuple(self.test.shape[1:])}"
+                f"got {self.train.dtype} {tuple(self.train.shape[1:])} and "
+                f"{self.test.dtype} {tuple(self.test.shape[1:])}"
             )
 
     @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum: `(C, H, W)` of an image, `(D,)` of a vector."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def is_images(self) -> bool:
+        return self.train.ndim == 4
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape `(C, H, W)` of one image."""
+        """The shape `(C, H, W)` of one image. Raises ValueError for vectors."""
+        if not self.is_images:
+            raise ValueError(f"{self.name}: expected images; got vectors of {self.train.shape[1]} numbers")
         channels, height, width = self.train.shape[1:]
         return channels, height, width
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.image_shape))
+        shape = "x".join(map(str, self.event_shape))
         return f"Dataset({self.name!r}, {len(self.train)} train, {len(self.test)} test, {shape})"
 
 
@@ -122,7 +137,7 @@ def names() -> dict[str, str]:
 
 
 def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
-    """Load the data set `name`: one of `names()`, or else the path of your own images.
+    """Load the data set `name`: one of `names()`, or else the path of your own images or vectors.
 
     A torchvision set is read from the folder `data_dir`, else the environment variable `PPL_VAE_DATA`, else
     the user's cache folder; files that are not there are downloaded to it if `download`.
@@ -132,7 +147,7 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
     - a `.npz` file of uint8 arrays `train` and `test`, perhaps `train_labels` and `test_labels`; or of one
       array `images`, perhaps `labels`; or a `.npy` file of one array. An array of images is `(N, H, W)`,
       `(N, C, H, W)` or `(N, H, W, C)` with 1 or 3 channels (if both fit, channels first); labels are integers
-      `(N,)`;
+      `(N,)`. Arrays `(N, D)` of floats, or of whole numbers that are not uint8, are vectors in the same way;
     - a folder of png, jpg, bmp, gif, tif or webp files, in the order of their names; hidden files are left
       out. If all of them are grey they have 1 channel, otherwise 3 (RGB); an alpha channel is dropped, and an
       animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels
@@ -141,7 +156,7 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
     Images without a test part are split: the last sixth of them after a shuffle (always of seed 0) is the
     test part. Both parts keep the order of the file.
 
-    Returns images uint8 `(N, C, H, W)` and labels int64 `(N,)` or None.
+    Returns images uint8 `(N, C, H, W)`, or vectors float32 or int64 `(N, D)`, and labels int64 `(N,)` or None.
 
     Raises DataError if files are missing that were not downloaded; FileNotFoundError if the path does not
     exist or has no images; UsageError, a ValueError, if the name is unknown; ValueError if a file is not as
@@ -303,7 +318,19 @@ def _from_file(name: str, path: Path) -> Dataset:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _vectors(array: _Array, where: str) -> Tensor:
+    if array.dtype.kind != "f":
+        return torch.from_numpy(array.astype(np.int64))
+    with np.errstate(over="ignore"):
+        vectors = torch.from_numpy(array.astype(np.float32))
+    if not bool(vectors.isfinite().all()):
+        raise ValueError(f"{where}: expected finite numbers in float32; got NaN, infinity or larger ones")
+    return vectors
+
+
 def _images(array: _Array, where: str) -> Tensor:
+    if array.ndim == 2 and array.size and array.dtype.kind in "fiub" and array.dtype != np.uint8:
+        return _vectors(array, where)
     if array.dtype != np.uint8:
         seen = ""
         if array.size and array.dtype.kind in "biuf":

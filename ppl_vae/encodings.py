@@ -1,6 +1,7 @@
 """Encodings: what the likelihood observes of an 8-bit image, and with it what log p(x) means.
 
-An encoding turns images of levels 0..255 (uint8, any shape) into x (float32, the same shape). Random encodings
+An encoding turns images of levels 0..255 (uint8, any shape) into x (float32, the same shape); `Identity` is for data
+that are no images. Random encodings
 draw from the generator that they are given, so that a seed freezes them.
 """
 
@@ -107,8 +108,19 @@ class Scale(Encoding):
         return images / 255
 
 
+@dataclass(frozen=True)
+class Identity(Encoding):
+    """x as it is: for vectors and counts, and not for images. What log p(x) is, the likelihood's support says."""
+
+    support = constraints.real
+    log_p_is = "mass or density on the support of the likelihood"
+
+    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        return images.float()
+
+
 def default_encoding(support: Constraint) -> Encoding:
-    """The encoding under which a likelihood with this support has a log p(x) worth comparing.
+    """The encoding of images under which a likelihood with this support has a log p(x) worth comparing.
 
     >>> from ppl_vae.likelihoods import Gaussian
     >>> default_encoding(Gaussian.support)

@@ -17,26 +17,29 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, TraceEnum_ELBO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import one_hot
 from tyro.conf import arg
 
 from ppl_vae.components import UnknownComponentError, UsageError, choices, create, describe, kebab, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Dequantize, Encoding, Levels, default_encoding
+from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels, default_encoding
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.pairs import support_name
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.kinds import KINDS, Kind, Model, Parts
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
-from ppl_vae.networks import Dense, Network, Shape
+from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape
 from ppl_vae.noise import Noise, NoNoise
 from ppl_vae.objectives import Objective
 from ppl_vae.optimizers import adam, cosine
@@ -69,7 +72,7 @@ class TrainConfig:
         ),
     ] = "conv-vae"
     dataset: str = "mnist-mini"
-    """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images."""
+    """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images; arrays (N, D) are vectors."""
     likelihood: Annotated[
         str | None,
         _one_of(
@@ -84,7 +87,7 @@ class TrainConfig:
         _one_of(
             Encoding,
             "What the likelihood observes of 8-bit images. Default: what the likelihood's support asks for; scale for "
-            "an autoencoder.",
+            "an autoencoder. Vectors are observed as they are, by identity.",
         ),
     ] = None
     objective: Annotated[str, _one_of(Objective, "What training maximises.")] = "elbo"
@@ -205,15 +208,57 @@ def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Mode
             config.latent_size,
             event_shape,
             num_classes,
-            brightest(config),
+            rescale(config),
+            is_quiet=isinstance(rescale(config), Log1p),
         )
         return config.kind.build(parts)
 
 
-def brightest(config: TrainConfig) -> float:
-    """What the encoder sees of a white pixel: x itself, or the image with noise, whose pixels are in [0, 1]."""
-    encoding, noise = create(Encoding, config.resolved().encoding or ""), create(Noise, config.noise)
-    return 255.0 if isinstance(encoding, Levels) and isinstance(noise, NoNoise) else 1.0
+def rescale(config: TrainConfig) -> nn.Module | None:
+    """What the encoder's input passes through first. An image with noise is in [0, 1] already."""
+    config = config.resolved()
+    encoding, noise = create(Encoding, config.encoding or ""), create(Noise, config.noise)
+    if isinstance(encoding, Levels) and isinstance(noise, NoNoise):
+        return Divided(255)
+    support = create(Likelihood, config.likelihood or "").support
+    if isinstance(encoding, Identity) and support.is_discrete and support is not constraints.boolean:
+        return Log1p()
+    return None
+
+
+def _unscaled(config: TrainConfig, grey: Tensor) -> Tensor:
+    """Images in [0, 1] as the encoder expects them."""
+    return grey * 255 if isinstance(rescale(config), Divided) else grey
+
+
+def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The config with its defaults written out for this data set. Raises `ValueError` where the two don't fit."""
+    if dataset.is_images:
+        config = config.resolved()
+        if isinstance(create(Encoding, config.encoding or ""), Identity):
+            raise ValueError(
+                f"encoding: expected one for images ({dataset.name}); got {config.encoding!r}, for vectors"
+            )
+        return config
+    for name, value in {"encoding": "identity", "noise": NO_NOISE}.items():
+        if getattr(config, name) not in (None, value):
+            raise ValueError(
+                f"{name}: expected {value!r} for vectors ({dataset.name}); got {getattr(config, name)!r}, for images"
+            )
+    config = dataclasses.replace(config, encoding="identity").resolved()
+    support = create(Likelihood, config.likelihood or "").support
+    if config.kind.encoding is None and not support.is_discrete and not dataset.train.is_floating_point():
+        raise ValueError(
+            f"{dataset.name}: expected floats for {config.likelihood}; got whole numbers, on which a density is no "
+            "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
+        )
+    for x in (dataset.train.float(), dataset.test.float()):
+        if config.kind.encoding is None and not bool(support.check(x).all()):
+            raise ValueError(
+                f"{dataset.name}: expected values in {support_name(support)} for {config.likelihood}; got "
+                f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
+            )
+    return config
 
 
 @dataclass(frozen=True)
@@ -354,16 +399,16 @@ def train(
     Raises `DivergedError` when the loss turns NaN, after writing the weights and history of the epochs before,
     `OSError` for an output that can't be written, and `ValueError` for data that can't be used.
     """
-    config = config.resolved()
     dataset = dataset or load(config.dataset, data_dir)
+    config = suited(config, dataset)
     images, validation = split_images(config, dataset)
     labels, validation_labels = split_labels(config, dataset)
-    model = build(config, dataset.image_shape, num_classes(config, dataset))
+    model = build(config, dataset.event_shape, num_classes(config, dataset))
     observe = observation(config)
     initialise(model, images, labels, observe, config.seed)
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
-    of_data = {"image_shape": dataset.image_shape, "num_classes": num_classes(config, dataset)}
+    of_data = {"event_shape": dataset.event_shape, "num_classes": num_classes(config, dataset)}
     write_json(output / "config.json", {**of_data, **dataclasses.asdict(config)})
     num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
     schedule = cosine(num_steps) if config.schedule == "cosine" else None
@@ -426,27 +471,28 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
     dataset = dataset or load(config.dataset, data_dir)
-    if dataset.image_shape != shape:
+    if dataset.event_shape != shape:
         raise ValueError(
-            f"{config.dataset}: expected images of shape {shape}, as trained on; got {dataset.image_shape}"
+            f"{config.dataset}: expected images of shape {shape}, as trained on; got {dataset.event_shape}"
         )
     return Run(config, model, dataset, read_json(folder / "metrics.json"))
 
 
 def read_shape(path: Path) -> Shape:
-    """The image shape (C, H, W) from a config in JSON."""
-    shape = read_json(path).get("image_shape")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)):
-        raise ValueError(f"{path}: expected image_shape [C, H, W]; got {shape!r}")
+    """The shape of a datum from a config in JSON: (C, H, W) of an image, (D,) of a vector."""
+    values = read_json(path)
+    shape = values.get("event_shape", values.get("image_shape"))  # as it once was
+    if not (isinstance(shape, list) and len(shape) in (1, 3) and all(type(s) is int and s > 0 for s in shape)):
+        raise ValueError(f"{path}: expected event_shape [C, H, W] or [D]; got {shape!r}")
     return tuple(shape)
 
 
 def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
-    """A config, the image shape and the number of classes (0: no labels) from JSON, checked: an unknown key or a wrong
-    type is a `ValueError`."""
+    """A config, the shape of a datum and the number of classes (0: no labels) from JSON, checked: an unknown key or a
+    wrong type is a `ValueError`."""
     values = read_json(path)
     shape = read_shape(path)
-    values.pop("image_shape")
+    values = {key: value for key, value in values.items() if key not in ("event_shape", "image_shape")}
     num_classes = values.pop("num_classes", 0)
     fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     for key, value in values.items():
@@ -514,7 +560,7 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
     if isinstance(run.model, Autoencoder):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
     likelihood, encoding = create(Likelihood, run.config.likelihood or ""), run.observe.encoding
-    if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize):
+    if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize | Identity):
         raise ValueError(
             f"{run.config.likelihood}: expected images encoded by dequantize; got {run.config.encoding}, whose "
             "values are a discrete set, on which a density has no bound and is no likelihood"
@@ -673,30 +719,39 @@ def load_evaluation(folder: Path) -> LogLikelihood:
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
     """The model's reconstruction of noisy images in [0, 1], shape (data, C, H, W), as brightness in [0, 1]. A model
     that takes labels sees those of the test images."""
-    seen = (noisy * brightest(run.config), *run.test_labels(len(noisy)))
+    seen = (_unscaled(run.config, noisy), *run.test_labels(len(noisy)))
     with evaluating(run.model.model):
         chunks = zip(*(t.split(chunk) for t in seen), strict=True)
         return torch.cat([run.observe.encoding.grey(run.model.reconstruct(*part)) for part in chunks])
 
 
-def sample_images(run: Run, num_images: int, *, seed: int = 0) -> Tensor:
-    """E[x|z] for z from the prior, as brightness in [0, 1], shape (num_images, C, H, W), of a model that takes labels
-    for each class in turn. Raises `ValueError` for an autoencoder."""
+def generate(run: Run, num_samples: int) -> TorchDistribution:
+    """p(x|z) for z from the prior, batch shape (num_samples, *event), of a model that takes labels for each class in
+    turn. Raises `ValueError` for an autoencoder."""
     if isinstance(run.model, Autoencoder):
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no prior to sample from")
+    if isinstance(run.model, ConditionalVAE):
+        return run.model.generate(torch.arange(num_samples) % run.model.num_classes)
+    return run.model.generate(num_samples)
+
+
+def sample_images(run: Run, num_images: int, *, seed: int = 0) -> Tensor:
+    """E[x|z] for z from the prior, as brightness in [0, 1], shape (num_images, C, H, W); see `generate`."""
     with seeded(seed), evaluating(run.model.model):
-        if isinstance(run.model, ConditionalVAE):
-            p_x = run.model.generate(torch.arange(num_images) % run.model.num_classes)
-        else:
-            p_x = run.model.generate(num_images)
-        return run.observe.encoding.grey(p_x.mean)
+        return run.observe.encoding.grey(generate(run, num_images).mean)
+
+
+def sample_data(run: Run, num_data: int, *, seed: int = 0) -> Tensor:
+    """x ~ p(x|z) for z from the prior, shape (num_data, *event); see `generate`."""
+    with seeded(seed), evaluating(run.model.model):
+        return generate(run, num_data).sample()
 
 
 def codes(run: Run, grey: Tensor) -> Tensor:
     """E_q[z|x], of the top layer if there are two, shape (data, latent), of images in [0, 1], (data, C, H, W)."""
     assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
     with evaluating(run.model.model):
-        return run.model.encode(grey * brightest(run.config)).mean
+        return run.model.encode(_unscaled(run.config, grey)).mean
 
 
 def decode(run: Run, z: Tensor) -> Tensor:
@@ -709,7 +764,7 @@ def decode(run: Run, z: Tensor) -> Tensor:
 def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
     """What a training step of this config takes here, measured on two batches after one to warm up."""
     images, labels = split_images(config, dataset)[0], split_labels(config, dataset)[0]
-    model = build(config, dataset.image_shape, num_classes(config, dataset))
+    model = build(config, dataset.event_shape, num_classes(config, dataset))
     seconds: list[float] = []
     for batches in (1, 2):
         start = time.perf_counter()

@@ -12,8 +12,8 @@ from ppl_vae.models import Autoencoder
 
 
 def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) -> list[Path]:
-    """Draws `training` and `reconstructions`, for a VAE also `samples` and `interpolations`, and for a 2-d latent
-    space `latent-grid` and `latent-codes`, as PNG under `folder/figures`. Returns the paths."""
+    """Draws `training` and, of images, `reconstructions`, for a VAE also `samples` and `interpolations`, and for a 2-d
+    latent space `latent-grid` and `latent-codes`, as PNG under `folder/figures`. Returns the paths."""
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     name = f"{run.config.dataset}: {folder.name}"
@@ -27,6 +27,8 @@ def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) ->
     plots.training_curves(axes, history_of(folder))
     save(fig, "training", name)
 
+    if not run.dataset.is_images:
+        return paths
     grey = run.dataset.test[:10] / 255
     fig, ax = plots.figure(8, 1.8)
     plots.rows_of_images(ax, {"original": grey, "reconstruction": restore(run, grey)})

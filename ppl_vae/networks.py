@@ -132,7 +132,9 @@ def _check_sizes(name: str, **values: tuple[int, ...]) -> None:
 
 def _image(event_shape: Shape) -> Shape:
     if len(event_shape) != 3:
-        raise ValueError(f"convolutional network: expected data of shape (C, H, W); got {tuple(event_shape)}")
+        raise ValueError(
+            f"convolutional network: expected data of shape (C, H, W); got {tuple(event_shape)} (see dense)"
+        )
     return event_shape
 
 
@@ -402,3 +404,10 @@ class Divided(nn.Module):
 
     def extra_repr(self) -> str:
         return f"divisor={self.divisor:g}"
+
+
+class Log1p(nn.Module):
+    """log(1 + x): counts at a size that encoders begin well with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log1p()

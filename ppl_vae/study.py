@@ -110,6 +110,7 @@ def run_study(
 ) -> dict[str, Any]:
     """Trains, evaluates and draws; returns what it writes to `metrics.json`, and leaves `figures/` beside it."""
     dataset = load(config.dataset, data_dir)
+    image_shape = dataset.image_shape
     config = config.resolved(len(dataset.train))
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -131,7 +132,7 @@ def run_study(
             runs[name] = train(c, folder, dataset=dataset, show_progress=show_progress)
     metrics: dict[str, Any] = {
         "config": dataclasses.asdict(config),
-        "image_shape": dataset.image_shape,
+        "image_shape": image_shape,
         "train_images": num_train,
         "dataset_fingerprint": fingerprint(dataset.train, dataset.test),
         "log_likelihood": {},

@@ -255,7 +255,7 @@ def one_line(err):
         (["train", "--plugin=nowhere.py"], "expected a module or .py file that imports; got 'nowhere.py'"),
         (["train", "--plugin"], "Missing value for argument '--plugin'"),
         (["compare"], "expected folders of evaluated runs"),
-        (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png"),
+        (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png, or .npy for vectors"),
         (["denoise", ".", "--noise", "fog"], "expected one of"),
     ],
 )
@@ -327,3 +327,66 @@ def test_an_interrupt_is_130(ppl_vae, monkeypatch):
     status, _, err = ppl_vae("train", *TINY)
     assert status == 130
     assert "interrupted" in one_line(err)
+
+
+def vectors(n=90, size=5):
+    rng = np.random.default_rng(0)
+    rate = np.exp(rng.normal(size=(n, 1)) + np.linspace(0, 3, size))
+    return rng.poisson(rate), np.log(rate) + 0.1 * rng.normal(size=(n, size))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "likelihood", "space"),
+    [
+        ("counts", "dense-vae", ["--likelihood", "poisson"], "integergreaterthan(lower_bound=0)^5"),
+        ("counts", "gated-dense-hvae", ["--likelihood", "negative-binomial"], "integergreaterthan(lower_bound=0)^5"),
+        ("floats", "dense-vae", ["--likelihood", "gaussian-learned"], "real^5"),
+        ("floats", "ppca", [], "real^5"),
+        ("binary", "dense-vae", [], "boolean^5"),
+    ],
+)
+def test_ones_own_vectors(ppl_vae, tmp_path, name, model, likelihood, space):
+    counts, floats = vectors()
+    np.save(tmp_path / "own.npy", {"counts": counts, "floats": floats, "binary": counts > 3}[name])
+    status, _, err = ppl_vae(
+        "train", "--dataset", "own.npy", "--model", model, *likelihood, *TINY[2:], "--output", "run"
+    )
+    assert status == 0, err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["event_shape"], config["encoding"]) == ([5], "identity")
+    status, _, err = ppl_vae("evaluate", "run", "--num-samples", 30)
+    assert status == 0, err
+    assert json.loads((tmp_path / "run" / "log_likelihood.json").read_text())["space"] == space
+    status, _, err = ppl_vae("sample", "run", "--num-images", 7)
+    assert status == 0, err
+    samples = np.load(tmp_path / "run" / "samples.npy")
+    assert samples.shape == (7, 5)
+    assert (name == "floats") == bool((samples % 1).any())
+    status, _, err = ppl_vae("sample", "run", "--output", "picture.png")
+    assert status == 2
+    assert "expected a path that ends in .npy for Dataset('own', 75 train, 15 test, 5)" in one_line(err)
+    status, _, err = ppl_vae("denoise", "run")
+    assert status == 1
+    assert "expected a model of images, to remove noise from" in one_line(err)
+
+
+def test_what_makes_no_sense_of_vectors(ppl_vae, tmp_path):
+    counts, floats = vectors()
+    np.save(tmp_path / "counts.npy", counts)
+    np.save(tmp_path / "floats.npy", floats)
+    np.save(tmp_path / "infinite.npy", np.where(np.eye(90, 5) == 1, np.inf, floats))
+    for arguments, message in [
+        (["counts.npy", "--likelihood", "gaussian"], "counts: expected floats for gaussian; got whole numbers"),
+        (["counts.npy"], "counts: expected values in boolean for bernoulli; got some outside, in [0, "),
+        (["floats.npy", "--likelihood", "poisson"], "for poisson; got some outside, in [-"),
+        (["floats.npy", "--likelihood", "gaussian", "--encoding", "dequantize"], "encoding: expected 'identity' for"),
+        (["floats.npy", "--likelihood", "gaussian", "--noise", "masking"], "noise: expected 'no-noise' for vectors"),
+        (["floats.npy", "--likelihood", "gaussian", "--model", "conv-vae"], "(C, H, W); got (5,) (see dense)"),
+        (["mnist-mini", "--encoding", "identity"], "encoding: expected one for images (mnist-mini)"),
+        (["infinite.npy"], "expected finite numbers in float32"),
+    ]:
+        status, _, err = ppl_vae("train", "--model", "dense-vae", *TINY, "--dataset", *arguments, "--output", "run")
+        assert status == 1, (arguments, err)
+        assert message in one_line(err), arguments
+    assert not (tmp_path / "run").exists()
+    assert "expected images; got vectors of 5 numbers" in ppl_vae("run", "--dataset", "counts.npy")[2]

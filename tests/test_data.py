@@ -608,3 +608,27 @@ def test_global_generators_are_left_alone(tmp_path: Path) -> None:
     data.load("mnist-mini")
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert str(np.random.get_state(legacy=False)) == str(numpy_state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.arange(60, dtype=np.uint16).reshape(12, 5), torch.int64),
+        (np.arange(60).reshape(12, 5) % 2 == 0, torch.int64),
+        (np.linspace(-1, 1, 60).reshape(12, 5), torch.float32),
+    ],
+)
+def test_vectors(tmp_path: Path, array: np.ndarray, dtype: torch.dtype) -> None:
+    np.savez(tmp_path / "own.npz", images=array, labels=np.arange(12))
+    dataset = data.load(str(tmp_path / "own.npz"))
+    assert dataset.event_shape == (5,)
+    assert not dataset.is_images
+    assert dataset.train.dtype == dataset.test.dtype == dtype
+    rows = torch.cat([dataset.train_labels, dataset.test_labels])
+    assert torch.equal(torch.cat([dataset.train, dataset.test]), torch.from_numpy(array.astype(float))[rows].to(dtype))
+    assert repr(dataset) == "Dataset('own', 10 train, 2 test, 5)"
+    with pytest.raises(ValueError, match="own: expected images; got vectors of 5 numbers"):
+        _ = dataset.image_shape
+    np.savez(tmp_path / "own.npz", train=array, test=array.astype(int) if dtype == torch.float32 else array / 3)
+    with pytest.raises(ValueError, match="expected train and test images of one shape"):
+        data.load(str(tmp_path / "own.npz"))

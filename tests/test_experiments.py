@@ -219,7 +219,7 @@ def corrupt(folder, name, text):
     [
         ("config.json", "{", "expected JSON"),
         ("config.json", "[]", "expected a JSON object; got list"),
-        ("config.json", "{}", "expected image_shape"),
+        ("config.json", "{}", "expected event_shape"),
         ("config.json", '{"image_shape": [1, 12, 12], "epohcs": 3}', "did you mean 'epochs'"),
         ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a value like 15; got '3'"),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
