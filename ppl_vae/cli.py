@@ -116,7 +116,7 @@ class TrainCommand(WithModels):
     """Replace a finished run in the output folder."""
 
     def __call__(self) -> None:
-        output = self.output or Path("runs") / f"{self.config.model}-{Path(self.config.dataset).stem}"
+        output = self.output or Path("runs") / f"{self.config.model}-{Path(self.config.dataset).stem}".replace(":", "-")
         if (output / "metrics.json").exists() and not self.overwrite:
             same = "with this config" if finished(output, self.config) else "with another config"
             raise UsageError(f"--output: expected a new folder; got {output}, a finished run {same} (see --overwrite)")

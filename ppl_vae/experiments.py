@@ -373,7 +373,7 @@ def _split(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 def initialise(model: Model, images: Tensor, labels: tuple[Tensor, ...], observe: Observe, seed: int) -> None:
     """What starts from the training data: pseudo-inputs, PPCA at its solution, the weight of m2's classifier."""
-    x = observe.frozen(images[:NUM_FIRST], seed)[0]
+    x = observe.frozen(images[:NUM_FIRST], seed)[-1]  # what the encoder sees
     if isinstance(model, PPCA):
         latent_size = len(model.zeros)
         if latent_size < min(math.prod(x.shape[1:]), len(x)):

@@ -31,6 +31,7 @@ from ppl_vae.experiments import (
     train,
 )
 from ppl_vae.priors import VampPrior
+from ppl_vae.programs import seeded
 from ppl_vae.training import DivergedError
 
 CONFIG = TrainConfig(model="dense-vae", latent_size=2, hidden=(8,), epochs=1, batch_size=16)
@@ -394,3 +395,17 @@ def test_two_layers_are_between_x_and_the_prior(dataset):
     assert hvae.prior.pseudo_inputs.shape == (3, 1, 12, 12)
     assert hvae.decoder2(torch.zeros(2, 4)).shape == (2, 8)
     assert hvae.decoder1(torch.zeros(2, 8)).shape == (2, 1, 12, 12, 1)
+
+
+@pytest.mark.parametrize("model", ["dense-vae", "gated-dense-vae", "gated-dense-hvae"])
+def test_models_of_counts_begin_near_their_priors(model):
+    """exp(N(0, 7)), the scale under which an output of unit gain puts z for counts of 1,000, is 14 at one s.d."""
+    config = TrainConfig(model=model, likelihood="poisson", encoding="identity", latent_size=4)
+    x = 10 ** (3 * torch.rand(200, 5, generator=torch.Generator().manual_seed(0)))
+    vae = build(config, (5,))
+    with seeded(0), torch.no_grad():
+        q = vae.encode(x.round())
+        rates = vae.generate(500).mean
+    assert q.mean.abs().max() < 3
+    assert q.stddev.max() < 3
+    assert rates.log().abs().max() < 3
