@@ -50,11 +50,11 @@ def choices(base: type[T]) -> dict[str, type[T]]:
     return {kebab(cls): cls for cls in subclasses(base)}
 
 
-def unknown(what: str, name: str, known: list[str]) -> str:
-    """One line that says what was expected, with the nearest name if there is one."""
+def unknown(what: str, name: str, known: list[str], written: str = "") -> str:
+    """One line that says what was expected, with the nearest name if there is one. `written` says it shorter."""
     near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{what}: expected one of {', '.join(known)}; got {name!r}{hint}"
+    return f"{what}: expected one of {written or ', '.join(known)}; got {name!r}{hint}"
 
 
 def create(base: type[T], spec: str, **given: Any) -> T:

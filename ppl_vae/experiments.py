@@ -127,7 +127,10 @@ class TrainConfig:
             raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
         name, _, arguments = self.model.partition(":")
         if name not in model_names():
-            raise UnknownComponentError(unknown("model", name, model_names()))
+            networks, kinds = ", ".join(choices(Network)), ", ".join(k for k in KINDS if KINDS[k].has_network)
+            others = [name for name, kind in KINDS.items() if not kind.has_network]
+            written = ", ".join([f"({networks})-({kinds})", *others])
+            raise UnknownComponentError(unknown("model", name, model_names(), written))
         if self.kind.has_network:
             self.network()
         elif arguments:

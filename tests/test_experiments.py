@@ -30,6 +30,7 @@ from ppl_vae.experiments import (
     split_labels,
     train,
 )
+from ppl_vae.networks import Network
 from ppl_vae.priors import VampPrior
 from ppl_vae.programs import seeded
 from ppl_vae.training import DivergedError
@@ -161,7 +162,7 @@ def test_training_images_are_split_with_the_seed(dataset):
     ("change", "message"),
     [
         ({"model": "conv-vea"}, "did you mean 'conv-vae'"),
-        ({"model": "vae"}, "expected one of dense-ae"),
+        ({"model": "vae"}, "of .dense, .*, residual-conv.*.-.ae, vae, .*m2., ppca; got 'vae'"),
         ({"model": "dense-vae:hiden=3"}, "expected hidden=..., activation=...; got 'hiden=3'"),
         ({"model": "dense-vae:hidden=3", "hidden": (4,)}, "expected activation=...; got 'hidden=3'"),
         ({"model": "ppca:hidden=3"}, "model ppca: expected no arguments; got 'hidden=3'"),
@@ -226,6 +227,11 @@ def corrupt(folder, name, text):
         ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
         ("config.json", '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}', "hidden: expected a value like None"),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "dense-cvae"}', "num_classes: expected a number"),
+        (
+            "config.json",
+            '{"image_shape": [1, 12, 12], "model": "mine-vae"}',
+            "got 'mine-vae'.*name its module with --plugin",
+        ),
         ("weights.safetensors", "not safetensors", "expected the weights"),
     ],
 )
@@ -409,3 +415,20 @@ def test_models_of_counts_begin_near_their_priors(model):
     assert q.mean.abs().max() < 3
     assert q.stddev.max() < 3
     assert rates.log().abs().max() < 3
+
+
+def test_a_network_of_ones_own_makes_models_of_every_kind():
+    class TwiceLinear(Network):
+        def __init__(self, bias: bool = True):
+            self.bias = bias
+
+        def encoder(self, event_shape, num_outputs):
+            return torch.nn.Sequential(torch.nn.Flatten(-3), torch.nn.Linear(16, num_outputs, self.bias))
+
+        def decoder(self, num_inputs, event_shape, params_per_dim):
+            return torch.nn.Sequential(torch.nn.Linear(num_inputs, 16), torch.nn.Unflatten(-1, (1, 4, 4, 1)))
+
+    vae = build(TrainConfig(model="twice-linear-vae:bias=false", latent_size=2), (1, 4, 4))
+    assert vae.encoder[1].bias is None
+    hvae = build(TrainConfig(model="twice-linear-hvae", latent_size=2), (1, 4, 4))
+    assert hvae.reconstruct(torch.zeros(3, 1, 4, 4)).shape == (3, 1, 4, 4)
