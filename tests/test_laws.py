@@ -1,0 +1,233 @@
+"""The laws of every likelihood x prior x posterior, on 2 x 2 images with two latent dimensions.
+
+Components are found as the command line finds them, so that a new one is under the law at once. What each of them
+is (a density that integrates to 1, a draw that follows it) is in the tests of its module; here is what they are
+together, as a `VAE`.
+
+Run as a program, `test_laws.py folder`, the file is the fresh process that loads what a test has saved.
+"""
+
+import functools
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ppl_vae.components import choices, create
+from ppl_vae.encodings import Levels, default_encoding
+from ppl_vae.evaluation.importance import log_likelihood, log_weights
+from ppl_vae.evaluation.pairs import seed_of
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models import VAE
+from ppl_vae.networks import DenseDecoder, DenseEncoder, Divided
+from ppl_vae.objectives import Elbo
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
+from ppl_vae.programs import guide_trace_of, model_trace_of, sample_sites, seeded
+
+SHAPE, LATENT, N, K = (1, 2, 2), 2, 3, 3  # of a datum and a code; how many data and draws
+SEED = 5
+COMBINATIONS = [*itertools.product(choices(Likelihood), choices(Prior), choices(Posterior))]
+SMALL = {  # a component that isn't here is built with its defaults
+    "gaussian-mixture": "num_components=3",
+    "vamp-prior": "num_components=3",
+    "normalizing-flow": "num_transforms=1,hidden_size=4,num_bins=3",
+    "low-rank-normal": "rank=1",
+    "mixture-normal": "num_components=2",
+    "inverse-autoregressive-flow": "num_transforms=1,hidden_size=4,context_size=2",
+    "neural-spline-flow": "num_transforms=1,hidden_size=4,context_size=2,num_bins=3",
+}
+
+every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
+
+
+def build(names, seed=0):
+    """An untrained VAE in evaluation mode, float64. Noise moves every parameter from where it begins: zeros, equal
+    weights and the identity would hide what is left out."""
+    likelihood, prior, posterior = (f"{name}:{SMALL.get(name, '')}" for name in names)
+    with seeded(seed):
+        p_x = create(Likelihood, likelihood)
+        q = create(Posterior, posterior, latent_size=LATENT)
+        encoder = DenseEncoder(SHAPE, q.num_params, (32,))
+        if isinstance(default_encoding(p_x.support), Levels):
+            encoder = nn.Sequential(Divided(255), encoder)
+        p_z = create(Prior, prior, latent_size=LATENT, encoder=encoder, posterior=q, event_shape=SHAPE)
+        decoder = DenseDecoder(LATENT, SHAPE, p_x.params_per_dim, (32,))
+        vae = VAE(encoder, decoder, prior=p_z, likelihood=p_x, posterior=q)
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    return vae.double().eval()
+
+
+def data_of(vae):
+    """Data that the model might have made, shape (N, *SHAPE): in the support, whatever it is. Of 16 draws they are the
+    largest, since counts that are all 0 have no gradient to the encoder's weights."""
+    with seeded(1), torch.no_grad():
+        z = torch.randn(16, LATENT, dtype=torch.float64)  # a prior with heavy tails makes counts beyond reason
+        x = vae.likelihood(vae.decoder(z)).sample()
+    return x[x.flatten(1).sum(-1).argsort()[-N:]]
+
+
+def recorded(guide):
+    """The guide, and a list that is given the draws of z of each of its runs."""
+    draws = []
+
+    def recording(x):
+        with poutine.trace() as tracer:
+            guide(x)
+        draws.append(tracer.trace.nodes["z"]["value"].detach())
+
+    return recording, draws
+
+
+@functools.cache
+def evaluated(names):
+    """(vae, x, the draws (K, N, LATENT) that log p(x) is estimated from, log p(x) (N,), their weights by a loop)."""
+    vae = build(names)
+    x = data_of(vae)
+    guide, draws = recorded(vae.guide)
+    log_p = log_likelihood(vae.model, guide, x, num_samples=K, seed=SEED, compiled=False).log_p
+    return vae, x, draws[-1], log_p, log_weights_one_by_one(vae, x, draws[-1])
+
+
+@torch.no_grad()
+def log_weights_one_by_one(vae, x, draws):
+    """log p(x|z) + log p(z) - log q(z|x) as lists [n][k], for one datum and one draw at a time. A draw is scored anew
+    here, so that a flow's determinant is that of its inverse."""
+    log_w = []
+    for x_n, draws_n in zip(x, draws.unbind(1), strict=True):
+        log_w.append([])
+        for z in draws_n:
+            log_p = vae.likelihood(vae.decoder(z)).log_prob(x_n).sum() + vae.prior().log_prob(z)
+            log_w[-1].append((log_p - vae.encode(x_n).log_prob(z)).item())
+    return log_w
+
+
+def log_mean_exp(values):
+    largest = max(values)
+    return largest + math.log(sum(math.exp(v - largest) for v in values) / len(values))
+
+
+@every_combination
+def test_log_likelihood_is_that_of_a_loop(names):
+    """Traps 1, 4, 5, 7, 8, 19: the constants, the prior in use, the weights of each datum on its own."""
+    *_, draws, log_p, log_w = evaluated(names)
+    assert draws.shape == (K, N, LATENT)
+    expected = torch.tensor([log_mean_exp(log_w_n) for log_w_n in log_w], dtype=torch.float64)
+    torch.testing.assert_close(log_p, expected, rtol=1e-6, atol=1e-6)
+
+
+@every_combination
+def test_particles_are_independent_draws_with_gradients_to_every_parameter(names):
+    """In training the loss is the mean over particles of the weight that each has on its own, and under one seed they
+    are those of log p(x)."""
+    vae, x, draws, _, log_w = evaluated(names)
+    guide, drawn = recorded(vae.guide)
+    with seeded(seed_of(SEED, 0, 0)), pyro.get_param_store().scope():
+        loss = Elbo(K).loss_and_grads(vae.model, guide, x)
+    gradients = {name: p.grad for name, p in vae.named_parameters()}
+    vae.zero_grad()
+    assert torch.equal(*drawn, draws)
+    assert len(draws.unique()) == draws.numel()
+    assert loss == pytest.approx(-sum(map(sum, log_w)) / K, rel=1e-6, abs=1e-6)
+    assert [k for k, g in gradients.items() if g is None or not g.any() or not g.isfinite().all()] == []
+
+
+@every_combination
+def test_shapes_and_names(names):
+    vae, x, z, *_ = evaluated(names)
+    assert bool(vae.likelihood.support.check(x).all())
+    with torch.no_grad():
+        q, p = vae.encode(x), vae.prior()
+        assert (q.batch_shape, q.event_shape) == ((N,), (LATENT,))
+        assert (p.batch_shape, p.event_shape) == ((), (LATENT,))
+        assert p.log_prob(z).shape == (K, N)
+        assert vae.decode(z).shape == (K, N, *SHAPE)
+        assert vae.reconstruct(x).shape == x.shape
+    for part in (vae.likelihood, vae.prior, vae.posterior):
+        assert repr(part).startswith(f"{type(part).__name__}(")
+        assert "\n" not in repr(part)
+        assert repr(part) in repr(vae)
+
+
+def tensors_of(value, seen):
+    """Every tensor that can be reached from a module: parameters, buffers, plain attributes, those in containers."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from tensors_of(v, seen)
+    elif isinstance(value, list | tuple | set):
+        for v in value:
+            yield from tensors_of(v, seen)
+    elif isinstance(value, nn.Module):
+        yield from tensors_of(vars(value), seen)
+
+
+@every_combination
+def test_a_move_leaves_no_tensor_behind(names):
+    """No device but the CPU is needed: "meta" is one. Whatever tensor an attribute holds has gone there."""
+    vae = build(names).to("meta")
+    assert {t.device.type for t in tensors_of(vae, set())} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [c for c in COMBINATIONS if c[0] == "bernoulli" or c[1:] == ("standard-normal", "diagonal-normal")],
+    ids=" ".join,
+)
+def test_programs_run_where_they_were_moved(names):
+    """And on the way no tensor is made on the CPU, which "meta" would refuse to be mixed with. A likelihood sees
+    neither prior nor posterior, so that each of them is here once, and those two, which may meet, in every pair."""
+    vae, x = build(names).to("meta"), torch.empty(N, *SHAPE, dtype=torch.float64, device="meta")
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        guide_trace = guide_trace_of(vae.guide, x, num_samples=K)
+        model_trace = model_trace_of(vae.model, guide_trace, x, num_samples=K)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+            sites = (sample_sites(trace, observed=False) | sample_sites(trace, observed=True)).values()
+            assert {site["log_prob"].device.type for site in sites} == {"meta"}
+            assert {site["log_prob"].dtype for site in sites} == {torch.float64}
+
+
+def test_a_fresh_process_has_the_same_log_p_bit_for_bit(tmp_path):
+    """Before any training step, and in models that began with another seed: all that log p(x) needs is in the state."""
+    saved = {}
+    for i, names in enumerate(COMBINATIONS):
+        vae, x, *_ = evaluated(names)
+        tensors = vae.state_dict() | {"x": x, "log_p": log_p_under_one_seed(vae, x)}
+        saved |= {f"{i}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(saved, tmp_path / "saved.safetensors")
+    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True)
+    loaded = load_file(tmp_path / "log_p.safetensors")
+    assert [c for i, c in enumerate(COMBINATIONS) if not torch.equal(loaded[str(i)], saved[f"{i}.log_p"])] == []
+
+
+def log_p_under_one_seed(vae, x):
+    with seeded(SEED):
+        return log_weights(vae.model, vae.guide, x, num_samples=K).logsumexp(0) - math.log(K)
+
+
+def fresh_process(folder):
+    saved, log_p = load_file(folder / "saved.safetensors"), {}
+    for i, names in enumerate(COMBINATIONS):
+        vae = build(names, seed=9)
+        vae.load_state_dict({name: saved[f"{i}.{name}"] for name in vae.state_dict()})
+        log_p[str(i)] = log_p_under_one_seed(vae, saved[f"{i}.x"].clone())
+    save_file(log_p, folder / "log_p.safetensors")
+
+
+if __name__ == "__main__":
+    fresh_process(Path(sys.argv[1]))
