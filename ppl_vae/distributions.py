@@ -9,7 +9,14 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    constraints,
+)
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
@@ -273,3 +280,22 @@ class OptimalNormal(dist.Normal):
         count += 1
         variance.lerp_(v.to(variance.dtype), count.reciprocal().clamp(min=self.momentum))
         return dist.Normal(self.loc, v.sqrt()).log_prob(value)
+
+
+def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q || p) in closed form, in nats, of the batch shape: where torch or Pyro has one, and from a normal of any
+    covariance to one of independent dimensions,
+
+        KL = 1/2 sum_d (log(2 pi s_d^2) + (Var[z_d] + (E[z_d] - m_d)^2) / s_d^2) - H[q],    p = N(m, diag(s^2)).
+
+    Raises `NotImplementedError` for others.
+    """
+    if (
+        isinstance(q, MultivariateNormal | LowRankMultivariateNormal)
+        and isinstance(p, Independent)
+        and isinstance(p.base_dist, Normal)
+        and p.event_shape == q.event_shape
+    ):
+        square = (q.variance + (q.mean - p.mean).square()) / p.variance
+        return 0.5 * ((2 * math.pi * p.variance).log() + square).sum(-1) - q.entropy()
+    return torch.distributions.kl_divergence(q, p)

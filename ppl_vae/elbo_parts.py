@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.distributions import kl_divergence
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -40,7 +41,7 @@ def elbo_parts(
 ) -> ElboParts:
     """E_q[log p(x|z)] and KL(q(z|x) || p(z)) for each datum, in nats, by `num_samples` draws from the guide.
 
-    A latent site's KL is in closed form where torch has one for the two distributions (given the latent sites
+    A latent site's KL is in closed form where there is one for the two distributions (given the latent sites
     above it), else the same draws' mean of log q - log p. Programs run in evaluation mode, on `chunk` data at a
     time. For a guide without latent sites (an autoencoder) the KL is 0.
 
@@ -61,7 +62,7 @@ def _elbo_parts(model: Program, guide: Program, *data: Tensor, num_samples: int)
     kl = torch.zeros(shape, device=data[0].device)
     for name, q in sample_sites(guide_trace, observed=False).items():
         try:
-            kl = kl + torch.distributions.kl_divergence(q["fn"], model_trace.nodes[name]["fn"]).expand(shape)
+            kl = kl + kl_divergence(q["fn"], model_trace.nodes[name]["fn"]).expand(shape)
         except NotImplementedError:
             kl = kl + log_q[name] - log_p[name]
     assert isinstance(reconstruction, Tensor)

@@ -17,6 +17,8 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from ppl_vae.components import kebab
+
 
 class Encoding(ABC):
     """`encoding(images, generator)` is x. `support` is the set of its values; `grey(x)` their brightness in [0, 1].
@@ -51,12 +53,50 @@ class Binarize(Encoding):
 
 
 @dataclass(frozen=True)
+class StaticBinarize(Encoding):
+    """x ~ Bernoulli(level / 255), drawn once for all: an image has the same x at each use, in training as well.
+
+    The draws are a hash of the whole image, the pixel's place and `seed`: they depend neither on the batch nor on its
+    order, and nothing has to be kept. They are not those of the file that much of the literature has its numbers
+    from: Hugo Larochelle, Iain Murray: The Neural Autoregressive Distribution Estimator, 2011.
+    """
+
+    seed: int = 0
+    support = constraints.boolean
+    log_p_is = "mass on {0, 1}^D (binarised at random, once)"
+
+    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        levels = images.flatten(1).long()
+        place = _splitmix64(torch.arange(levels.shape[1]) + (self.seed << 32))
+        image = (levels * place).sum(1, keepdim=True)
+        u = (_splitmix64(image + place) >> 40 & 0xFFFFFF) / 2**24
+        return (u * 255 < levels).float().reshape(images.shape)
+
+
+def _splitmix64(z: Tensor) -> Tensor:
+    """A hash of int64 numbers, modulo 2^64. Guy L. Steele, Doug Lea, Christine H. Flood: Fast Splittable Pseudorandom
+    Number Generators, 2014."""
+
+    def shifted(z: Tensor, bits: int) -> Tensor:
+        return z >> bits & (1 << 64 - bits) - 1  # of an unsigned number
+
+    z = (z + 1) * -0x61C8864680B583EB
+    z = (z ^ shifted(z, 30)) * -0x40A7B892E31B1A47
+    z = (z ^ shifted(z, 27)) * -0x6B2FB644ECCEEE15
+    return z ^ shifted(z, 31)
+
+
+@dataclass(frozen=True)
 class Threshold(Encoding):
-    """x = 1 where level > `level`, else 0."""
+    """x = 1 where level > `level`, else 0. Raises `ValueError` unless level is in 0..254: all x would be equal."""
 
     level: int = 127
     support = constraints.boolean
     log_p_is = "mass on {0, 1}^D (binarised by threshold)"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 254:
+            raise ValueError(f"encoding threshold: expected a level in 0..254; got {self.level}")
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         return (images > self.level).float()
@@ -110,12 +150,19 @@ class Scale(Encoding):
 
 @dataclass(frozen=True)
 class Identity(Encoding):
-    """x as it is: for vectors and counts, and not for images. What log p(x) is, the likelihood's support says."""
+    """x as it is: vectors or counts of one's own, and no 8-bit images. `support` is the likelihood's.
+
+    Raises `ValueError` for 8-bit images.
+    """
 
     support = constraints.real
-    log_p_is = "mass or density on the support of the likelihood"
+    log_p_is = "mass or density, as the likelihood's support says"
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        if images.dtype == torch.uint8:
+            raise ValueError(
+                "encoding identity: expected vectors or counts; got 8-bit images, which levels leaves be"
+            )
         return images.float()
 
 
@@ -131,3 +178,25 @@ def default_encoding(support: Constraint) -> Encoding:
     if support.is_discrete:
         return Levels()
     return Dequantize()
+
+
+def check_observable(encoding: Encoding, support: Constraint, likelihood: str) -> None:
+    """Raises `ValueError` where `likelihood`, of this support, says nothing of images under the encoding: x lies
+    outside of the support, or is discrete and has a density, which has no bound on single points.
+
+    `Scale` is let through for a Bernoulli: its cross entropy on grey values is a loss that people ask for by name.
+    """
+    name, default = kebab(type(encoding)), kebab(type(default_encoding(support)))
+    if support is constraints.boolean and isinstance(encoding, Scale):
+        return
+    x = encoding(torch.arange(256, dtype=torch.uint8)[:, None], Generator().manual_seed(0))
+    if not bool(support.check(x).all()):
+        raise ValueError(
+            f"encoding {name}: expected x in the support of the likelihood {likelihood}, as of {default}; "
+            f"got {x.min().item():.3g}..{x.max().item():.3g}"
+        )
+    if encoding.support.is_discrete and not support.is_discrete:
+        raise ValueError(
+            f"encoding {name}: expected continuous x for the density of the likelihood {likelihood}, as of {default}; "
+            "got discrete x"
+        )

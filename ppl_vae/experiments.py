@@ -29,7 +29,7 @@ from tyro.conf import arg
 from ppl_vae.components import UnknownComponentError, UsageError, choices, create, describe, kebab, unknown
 from ppl_vae.data import Dataset, fingerprint, load, split
 from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels, default_encoding
+from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
@@ -142,8 +142,10 @@ class TrainConfig:
             prior = create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
         create(Objective, self.objective)
         create(KLWeight, self.kl_weight)
-        create(Likelihood, self.resolved().likelihood or "")
-        create(Encoding, self.resolved().encoding or "")
+        likelihood = create(Likelihood, self.resolved().likelihood or "")
+        encoding = create(Encoding, self.resolved().encoding or "")
+        if not isinstance(encoding, Identity):  # of data whose values are checked when they are there
+            check_observable(encoding, likelihood.support, kebab(type(likelihood)))
         self._check_kind(prior)
 
     def _check_kind(self, prior: Prior) -> None:

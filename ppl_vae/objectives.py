@@ -11,9 +11,10 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
@@ -21,8 +22,9 @@ from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, Independent
 
+from ppl_vae.distributions import kl_divergence
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.programs import Program, mode, sample_sites
 
@@ -133,6 +135,8 @@ class ClosedFormKL(Objective, ABC):
     closed form or isn't reparameterised.
     """
 
+    of_kl: ClassVar[str] = ""  # what about a KL is wanted, for the error
+
     @abstractmethod
     def kl(self, q: dict, p: dict) -> Tensor:
         """KL of one latent site, per particle and datum, unscaled; `NotImplementedError` where it isn't known."""
@@ -148,15 +152,16 @@ class ClosedFormKL(Objective, ABC):
                 kl = self.kl(q, ps[name])
             except NotImplementedError:
                 raise ValueError(
-                    f"site {name!r}: expected a closed-form KL of {type(self).__name__}; got "
-                    f"{_family(q)} to {_family(ps[name])}"
+                    f"site {name!r}: expected a closed-form KL for {type(self).__name__}; got {_family(q)} to "
+                    f"{_family(ps[name])}, which has none{self.of_kl} (Elbo takes any)"
                 ) from None
             loss = loss + scale_and_mask(kl, q["scale"], q["mask"]).sum()
         return loss / self.num_particles
 
 
 class AnalyticKL(ClosedFormKL):
-    """The ELBO with the KL in closed form, where torch or Pyro has one for the two distributions."""
+    """The ELBO with the KL in closed form, where there is one for the two distributions: torch's, Pyro's, and that of
+    normals of any covariance to independent ones."""
 
     def kl(self, q: dict, p: dict) -> Tensor:
         return kl_divergence(q["fn"], p["fn"])
@@ -172,6 +177,8 @@ class FreeBits(ClosedFormKL):
     Diederik P. Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016,
     arXiv:1606.04934. Raises `ValueError` unless nats >= 0, and for a masked site.
     """
+
+    of_kl = " by dimension"
 
     def __init__(self, nats: float = 0.5, num_particles: int = 1):
         super().__init__(num_particles)
@@ -355,6 +362,6 @@ def _per_dimension(fn: Distribution) -> Distribution:
 
 def _family(site: dict) -> str:
     fn = site["fn"]
-    while isinstance(fn, Independent):
+    while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
     return type(fn).__name__

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, constraints
 
+from ppl_vae.components import kebab
 from ppl_vae.flows import Flow, affine, spline
 
 
@@ -28,7 +29,7 @@ class Posterior(nn.Module, ABC):
         self._sizes = {"latent_size": latent_size, **sizes}
         for name, size in self._sizes.items():
             if size < 1:
-                raise ValueError(f"posterior: expected {name} >= 1; got {size}")
+                raise ValueError(f"posterior {kebab(type(self))}: expected {name} >= 1; got {size}")
         self.latent_size, self.num_params = latent_size, num_params
 
     @abstractmethod

@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, constraints
 
+from ppl_vae.components import kebab
 from ppl_vae.flows import Flow, spline
 
 
@@ -30,7 +31,7 @@ class Prior(nn.Module, ABC):
         self._sizes = {"latent_size": latent_size, **sizes}
         for name, size in self._sizes.items():
             if size < 1:
-                raise ValueError(f"prior: expected {name} >= 1; got {size}")
+                raise ValueError(f"prior {kebab(type(self))}: expected {name} >= 1; got {size}")
         self.latent_size = latent_size
         # a buffer follows the module from device to device, and holds nothing that has to be saved
         self.register_buffer("zeros", torch.zeros(latent_size), persistent=False)

@@ -2,9 +2,11 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 
+from ppl_vae import distributions
 from ppl_vae.distributions import (
     EPS,
     Beta,
@@ -210,3 +212,21 @@ def test_zero_inflation_mixes_with_a_mass_at_zero(gate):
     with seeded(0):
         p.sample()
     torch.testing.assert_close(p.expand((2, 3)).log_prob(x), exact.expand(2, 3))
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (4, 3)])
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_the_kl_of_a_normal_of_any_covariance_to_independent_ones(low_rank, batch):
+    """Against torch's, between full covariances."""
+    with seeded(0):
+        mean, scale = torch.randn(*batch, 2, dtype=torch.float64), torch.rand(2, dtype=torch.float64) + 0.5
+        factor, diagonal = torch.randn(*batch, 2, 1, dtype=torch.float64), torch.rand(2, dtype=torch.float64) + 0.1
+    low = dist.LowRankMultivariateNormal(mean, factor, diagonal.expand(*batch, 2))
+    q = low if low_rank else dist.MultivariateNormal(mean, low.covariance_matrix)
+    p = dist.Normal(torch.tensor([0.3, -1.0], dtype=torch.float64), scale).to_event(1)
+    full = dist.MultivariateNormal(p.mean, p.variance.diag_embed())
+    ours = distributions.kl_divergence(q, p.expand(batch))
+    assert ours.shape == batch
+    torch.testing.assert_close(ours, torch.distributions.kl_divergence(q, full))
+    with pytest.raises(NotImplementedError):
+        distributions.kl_divergence(q, dist.Laplace(mean, 1.0).to_event(1))

@@ -188,6 +188,7 @@ def test_training_images_are_split_with_the_seed(dataset):
         ({"encoding": "binarise"}, "did you mean 'binarize'"),
         ({"prior": "flow"}, "expected one of"),
         ({"posterior": "flow"}, "expected one of"),
+        ({"encoding": "dequantize"}, "encoding dequantize: expected x in the support of the likelihood bernoulli"),
     ],
 )
 def test_a_config_out_of_range_is_refused(change, message):

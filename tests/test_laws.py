@@ -65,6 +65,8 @@ def build(names, seed=0):
         with torch.no_grad():
             for parameter in vae.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
+            for buffer in vae.buffers():
+                buffer *= 1 + torch.rand(()) if buffer.is_floating_point() else 1  # a variance; zeros stay
     return vae.double().eval()
 
 
