@@ -5,6 +5,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from scipy import special, stats
 from torch import nn
 from torch.distributions import constraints
 from torch.func import functional_call
@@ -146,6 +147,54 @@ def test_samples_follow_the_log_prob(cls):
                 cdf = nn.functional.pad(mass.cumsum(0), (1, 0))
         empirical = torch.searchsorted(samples.sort().values, x, right=True) / n
         assert (empirical - cdf).abs().max() < math.sqrt(math.log(2 / 1e-4) / (2 * n))
+
+
+def logistic_mass(x, loc, scale):
+    return stats.logistic.cdf((x + 0.5) / 127.5 - 1, loc, scale) - stats.logistic.cdf((x - 0.5) / 127.5 - 1, loc, scale)
+
+
+def softplus(s):
+    return np.logaddexp(0, s)
+
+
+FORMULAS = {  # log p(x) of the parameters as their docstrings have it, with scipy, at defaults
+    "bernoulli": lambda x, logit: stats.bernoulli.logpmf(x, special.expit(logit)),
+    "continuous-bernoulli": lambda x, logit: logit * x - np.log(np.expm1(logit) / logit),
+    "gaussian": lambda x, m: stats.norm.logpdf(x, m, 0.1),
+    "gaussian-learned": lambda x, m: stats.norm.logpdf(x, m, 0.3),
+    "gaussian-optimal": lambda x, m: stats.norm.logpdf(x, m, 1.0),
+    "gaussian-per-pixel": lambda x, m, s: stats.norm.logpdf(x, m, 0.01 + softplus(s)),
+    "laplace": lambda x, m: stats.laplace.logpdf(x, m, 0.3),
+    "student-t": lambda x, m: stats.t.logpdf(x, 4.0, m, 0.3),
+    "logit-normal": lambda x, m, s: (
+        stats.norm.logpdf(special.logit(x), m, 0.04 + softplus(s)) - np.log(x) - np.log1p(-x)
+    ),
+    "beta": lambda x, a, b: stats.beta.logpdf(x, 1 + softplus(a), 1 + softplus(b)),
+    "discretized-logistic": lambda x, m, s: np.log(logistic_mass(x, m, 0.001 + softplus(s))),
+    "discretized-logistic-mixture": lambda x, *p: special.logsumexp(
+        special.log_softmax(p[:5], 0) + np.log(logistic_mass(x, np.array(p[5:10]), 0.001 + softplus(p[10:]))), 0
+    ),
+    "categorical": lambda x, *logits: np.take_along_axis(special.log_softmax(logits, 0), x[None].astype(int), 0)[0],
+    "poisson": lambda x, log_rate: stats.poisson.logpmf(x, np.exp(log_rate)),
+    "negative-binomial": lambda x, m, c: stats.nbinom.logpmf(x, np.exp(c), 1 / (1 + np.exp(m - c))),
+    "zero-inflated-negative-binomial": lambda x, m, c, g: np.log(
+        special.expit(g) * (x == 0) + special.expit(-g) * stats.nbinom.pmf(x, np.exp(c), 1 / (1 + np.exp(m - c)))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_it_is_the_family_that_it_is_named_for(name):
+    """Another one might be as normalised, with samples of its own."""
+    likelihood = choices(Likelihood)[name]().eval()
+    params = ordinary(likelihood, 20)
+    scale = {constraints.boolean: 1.0, constraints.unit_interval: 0.99}.get(likelihood.support, 5.0)
+    x = scale * torch.rand(20, generator=generator(), dtype=torch.float64)
+    x = x.round() if likelihood.support.is_discrete else x
+    if "logistic" in name:
+        x += 120  # inside: the levels at the ends have the tails
+    expected = FORMULAS[name](x.numpy(), *params.T.numpy())
+    torch.testing.assert_close(likelihood(params).log_prob(x).detach(), torch.as_tensor(expected), rtol=1e-6, atol=1e-6)
 
 
 EDGES = {
