@@ -66,7 +66,8 @@ def build(names, seed=0):
             for parameter in vae.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
             for buffer in vae.buffers():
-                buffer *= 1 + torch.rand(()) if buffer.is_floating_point() else 1  # a variance; zeros stay
+                if buffer.is_floating_point():
+                    buffer *= 1 + torch.rand(())  # a variance; zeros stay
     return vae.double().eval()
 
 
