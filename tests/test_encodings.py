@@ -79,7 +79,7 @@ def test_static_binarisation_is_a_fair_coin_of_each_level_and_the_same_at_each_u
 def test_identity_takes_no_images():
     x = torch.randn(3, 4, generator=seed())
     assert Identity()(x) is x
-    with pytest.raises(ValueError, match="encoding identity: expected data of one's own, float; got 8-bit images"):
+    with pytest.raises(ValueError, match="encoding identity: expected vectors or counts; got 8-bit images"):
         Identity()(IMAGES)
 
 

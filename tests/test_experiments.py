@@ -433,3 +433,16 @@ def test_a_network_of_ones_own_makes_models_of_every_kind():
     assert vae.encoder[1].bias is None
     hvae = build(TrainConfig(model="twice-linear-hvae", latent_size=2), (1, 4, 4))
     assert hvae.reconstruct(torch.zeros(3, 1, 4, 4)).shape == (3, 1, 4, 4)
+
+
+def test_pseudo_inputs_begin_as_what_the_encoder_sees(tmp_path, dataset):
+    """Noisy images in [0, 1] where there is noise, and not the levels that the model scores."""
+    config = dataclasses.replace(
+        CONFIG, likelihood="discretized-logistic", prior="vamp-prior:num_components=5", noise="masking:fraction=1"
+    )
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppl_vae.priors.VampPrior.initialise", lambda self, x: seen.append(x))
+        quiet_train(config, tmp_path / "run", dataset)
+    assert seen[0].shape[1:] == dataset.image_shape
+    assert not seen[0].any()
