@@ -160,9 +160,7 @@ class Identity(Encoding):
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         if images.dtype == torch.uint8:
-            raise ValueError(
-                "encoding identity: expected vectors or counts; got 8-bit images, which levels leaves be"
-            )
+            raise ValueError("encoding identity: expected vectors or counts; got 8-bit images, which levels leaves be")
         return images.float()
 
 

@@ -87,7 +87,7 @@ class TrainConfig:
         _one_of(
             Encoding,
             "What the likelihood observes of 8-bit images. Default: what the likelihood's support asks for; scale for "
-            "an autoencoder. Vectors are observed as they are, by identity.",
+            "an autoencoder, unless it is levels. Vectors are observed as they are, by identity.",
         ),
     ] = None
     objective: Annotated[str, _one_of(Objective, "What training maximises.")] = "elbo"
@@ -183,8 +183,9 @@ class TrainConfig:
         """The config with the defaults of likelihood and encoding written out, and without a `hidden` that says
         nothing: of a network that has none, or the network's own."""
         likelihood = self.likelihood or self.kind.likelihood
-        by_support = kebab(type(default_encoding(create(Likelihood, likelihood).support)))
-        encoding = self.encoding or self.kind.encoding or by_support
+        by_support = default_encoding(create(Likelihood, likelihood).support)
+        of_kind = None if isinstance(by_support, Levels) else self.kind.encoding  # scaled, they would be outside of it
+        encoding = self.encoding or of_kind or kebab(type(by_support))
         hidden = self.hidden
         if hidden is not None and self.kind.has_network and self.network() == create(Network, self._network_spec):
             hidden = None

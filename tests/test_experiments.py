@@ -111,6 +111,8 @@ def test_defaults_follow_from_the_model_and_the_likelihood():
     assert resolved() == ("bernoulli", "binarize")
     assert resolved(likelihood="gaussian-learned") == ("gaussian-learned", "dequantize")
     assert resolved(model="conv-ae") == ("gaussian:scale=0.7071", "scale")
+    assert resolved(model="conv-ae", likelihood="bernoulli") == ("bernoulli", "scale")
+    assert resolved(model="conv-ae", likelihood="categorical") == ("categorical", "levels")
     assert resolved(likelihood="bernoulli", encoding="scale") == ("bernoulli", "scale")
 
 
