@@ -155,7 +155,7 @@ def test_what_lies_in_the_support_can_be_observed(encoding, likelihood):
         ),
         (Binarize(), "gaussian", "binarize: expected continuous x"),
         (Threshold(), "continuous-bernoulli", "threshold: expected continuous x"),
-        (Identity(), "gaussian", "identity: expected data of one's own"),
+        (Identity(), "gaussian", "identity: expected vectors or counts"),
     ],
 )
 def test_what_a_likelihood_says_nothing_of_is_refused(encoding, likelihood, message):
