@@ -621,3 +621,26 @@ def test_inductors_noise_is_the_seeds_bit_for_bit():
             step = Step(pair.model, pair.guide, Elbo(), adam(1e-2), compiled=True)
             runs.append([step(data()).item() for _ in range(5)])
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_graphs_bernoulli_is_exact_to_rounding_wherever_a_decoder_goes(dtype, uncompiled_graph):
+    logits = torch.tensor([-200.0, -40.0, -17.0, -1.0, -1e-4, 0.0, 1e-4, 1.0, 17.0, 40.0, 200.0], dtype=dtype)
+    for x in (torch.zeros_like(logits), torch.ones_like(logits), torch.full_like(logits, 0.3)):
+
+        def losses(logits, x=x):
+            plain = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
+            weighted = nn.functional.binary_cross_entropy_with_logits(logits, x, weight=x, reduction="none")
+            return plain, weighted
+
+        for graph, exact in zip(Replay(losses, logits)(logits), losses(logits.double(), x.double()), strict=True):
+            assert (graph - exact).abs().le(torch.finfo(dtype).eps * (1 + logits.abs())).all()
+
+
+def test_a_graph_has_no_log1p_of_a_bernoulli(uncompiled_graph):
+    vae = dense()
+    step = Step(vae.model, vae.guide, Elbo(), adam(), compiled=True)
+    with seeded(0):
+        for _ in range(2):
+            step(data())
+    assert "log1p" not in step._replay[1].graph.code
