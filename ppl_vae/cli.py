@@ -48,8 +48,9 @@ from ppl_vae.experiments import (
 from ppl_vae.gallery import draw_run
 from ppl_vae.noise import Noise
 from ppl_vae.plots import figure, images, rows_of_images, save
-from ppl_vae.report import trust_table
+from ppl_vae.report import swap_table, trust_table
 from ppl_vae.study import StudyConfig, run_study
+from ppl_vae.swaps import SwapsConfig, run_swaps
 from ppl_vae.trust import TrustConfig, run_trust
 
 RunFolder = tyro.conf.Positional[Path]
@@ -74,14 +75,26 @@ class RunCommand(WithModels):
     not done again."""
 
     experiment: tyro.conf.Positional[str] = "study"
-    """Which experiment: study, or, on its models, trust (every estimate of log p(x), and what it costs)."""
+    """Which experiment: study; on its models, trust (every estimate of log p(x), and what it costs); or swaps (every
+    prior, posterior, objective and likelihood in the place of the usual one)."""
     dataset: tuple[str, ...] = ("mnist-mini", "fashion-mnist-mini")
     """Names from `ppl-vae datasets`, or paths to your own images."""
     output: Path = Path("runs")
     """Folder for what comes out: OUTPUT/EXPERIMENT/DATASET."""
     config: tyro.conf.OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
+    swaps: SwapsConfig = field(default_factory=SwapsConfig)
 
     def __call__(self) -> None:
+        if self.experiment == "swaps":
+            for name in self.dataset:
+                folder = self.output / "swaps" / Path(name).stem
+                metrics = run_swaps(name, self.swaps, folder, data_dir=self.data_dir, say=say)
+                for group in metrics["groups"].values():
+                    say(swap_table(group))
+                say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
+                if metrics["failed"]:
+                    raise ArithmeticError(f"{folder}: failed: {', '.join(metrics['failed'])}; the others are there")
+            return
         if self.experiment == "trust":
             for name in self.dataset:
                 folder = self.output / "study" / Path(name).stem
@@ -89,7 +102,7 @@ class RunCommand(WithModels):
                 say(trust_table(read_json(folder / "trust.json")))
             return
         if self.experiment != "study":
-            raise UsageError(f"experiment: expected study or trust; got {self.experiment!r}")
+            raise UsageError(f"experiment: expected study, trust or swaps; got {self.experiment!r}")
         start = time.perf_counter()
         say(f"ppl-vae run {self.experiment} on {', '.join(self.dataset)}, into {self.output}")
         for name in self.dataset:

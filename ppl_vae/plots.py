@@ -190,6 +190,41 @@ def log_likelihood_bars(
     ax.set_xlabel(f"mean log p(x) ± 1 s.e. [{unit}]")
 
 
+def differences(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayLike, unit: str = "nats") -> None:
+    """Mean difference of each named model to the best one, in `unit`, as `log_likelihood_bars` draws means."""
+    _dots(ax, names, means, errors)
+    ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set_xlabel(f"paired difference to the best ± 1 s.e. [{unit}]")
+
+
+def prior_and_posterior(ax: Axes, prior: ArrayLike, posterior: ArrayLike) -> None:
+    """Draws from a prior and from the aggregate posterior 1/N sum_i q(z|x_i), each (draws, 2): where the one has
+    points and the other none, the prior decodes what no image was encoded to, or finds images unlikely. Raises
+    ValueError for another shape."""
+    draws = {"aggregate posterior": np.asarray(posterior), "prior": np.asarray(prior)}
+    for (name, z), colour in zip(draws.items(), ("sky blue", "vermilion"), strict=True):
+        if z.ndim != 2 or z.shape[1] != 2:
+            raise ValueError(f"{name}: expected draws of shape (N, 2); got {z.shape}")
+        ax.scatter(z[:, 0], z[:, 1], s=3, alpha=0.5, linewidths=0, color=OKABE_ITO[colour], label=name)
+    ax.set(aspect="equal", xlabel="z1", ylabel="z2")
+    ax.legend(fontsize=7, markerscale=3, loc="upper right")
+
+
+def per_datum_differences(ax: Axes, differences: ArrayLike, names: tuple[str, str], unit: str = "nats") -> None:
+    """Each datum's log p(x) under the first of two models less that under the second, shape (data,), in rising order,
+    with their mean. Raises ValueError for another shape."""
+    d = np.sort(np.asarray(differences))
+    if d.ndim != 1 or not len(d):
+        raise ValueError(f"differences: expected shape (data,); got {d.shape}")
+    ax.fill_between(np.arange(len(d)), d, color=OKABE_ITO["sky blue"], linewidth=0)
+    ax.axhline(0, color="0.4", linewidth=0.8)
+    ax.axhline(d.mean(), color=OKABE_ITO["vermilion"], linestyle="--", label=f"mean {d.mean():.2f}")
+    share = (d > 0).mean()
+    ax.set(xlabel=f"data in order; {names[0]} is the better one for {share:.0%}", ylabel=f"difference [{unit}]")
+    ax.set_title(f"log p(x): {names[0]} less {names[1]}", fontsize=9)
+    ax.legend(fontsize=7, loc="upper left")
+
+
 def convergence(
     ax: Axes, num_samples: ArrayLike, means: ArrayLike, errors: ArrayLike, *, elbo: float, annealed: float
 ) -> None:

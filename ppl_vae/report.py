@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,149 @@ def trust_section(folder: Path, heading: str) -> list[str]:
     return lines
 
 
+CONTENDERS = {
+    "ours": "this package",
+    "ours_eager": "this package, not compiled",
+    "svi_compiled": "Pyro's SVI with `CompiledTrace_ELBO`",
+    "pyro_svi": "Pyro's SVI, images in memory",
+    "pyro_tutorial": "Pyro's tutorial, with its data loader",
+    "pyro_vectorized": "Pyro's vectorised handlers",
+    "pyro_naive": "Pyro, one sample after another",
+    "by_hand": "torch by hand",
+    "by_hand_compiled": "torch by hand, `torch.compile`",
+    "numpyro_jit": "NumPyro under jit",
+    "pythae": "pythae",
+    "bare_products": "the bare products (the floor)",
+}
+
+TARGETS = [
+    # case, contender, and the least of its time in units of this package's
+    ("dense 400-20, batch 128", "pyro_svi", 2.4),
+    ("dense 400-20, batch 128", "pyro_tutorial", 8.0),
+    ("dense 400-20, batch 128", "by_hand_compiled", 1.0),
+    ("dense 400-20, batch 128", "numpyro_jit", 1.0),
+    ("dense 400-20, batch 128", "bare_products", 1 / 1.8),
+    ("conv, batch 128", "pyro_svi", 1.6),
+    ("dense 400-20, K = 1,000", "pythae", 6.0),
+    ("dense 400-20, K = 1,000", "pyro_vectorized", 1.9),
+    ("dense 400-20, K = 1,000", "numpyro_jit", 1.4),
+    ("dense 400-20, K = 1,000", "bare_products", 1 / 1.6),
+]
+
+
+def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:
+    """Quartiles of a contender's time in units of this package's, taken within each round."""
+    times = zip(case["seconds"][contender], case["seconds"]["ours"], strict=True)
+    low, middle, high = statistics.quantiles([theirs / ours for theirs, ours in times], n=4, method="inclusive")
+    return low, middle, high
+
+
+def benchmark_table(benchmarks: dict[str, Any], *, spread: bool = False) -> str:
+    """Time in units of this package's, the median over rounds and with `spread` its quartiles, a row a contender."""
+    cases = benchmarks["cases"]
+
+    def cell(case: dict[str, Any], contender: str) -> str:
+        if contender == "ours":
+            seconds = statistics.median(case["seconds"]["ours"])
+            return f"{seconds * 1e3:.2f} ms" if case["unit"] == "step" else f"{seconds * 1e6:.2f} µs"
+        if contender not in case["seconds"]:
+            return "—"
+        low, middle, high = ratios(case, contender)
+        return f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if spread else "")
+
+    present = [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
+    rows = [[CONTENDERS[name], *(cell(case, name) for case in cases)] for name in present]
+    return table(["", *(case["case"] for case in cases)], rows)
+
+
+def target_table(benchmarks: dict[str, Any]) -> str:
+    """What was to be reached, and what was."""
+    cases = {case["case"]: case for case in benchmarks["cases"]}
+    rows = []
+    for name, contender, least in TARGETS:
+        if contender in cases.get(name, {"seconds": {}})["seconds"]:
+            _, reached, _ = ratios(cases[name], contender)
+            verdict = "reached" if reached >= least else "not reached"
+            rows.append([CONTENDERS[contender], name, f"≥ {least:.2f}", f"{reached:.2f}", verdict])
+    return table(["contender", "case", "wanted", "measured", ""], rows)
+
+
+def benchmark_section(folder: Path) -> list[str]:
+    """How fast, from `benchmarks.json`."""
+    benchmarks = read_json(folder / "benchmarks.json")
+    versions = ", ".join(f"{k} {v}" for k, v in benchmarks["versions"].items())
+    return [
+        "## Speed",
+        "",
+        "Time per training step, or per decoder row of importance sampling, in units of this package's (first row): "
+        "the median over rounds, and its quartiles. Above 1 is slower than this package.",
+        "",
+        benchmark_table(benchmarks, spread=True),
+        "",
+        f"{benchmarks['rounds']} rounds, each contender in a process of its own, on {benchmarks['threads']} threads of "
+        f"{benchmarks['processor']}; {versions}. By `python tests/benchmarks --output results/benchmarks`.",
+        "",
+        target_table(benchmarks),
+        "",
+    ]
+
+
+GROUPS = {
+    "prior": "Priors, under Bernoulli with the diagonal normal posterior",
+    "posterior": "Posteriors, under Bernoulli with the standard normal prior",
+    "objective": "Objectives of training",
+    "layers": "Layers of latent variables",
+    "likelihood": "Likelihoods of grey images",
+}
+
+
+def swap_table(group: dict[str, Any]) -> str:
+    """A row a component, the best first: log p(x) with its errors, and the paired difference to the best."""
+    nats = group["unit"] == "nats"
+    digits = 2 if nats else 3
+    rows = []
+    for i, row in enumerate(group["rows"]):
+        name = row["name"].split("-", 1)[-1]
+        difference = f"{row['difference']:.{digits}f} ± {row['difference_se']:.{digits}f}" if i else "—"
+        khat = "unknown" if row["khat_over_limit"] is None else f"{row['khat_over_limit']}/{row['num_images']}"
+        spread = "—" if row["sd_of_seeds"] is None else f"{row['sd_of_seeds']:.{digits}f}"
+        cells = [f"{row[key]:.{digits}f}" for key in ("value", "data_se", "mc_se")]
+        cells = [name, *cells, difference, str(row["num_seeds"]), spread, khat]
+        rows.append(cells if nats else [*cells, row["measure"]])
+    header = ["", "log p(x)" if nats else "bits per dimension", "± data", "± MC", "to the best", "seeds", "sd of seeds"]
+    return table([*header, "k̂ > 0.7", *([] if nats else ["kind"])], rows)
+
+
+def swaps_section(folder: Path) -> list[str]:
+    """One data set's swapped components, from `metrics.json`; paths are relative to the folder above it."""
+    metrics = read_json(folder / "metrics.json")
+    config = metrics["config"]
+    versions = ", ".join(f"{k} {v}" for k, v in metrics["versions"].items())
+    lines = [
+        f"## Swapped components: {metrics['dataset']}",
+        "",
+        f"Gated dense networks 300-300 with a code of {config['latent_size']}, {config['epochs']} epochs, batch "
+        f"{config['batch_size']}, learning rate {config['learning_rate']:g} falling to 0 by a cosine; log p(x) of the "
+        f"first {config['num_images']} test images, K = {config['num_samples']}; {versions}. Each table has the best "
+        "first, and the paired differences to it ± their s.e. over the images. Of one training seed the spread between "
+        "seeds is not known, and small differences rank nothing; where k̂ > 0.7 read lower bounds.",
+        "",
+    ]
+    for name, heading in GROUPS.items():
+        if name in metrics["groups"]:
+            lines += [f"### {heading}", "", swap_table(metrics["groups"][name]), ""]
+            lines += [f"![Differences to the best {name}]({folder.name}/figures/{name}.png)", ""]
+    if "likelihood" in metrics["groups"]:
+        lines += [
+            "Bits per dimension of the 256 levels, less is better; a density of dequantised images is turned into its "
+            "bound on their mass, exactly, by D ln 256.",
+            "",
+        ]
+    if metrics["failed"]:
+        lines += ["Failed: " + "; ".join(f"{name}: {why}" for name, why in metrics["failed"].items()) + ".", ""]
+    return lines
+
+
 def study_section(folder: Path, *, level: int = 2, figures: bool = True) -> str:
     """One study as Markdown, from its `metrics.json`; paths are relative to the folder above it."""
     metrics = read_json(folder / "metrics.json")
@@ -259,10 +403,18 @@ def results_page(results: Path) -> str:
         "runs that it summarises: config, seed, versions, history by epoch, weights and figures.",
         "",
     ]
-    for study in sorted(results.glob("*/*/metrics.json")):
-        if "denoising" in read_json(study):
-            section = study_section(study.parent)
-            lines.append(section.replace(f"({study.parent.name}/", f"({study.parent.parent.name}/{study.parent.name}/"))
+    for path in sorted(results.glob("*/*/metrics.json")):
+        folder, metrics = path.parent, read_json(path)
+        section = (
+            study_section(folder)
+            if "denoising" in metrics
+            else "\n".join(swaps_section(folder))
+            if "groups" in metrics
+            else ""
+        )
+        lines.append(section.replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))
+    if (results / "benchmarks" / "benchmarks.json").is_file():
+        lines += benchmark_section(results / "benchmarks")
     return "\n".join(lines).rstrip() + "\n"
 
 

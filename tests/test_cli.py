@@ -232,7 +232,7 @@ def one_line(err):
         (["train", "--likelihood", "gaussian:scale=0"], "expected scale > 0; got 0.0"),
         (["train", "--noise", "fog"], "expected one of no-noise, gaussian-noise"),
         (["train", "--dataset", "mnits"], "did you mean 'mnist'"),
-        (["run", "fold"], "experiment: expected study or trust; got 'fold'"),
+        (["run", "fold"], "experiment: expected study, trust or swaps; got 'fold'"),
         (["run", "--noise", "fog"], "expected one of no-noise"),
         (["run", "--vae-epochs", "0"], "expected at least 1; got 0"),
         (["run", "--num-samples", "0"], "num_samples: expected at least 1; got 0"),

@@ -341,3 +341,30 @@ def test_convergence_shows_every_method(ax: Axes) -> None:
     assert "nats" in ax.get_ylabel()
     with pytest.raises(ValueError, match="expected K, means and errors"):
         plots.convergence(ax, [10, 100], [-95.0], [0.5], elbo=0, annealed=0)
+
+
+def test_differences_stand_beside_zero(ax: Axes) -> None:
+    plots.differences(ax, ["best", "other"], [0.0, -2.0], [0.0, 0.5], unit="bits")
+    assert [0, 0] in [list(line.get_xdata()) for line in ax.lines]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["best", "other"]
+    assert "bits" in ax.get_xlabel()
+
+
+def test_prior_and_posterior_are_told_apart(ax: Axes) -> None:
+    prior, posterior = np.zeros((3, 2)), np.ones((5, 2))
+    plots.prior_and_posterior(ax, prior, posterior)
+    drawn = {c.get_label(): c.get_offsets().tolist() for c in ax.collections}
+    assert drawn == {"prior": prior.tolist(), "aggregate posterior": posterior.tolist()}
+    with pytest.raises(ValueError, match=r"prior: expected draws of shape \(N, 2\); got \(3, 3\)"):
+        plots.prior_and_posterior(ax, np.zeros((3, 3)), posterior)
+
+
+def test_per_datum_differences_rise_and_say_who_is_better(ax: Axes) -> None:
+    plots.per_datum_differences(ax, [1.0, -3.0, 2.0, 4.0], ("a", "b"))
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (-3, 4)
+    assert "a is the better one for 75%" in ax.get_xlabel()
+    assert ax.lines[1].get_ydata()[0] == 1
+    assert "nats" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="expected shape"):
+        plots.per_datum_differences(ax, np.zeros((2, 2)), ("a", "b"))

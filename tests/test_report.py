@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from ppl_vae.report import denoising_table, fill, likelihood_table, readme_blocks, results_page, verdict
+from ppl_vae.report import (
+    benchmark_table,
+    denoising_table,
+    fill,
+    likelihood_table,
+    readme_blocks,
+    results_page,
+    target_table,
+    verdict,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +55,23 @@ def test_tables_show_the_numbers():
     assert "| vae | bernoulli | mass | -90.13 | 0.10 | 0.20 | -95.00 | -70.00 | 25.00 | 3/9 |" in likelihood_table(
         {"log_likelihood": {"vae": row}}
     )
+
+
+def test_benchmarks_are_ratios_within_each_round():
+    seconds = {"ours": [0.001, 0.002, 0.003], "pyro_svi": [0.003, 0.004, 0.015], "bare_products": [0.0005] * 3}
+    case = {"case": "dense 400-20, batch 128", "unit": "step", "seconds": seconds}
+    rows = {
+        "case": "dense 400-20, K = 1,000",
+        "unit": "decoder row",
+        "seconds": {"ours": [5e-6, 5e-6], "pythae": [1e-5, 2e-5]},
+    }
+    table = benchmark_table({"cases": [case, rows]})
+    assert "| this package | 2.00 ms | 5.00 µs |" in table
+    assert "| Pyro's SVI, images in memory | 3.00 | — |" in table  # and not 2, the ratio of the medians
+    assert "| 3.00 [2.50, 4.00] |" in benchmark_table({"cases": [case]}, spread=True)
+    wanted = target_table({"cases": [case]})
+    assert "| Pyro's SVI, images in memory | dense 400-20, batch 128 | ≥ 2.40 | 3.00 | reached |" in wanted
+    assert "| ≥ 0.56 | 0.25 | not reached |" in wanted
 
 
 def test_blocks_are_filled_between_their_markers():

@@ -1,0 +1,84 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from ppl_vae import swaps
+from ppl_vae.components import choices
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
+from ppl_vae.report import swap_table, swaps_section
+from ppl_vae.swaps import SwapsConfig, run_swaps
+from ppl_vae.training import DivergedError, History
+
+SMALL = SwapsConfig(latent_size=2, epochs=1, num_images=6, num_samples=3, seeds=(0, 1), train_images=60)
+KEPT = ("base", "prior-laplace", "likelihood-gaussian-learned", "likelihood-discretized-logistic")
+
+
+def test_every_component_is_swapped_in_alone():
+    models = SMALL.models("mnist-mini")
+    base = models["base"]
+    for kind, group in ((Prior, "prior"), (Posterior, "posterior"), (Likelihood, "likelihood")):
+        swapped = {getattr(model, group) for name, model in models.items() if name.startswith(f"{group}-")}
+        assert swapped == {*choices(kind)} - {getattr(base.resolved(), group)}
+    for name, model in models.items():
+        changed = {k for k, v in dataclasses.asdict(model).items() if v != dataclasses.asdict(base)[k]}
+        assert len(changed) == (0 if name == "base" else 2 if name == "layers-two-vamp-prior" else 1)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    models = SwapsConfig.models
+
+    def few_of(self, dataset):
+        return {name: model for name, model in models(self, dataset).items() if name in KEPT}
+
+    monkeypatch.setattr(SwapsConfig, "models", few_of)
+
+
+def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(few, tmp_path, monkeypatch):
+    said = []
+    metrics = run_swaps("mnist-mini", SMALL, tmp_path, say=said.append, show_progress=False)
+    assert len(said) == 2 * len(KEPT)
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    (best, other) = metrics["groups"]["prior"]["rows"]
+    assert best["value"] > other["value"]
+    log_p = {
+        row["name"]: torch.stack([swaps.load_evaluation(tmp_path / row["name"] / f"seed-{s}").log_p for s in (0, 1)])
+        for row in (best, other)
+    }
+    difference = (log_p[other["name"]] - log_p[best["name"]]).mean(0)
+    assert other["difference"] == pytest.approx(difference.mean().item())
+    assert other["difference_se"] == pytest.approx((difference.std() / 6**0.5).item())
+    assert other["sd_of_seeds"] == pytest.approx(log_p[other["name"]].mean(1).std().item())
+    likelihoods = metrics["groups"]["likelihood"]
+    assert likelihoods["unit"] == "bits per dimension"
+    assert [r["value"] for r in likelihoods["rows"]] == sorted(r["value"] for r in likelihoods["rows"])
+    assert all(r["value"] > 0 for r in likelihoods["rows"])  # a mass, also where it was a density
+    assert (tmp_path / "figures" / "likelihood-samples.png").is_file()
+    assert swap_table(metrics["groups"]["prior"]) in "\n".join(swaps_section(tmp_path))
+
+    for weights in tmp_path.glob("*/*/weights.safetensors"):
+        weights.unlink()
+    again = run_swaps("mnist-mini", SMALL, tmp_path, say=said.append)
+    assert len(said) == 2 * len(KEPT)
+    assert again == metrics
+
+
+def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch):
+    train = swaps.train
+
+    def failing(config, *args, **kwargs):
+        if config.prior == "laplace":
+            raise DivergedError("NaN", History())
+        return train(config, *args, **kwargs)
+
+    monkeypatch.setattr(swaps, "train", failing)
+    one_seed = dataclasses.replace(SMALL, seeds=(0,))
+    metrics = run_swaps("mnist-mini", one_seed, tmp_path, say=lambda text: None, show_progress=False)
+    assert metrics["failed"] == {"prior-laplace/seed-0": "NaN"}
+    assert [row["name"] for row in metrics["groups"]["prior"]["rows"]] == ["base"]
+    assert metrics["groups"]["prior"]["rows"][0]["sd_of_seeds"] is None
+    assert "prior-laplace/seed-0: NaN" in "\n".join(swaps_section(tmp_path))
