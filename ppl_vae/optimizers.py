@@ -57,11 +57,16 @@ class OneOptimizer(PyroOptim):
         if self.optimizer is None:
             return
         self.begin_step()
+        given = set(params)  # a set already under SVI, in an order of its own: the norm's sum takes the optimiser's
         if self.clip_norm is not None:
-            given = set(params)  # a set already under SVI, in an order of its own: the norm's sum takes the optimiser's
             ours = [p for group in self.optimizer.param_groups for p in group["params"] if p in given]
             torch.nn.utils.clip_grad_norm_([p for p in ours if p.grad is not None], self.clip_norm)
+        others = {p: p.grad for p in self._seen - given}  # momentum would move them, frozen ones among them
+        for p in others:
+            p.grad = None
         self.optimizer.step(*args, **kwargs)
+        for p, grad in others.items():
+            p.grad = grad
 
     def join(self, params: Sequence[Tensor]) -> None:
         """Parameters that are new become the optimiser's."""

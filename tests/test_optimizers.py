@@ -45,6 +45,20 @@ def test_one_torch_optimiser_holds_all_parameters_and_those_that_come_later():
         assert pyro.param("b").item() == pytest.approx(0.2)
 
 
+def test_a_parameter_that_is_frozen_or_of_another_step_stays_where_it_is():
+    """As under Pyro's own wrapper: the momentum of its last gradients would move it, and weight decay."""
+    a, b = (torch.zeros(2, requires_grad=True) for _ in range(2))
+    optim = adam(0.1, weight_decay=0.1)
+    for params in ([a, b], [a, b], [a], [a]):
+        for p in (a, b):
+            p.grad = torch.ones(2)
+        before = b.detach().clone()
+        optim(params)
+    torch.testing.assert_close(b.detach(), before, rtol=0, atol=0)
+    assert a[0] < b[0] < 0
+    assert b.grad is not None
+
+
 def test_the_order_of_a_set_is_not_the_optimisers():
     with pyro.get_param_store().scope():
         params = [pyro.param(name, torch.zeros(n)).unconstrained() for n, name in enumerate("abcdef", 1)]
