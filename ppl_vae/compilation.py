@@ -40,9 +40,9 @@ class Replay:
     """A function of tensors as a compiled graph. It is traced by running it, once: `first` is what it returned.
 
     Everything else that the function touches (parameters, buffers, constants) is the very tensor at each replay,
-    in-place changes included. Noise is drawn by torch's own generators in the same order as when not compiled, so
-    that a seed gives the same noise. Raises what the tracing raises: a function whose path hangs on values has no
-    graph.
+    in-place changes included. Arguments are inputs of their own, also where one tensor is given twice. Noise is drawn
+    by torch's own generators in the same order as when not compiled, so that a seed gives the same noise. Raises what
+    the tracing raises: a function whose path hangs on values has no graph.
     """
 
     def __init__(self, function: Callable[..., Tensors], *args: Tensor):
@@ -55,7 +55,7 @@ class Replay:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.graph = make_fx(run, DECOMPOSITIONS, tracing_mode="real")(*args)
+            self.graph = make_fx(run, DECOMPOSITIONS, tracing_mode="real")(*(t.detach() for t in args))
         self.first = tuple(t.detach() for t in kept[-1])
         self.constants = _lift_constants(self.graph)
         # The callers' keys say what a graph is good for, so that its guards need not be looked up at each call.
@@ -64,7 +64,7 @@ class Replay:
 
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> Tensors:
-        return self._compiled(*self.constants, *args)
+        return self._compiled(*self.constants, *(t.detach() for t in args))
 
 
 def _bernoulli_loss(logits: Tensor, x: Tensor, weight: Any = None, pos_weight: Any = None, reduction: int = 1) -> Any:
@@ -120,7 +120,7 @@ class Compiled:
         self._failed = False
 
     def __call__(self, *tensors: Tensor, **static: Hashable) -> Tensors:
-        key = tuple((t.shape, t.dtype, t.device) for t in tensors), tuple(static.items())
+        key = tuple(map(_layout, tensors)), tuple(static.items())
         self._calls[key] = self._calls.get(key, 0) + 1
         first = not self._replays or key in self._replays
         if self._failed or self._calls[key] <= (1 if first else CALLS_BEFORE_ANOTHER_SHAPE):
@@ -171,8 +171,9 @@ class CompiledTrace_ELBO(ELBO):
 
         svi = SVI(model, guide, adam(1e-3), loss=CompiledTrace_ELBO())
 
-    The first call for each shape and mode of training runs as it is, with Pyro's validation if that is on; the second
-    is traced, and the next are replayed. Another shape than the first is compiled when it has come 200 times. Where
+    The first call for each shape and state of the modules (mode of training, which parameters are trained) runs as it
+    is, with Pyro's validation if that is on; the second is traced, and the next are replayed. Another than the first is
+    compiled when it has come 200 times. Where
     tracing fails, or there is no C++ compiler, it says so once and goes on uncompiled, with the same results.
 
     `objective` is `Elbo()` (Pyro's `Trace_ELBO`), or another of `ppl_vae.objectives`.
@@ -482,14 +483,29 @@ def _keyed(
     """What a graph is good for, the tensors that it takes, and the arguments of the programs from such tensors."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    shapes = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
-    modes = tuple(m.training for module in _modules(model, guide, objective) for m in module.modules())
+    shapes = tuple(_layout(t) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
+    modules = tuple(_state_of(m) for module in _modules(model, guide, objective) for m in module.modules())
 
     def call(tensors: Any) -> Any:
         rest = iter(tensors)
         return pytree.tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
-    return (model, guide, str(spec), shapes, modes), tensors, call
+    return (model, guide, str(spec), shapes, modules, _torch_settings()), tensors, call
+
+
+def _layout(t: Tensor) -> Hashable:
+    return t.shape, t.stride(), t.dtype, t.device
+
+
+def _state_of(module: nn.Module) -> Hashable:
+    """What of a module alone a graph hangs on: its mode, which tensors it has, and which of them are trained."""
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return module.training, *((id(t), t.dtype, t.requires_grad) for t in tensors if t is not None)
+
+
+def _torch_settings() -> Hashable:
+    autocast = tuple(torch.get_autocast_dtype(d) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d))
+    return torch.is_grad_enabled(), torch.get_default_dtype(), autocast
 
 
 def _accumulate(params: list[Tensor], grads: Any) -> None:

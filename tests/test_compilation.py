@@ -5,6 +5,7 @@ Most tests run the traced graph itself, without inductor, by `uncompiled_graph`;
 
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -219,6 +220,61 @@ def test_a_tensor_that_is_changed_in_place_is_seen(uncompiled_graph):
             loss = elbo.loss_and_grads(pair.model, pair.guide, x)
         with seeded(step):
             assert loss.item() == pytest.approx(Elbo().loss_and_grads(pair.model, pair.guide, x), rel=1e-5)
+    assert elbo._replays
+
+
+def freeze(pair):
+    pair.encoder.requires_grad_(False)
+
+
+def unfreeze(pair):
+    pair.encoder.requires_grad_(True)
+
+
+def replace_buffer(pair):
+    pair.prior.zeros = torch.full((2,), 3.0)
+
+
+def in_bfloat16(pair):
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [freeze, unfreeze, replace_buffer, in_bfloat16, lambda _: torch.no_grad()],
+                         ids=["freeze", "unfreeze", "buffer", "autocast", "no-grad"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.* was not registered in the param store because requires_grad=False")
+def test_a_graph_is_not_used_for_what_it_was_not_traced_for(change, uncompiled_graph):
+    results = []
+    for elbo in (Elbo(), CompiledTrace_ELBO()):
+        pair, x = dense(), data()
+        if change is unfreeze:
+            freeze(pair)
+        with seeded(1), pyro.get_param_store().scope():
+            for step in range(5):
+                with (step == 4 and change(pair)) or nullcontext():
+                    for p in pair.parameters():
+                        p.grad = None
+                    loss = elbo.loss_and_grads(pair.model, pair.guide, x)
+        results.append([torch.as_tensor(loss), *(p.grad for p in pair.parameters())])
+    assert elbo._replays
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["twice", "of-the-module"])
+def test_an_argument_is_an_input_of_its_own_though_the_same_tensor_is_elsewhere(own, uncompiled_graph):
+    """Traced with one tensor for x and for what the guide sees, or for x and a buffer, and replayed with two."""
+    pair, elbo = dense(), CompiledTrace_ELBO()
+    x, given = data(), data().flip(0)
+    pair.register_buffer("template", x.clone())
+
+    def guide(x, given=None):
+        VAE.guide(pair, x, pair.template if own else given)
+
+    calls = [(pair.template,)] * 3 + [(given,)] if own else [(x, x)] * 3 + [(x, given)]
+    for step, batch in enumerate(calls):
+        with seeded(step):
+            loss = elbo.loss_and_grads(pair.model, guide, *batch)
+        with seeded(step):
+            assert loss.item() == pytest.approx(Elbo().loss_and_grads(pair.model, guide, *batch), rel=1e-5)
     assert elbo._replays
 
 
@@ -607,6 +663,22 @@ def test_a_replay_is_the_function_and_holds_each_tensor_once(uncompiled_graph):
 def test_inductors_steps_are_the_uncompiled_ones(pair):
     step = assert_same_steps(pair, data(likelihood="gaussian-optimal"), ADAMS["schedule"], steps=6)
     assert step.compiled
+
+
+def test_inductors_kernels_are_not_given_another_layout_or_dtype():
+    """They read memory as it was when they were compiled: float64 as float32, and rows as columns."""
+    pair, elbo, x = dense(), CompiledTrace_ELBO(), data()
+    columns = x.reshape(len(x), -1).T.contiguous().T.reshape(x.shape)
+    assert columns.stride() != x.stride()
+    for step, batch in enumerate([x, x, x, columns, x, x]):
+        if step == 5:
+            pair.prior.zeros.data = torch.ones(2, dtype=torch.float64)
+        with seeded(step):
+            loss = elbo.loss_and_grads(pair.model, pair.guide, batch)
+        with seeded(step):
+            assert loss.item() == pytest.approx(Elbo().loss_and_grads(pair.model, pair.guide, batch), rel=1e-5)
+    assert elbo._replays
+    assert not elbo._failed
 
 
 def test_inductors_gradients_of_a_doubly_reparameterised_warm_up():
