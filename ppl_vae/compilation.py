@@ -20,6 +20,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode, make_fx
 from torch.optim import Adam, AdamW, Optimizer
@@ -60,7 +61,9 @@ class Replay:
         self.constants = _lift_constants(self.graph)
         # The callers' keys say what a graph is good for, so that its guards need not be looked up at each call.
         options: dict[str, Any] = {"fallback_random": True, "guard_filter_fn": lambda guards: [False for _ in guards]}
+        validates = Distribution._validate_args
         self._compiled = torch.compile(self.graph, dynamic=False, options=options)
+        Distribution.set_default_validate_args(validates)  # the first in a process turns it off, for good
 
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> Tensors:

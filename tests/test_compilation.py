@@ -278,6 +278,15 @@ def test_an_argument_is_an_input_of_its_own_though_the_same_tensor_is_elsewhere(
     assert elbo._replays
 
 
+def test_arguments_of_distributions_are_checked_as_before(monkeypatch):
+    """torch turns that off at the first compilation in a process, for good."""
+    Distribution = torch.distributions.Distribution
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: Distribution.set_default_validate_args(False) or graph)
+    Replay(lambda x: (x + 1,), torch.ones(2))
+    with pytest.raises(ValueError, match="loc"):
+        dist.Normal(torch.tensor(torch.nan), 1.0)
+
+
 def test_a_parameter_of_two_modules_is_one(uncompiled_graph):
     class Tied(nn.Module):
         def __init__(self):
