@@ -401,7 +401,8 @@ def train(
 ) -> Run:
     """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`.
 
-    A run without `metrics.json` did not finish. `options` go to `fit`.
+    A run without `metrics.json` did not finish. An evaluation of weights that were there before is removed. `options`
+    go to `fit`.
     Raises `DivergedError` when the loss turns NaN, after writing the weights and history of the epochs before,
     `OSError` for an output that can't be written, and `ValueError` for data that can't be used.
     """
@@ -413,7 +414,8 @@ def train(
     observe = observation(config)
     initialise(model, images, labels, observe, config.seed)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder, which this one replaces
+    for name in ("metrics.json", *EVALUATION):  # of an earlier run in this folder, which this one replaces
+        (output / name).unlink(missing_ok=True)
     of_data = {"event_shape": dataset.event_shape, "num_classes": num_classes(config, dataset)}
     write_json(output / "config.json", {**of_data, **dataclasses.asdict(config)})
     num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
@@ -691,6 +693,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
 
 
 PER_IMAGE = ("log_p", "mc_se", "ess", "khat", "num_samples")
+EVALUATION = ("log_likelihood.json", "log_likelihood.npz")
 
 
 def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
@@ -707,7 +710,7 @@ def load_evaluation(folder: Path) -> LogLikelihood:
 
     Raises `FileNotFoundError` where it left none, and `ValueError` for files that are damaged.
     """
-    for name in ("log_likelihood.json", "log_likelihood.npz"):
+    for name in EVALUATION:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"

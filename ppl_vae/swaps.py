@@ -8,6 +8,7 @@ are written anew after each model, so that what is there can be read at any time
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def run_swaps(
         for name, model in models.items():
             c = dataclasses.replace(model, seed=seed)
             folder = output / name / f"seed-{seed}"
-            if _evaluated(folder, c, config):
+            if _evaluated(folder, c, config, dataset):
                 continue
             say(f"{dataset_name} {name}, seed {seed}")
             try:
@@ -143,14 +144,17 @@ def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **
     np.savez_compressed(folder / "samples.npz", samples=images.numpy())
     # the test images are observed under one seed, so that models of all seeds see the same
     result, summary = evaluate_run(run, num_samples=config.num_samples, num_images=config.num_images, seed=0, **options)
+    if not result.done.all():
+        raise KeyboardInterrupt  # of some images only, which compare with no other model's
     save_evaluation(folder, result, summary)
 
 
-def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig) -> bool:
+def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
     try:
         summary = read_json(folder / "log_likelihood.json")
-        same = (summary["num_samples"], summary["num_images"]) == (config.num_samples, config.num_images)
+        num_images = min(config.num_images, len(dataset.test))
+        same = (summary["num_samples"], summary["num_images"]) == (config.num_samples, num_images)
         return same and read_config(folder / "config.json")[0] == c.resolved()
     except (OSError, ValueError, KeyError):
         return False
@@ -167,7 +171,7 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
         for name in names:
             folders = [output / name / f"seed-{seed}" for seed in config.seeds]
             done = [f for f, seed in zip(folders, config.seeds, strict=True)
-                    if _evaluated(f, dataclasses.replace(models[name], seed=seed), config)]  # fmt: skip
+                    if _evaluated(f, dataclasses.replace(models[name], seed=seed), config, dataset)]  # fmt: skip
             if done:
                 runs[name] = done
                 seconds[name] = [read_json(folder / "metrics.json")["seconds"] for folder in done]
@@ -188,8 +192,9 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
 
 
 def _table(runs: dict[str, list[Path]], unit: Unit, dataset: Dataset) -> dict[str, Any]:
-    """The rows of `compare`, best first, of each model's mean over its seeds."""
-    num_dims = int(np.prod(dataset.image_shape))
+    """The rows of `compare`, best first, of each model's mean over its seeds; all numbers in `unit`."""
+    num_dims = math.prod(dataset.image_shape)
+    factor = 1.0 if unit == "nats" else -1 / (num_dims * math.log(2))
     results = {name: [load_evaluation(folder) for folder in folders] for name, folders in runs.items()}
     comparison = compare(
         {name: _mean(of_seeds) for name, of_seeds in results.items()}, unit=unit, num_dims=num_dims, levels=True
@@ -197,6 +202,7 @@ def _table(runs: dict[str, list[Path]], unit: Unit, dataset: Dataset) -> dict[st
     rows = []
     for row in comparison.rows:
         summaries = [read_json(folder / "log_likelihood.json") for folder in runs[row.name]]
+        to_mass = num_dims * math.log(256) if summaries[0]["measure"] == "density" else 0.0
         per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]])
         rows.append(
             {
@@ -207,8 +213,8 @@ def _table(runs: dict[str, list[Path]], unit: Unit, dataset: Dataset) -> dict[st
                 "difference": row.difference.mean,
                 "difference_se": row.difference.data_se_of_mean,
                 "num_seeds": len(per_seed),
-                "sd_of_seeds": per_seed.std().item() if len(per_seed) > 1 else None,
-                "elbo": sum(s["elbo"] for s in summaries) / len(summaries),
+                "sd_of_seeds": per_seed.std().item() * abs(factor) if len(per_seed) > 1 else None,
+                "elbo": (sum(s["elbo"] for s in summaries) / len(summaries) - to_mass) * factor,
                 "measure": summaries[0]["measure"],
                 "khat_over_limit": row.result.num_unreliable_or_none,
                 "num_images": len(row.result),

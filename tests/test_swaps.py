@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 
 from ppl_vae import swaps
 from ppl_vae.components import choices
+from ppl_vae.data import load
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -57,6 +59,15 @@ def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(f
     assert likelihoods["unit"] == "bits per dimension"
     assert [r["value"] for r in likelihoods["rows"]] == sorted(r["value"] for r in likelihoods["rows"])
     assert all(r["value"] > 0 for r in likelihoods["rows"])  # a mass, also where it was a density
+    bits = 784 * math.log(2)
+    for row in likelihoods["rows"]:
+        offset = 8 if row["measure"] == "density" else 0
+        runs = [swaps.load_evaluation(tmp_path / row["name"] / f"seed-{s}") for s in (0, 1)]
+        elbos = [
+            json.loads((tmp_path / row["name"] / f"seed-{s}/log_likelihood.json").read_text())["elbo"] for s in (0, 1)
+        ]
+        assert row["sd_of_seeds"] == pytest.approx(torch.tensor([r.mean for r in runs]).std().item() / bits)
+        assert row["elbo"] == pytest.approx(offset - sum(elbos) / 2 / bits)
     assert (tmp_path / "figures" / "likelihood-samples.png").is_file()
     assert swap_table(metrics["groups"]["prior"]) in "\n".join(swaps_section(tmp_path))
 
@@ -65,6 +76,38 @@ def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(f
     again = run_swaps("mnist-mini", SMALL, tmp_path, say=said.append)
     assert len(said) == 2 * len(KEPT)
     assert again == metrics
+
+
+def test_an_evaluation_is_of_the_weights_beside_it_and_of_all_test_images_at_most(tmp_path, monkeypatch):
+    """Trained for longer in the same folder, and stopped before or in the evaluation, it is evaluated anew."""
+    monkeypatch.setattr(
+        SwapsConfig, "models", lambda self, name, models=SwapsConfig.models: {"base": models(self, name)["base"]}
+    )
+    config = dataclasses.replace(SMALL, seeds=(0,), num_images=5000, num_samples=1)
+    dataset = load("mnist-mini")
+    few = dataclasses.replace(dataset, test=dataset.test[:7], test_labels=None)
+    monkeypatch.setattr(swaps, "load", lambda *args: few)
+
+    def run(epochs):
+        longer = dataclasses.replace(config, epochs=epochs)
+        (row,) = run_swaps("mnist-mini", longer, tmp_path, say=lambda text: None, show_progress=False)["groups"][
+            "prior"
+        ]["rows"]
+        assert row["num_images"] == 7
+        return row["value"]
+
+    before, evaluate = run(1), swaps.evaluate_run
+
+    def interrupted(*args, **options):
+        result, summary = evaluate(*args, **options)
+        result.num_samples[3:] = 0
+        return result, summary
+
+    monkeypatch.setattr(swaps, "evaluate_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(3)
+    monkeypatch.setattr(swaps, "evaluate_run", evaluate)
+    assert run(3) > before
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch):
