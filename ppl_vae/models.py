@@ -423,7 +423,7 @@ class PPCA(nn.Module):
         variance = eigenvalues[: D - L].mean()
         if not variance > 1e-12 * eigenvalues[-1]:
             raise ValueError(f"x: expected data that spread over more than {L} dimensions; got none beyond")
-        ppca.W.copy_(U[:, D - L :] * (eigenvalues[D - L :] - variance).sqrt())
+        ppca.W.copy_(U[:, D - L :] * (eigenvalues[D - L :] - variance).clamp(min=0).sqrt())  # equal but for rounding
         ppca.mean.copy_(mean)
         ppca.log_scale.copy_(0.5 * variance.log())
         return ppca

@@ -429,6 +429,15 @@ def test_the_maximum_likelihood_is_one():
         assert eigenvalue.item() == pytest.approx(of_truth.item(), rel=0.2)
 
 
+@pytest.mark.parametrize("D", [4, 10, 30])
+def test_the_maximum_likelihood_of_data_alike_in_all_directions_is_a_sphere(D):
+    """The mean of equal eigenvalues may round to more than the largest."""
+    x = torch.cat([torch.eye(D), -torch.eye(D)]) * 0.7
+    ppca = PPCA.maximum_likelihood(x, 1)
+    torch.testing.assert_close(ppca.W.detach(), torch.zeros(D, 1), atol=1e-6, rtol=0)
+    assert ppca.log_scale.exp().item() == pytest.approx(0.7 / D**0.5)
+
+
 def test_ppca_as_the_oracle_and_under_svi():
     with seeded(0):
         x = PPCA((4,), 2).generate(400).sample().detach() + 1.0
