@@ -175,7 +175,7 @@ def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, 
         seed=config.seed,
         show_progress=show_progress,
     )
-    if not (result.num_samples == config.num_samples).all():
+    if (result.num_samples < (config.num_samples or 1)).any():
         raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
     say(str(result))
     write_json(path, {"asked": asked, "log_likelihood": summary})
