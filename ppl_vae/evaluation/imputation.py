@@ -290,9 +290,10 @@ class _Block:
             log_p_z = sum_of_sites(latents, shape)
             log_w[some] = log_p_z + log_p_seen - torch.logaddexp(log_r[some], math.log(prior_share) + log_p_z)
             before, log_sum = log_sum, torch.logaddexp(log_sum, log_w[some].logsumexp(0))
-            weights = (log_w[some] - log_sum).exp()
+            finite = log_sum.clamp(min=torch.finfo(log_sum.dtype).min)  # while no weight is above 0
+            weights = (log_w[some] - finite).exp()
             x_mean = p_x.mean.reshape(*shape, *x.shape[1:])
-            mean = _scale((before - log_sum).exp(), mean) + _scale(weights, x_mean).sum(0)
+            mean = _scale((before - finite).exp(), mean) + _scale(weights, x_mean).sum(0)
         return log_w, mean
 
     def impute(self, values: Values, log_w: Tensor, num_draws: int) -> Tensor:

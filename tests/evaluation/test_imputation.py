@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae.evaluation import imputation
@@ -209,3 +210,24 @@ def test_what_is_refused(pair, x):
     expect("num_samples: expected at least 16; got 8", num_samples=8)
     expect("num_draws: expected at least 1; got 0", num_draws=0)
     expect("num_rounds: expected at least 0; got -1", num_rounds=-1)
+
+
+def test_the_mean_does_not_hang_on_chunks_whose_weights_are_all_zero():
+    """x ~ Poisson(3 max(z, 0)): a count of 1 has no probability for half of the codes, which fill whole chunks."""
+
+    class Half(nn.Module):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Poisson(3 * z.relu().expand(*z.shape[:-1], 2)).to_event(1), obs=x)
+
+    pair, x = Half(), torch.ones(6, 2)
+    one, all_at_once = (
+        impute(pair.model, pair.guide, x, seen=torch.tensor([True, False]), num_samples=50, num_rounds=0, memory=memory)
+        for memory in (1, None)
+    )
+    torch.testing.assert_close(one.mean, all_at_once.mean)
