@@ -340,8 +340,8 @@ def swaps_section(folder: Path) -> list[str]:
             lines += [f"![Differences to the best {name}]({folder.name}/figures/{name}.png)", ""]
     if "likelihood" in metrics["groups"]:
         lines += [
-            "Bits per dimension of the 256 levels, less is better; a density of dequantised images is turned into its "
-            "bound on their mass, exactly, by D ln 256.",
+            "Bits per dimension of the 256 levels, less is better. A density of dequantised images gives a bound on "
+            "their mass, by D ln 256: it falls short where the density varies within a level; a mass does not.",
             "",
         ]
     if metrics["failed"]:
