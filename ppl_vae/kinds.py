@@ -160,7 +160,18 @@ class Kind:
 _NO_NOISE = {"noise": "no-noise"}
 
 KINDS: dict[str, Kind] = {
-    "ae": Kind("autoencoder", _autoencoder, likelihood=f"gaussian:scale={math.sqrt(0.5):.4f}", encoding="scale"),
+    "ae": Kind(
+        "autoencoder",
+        _autoencoder,
+        likelihood=f"gaussian:scale={math.sqrt(0.5):.4f}",
+        encoding="scale",
+        fixed={  # there is no z
+            "prior": "standard-normal",
+            "posterior": "diagonal-normal",
+            "objective": "elbo",
+            "kl_weight": "constant",
+        },
+    ),
     "vae": Kind("VAE", _vae),
     "hvae": Kind("VAE of two latent layers", _hierarchical),
     "cvae": Kind(

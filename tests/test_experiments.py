@@ -170,6 +170,8 @@ def test_training_images_are_split_with_the_seed(dataset):
         ({"model": "ppca:hidden=3"}, "model ppca: expected no arguments; got 'hidden=3'"),
         ({"model": "ppca", "likelihood": "bernoulli"}, "expected 'gaussian-learned' for ppca .probabilistic PCA.; got"),
         ({"model": "ppca", "prior": "laplace"}, "prior: expected 'standard-normal' for ppca"),
+        ({"model": "conv-ae", "prior": "laplace"}, "prior: expected 'standard-normal' for conv-ae .autoencoder."),
+        ({"model": "dense-ae", "objective": "free-bits"}, "objective: expected 'elbo' for dense-ae"),
         ({"model": "ppca", "hidden": (3,)}, "hidden: expected None for ppca"),
         ({"model": "dense-cvae", "noise": "masking"}, "noise: expected 'no-noise' for dense-cvae"),
         ({"model": "dense-m2", "kl_weight": "linear-warm-up"}, "kl_weight: expected 'constant' for dense-m2"),
