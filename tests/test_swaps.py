@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import math
 
@@ -20,6 +21,7 @@ KEPT = ("base", "prior-laplace", "likelihood-gaussian-learned", "likelihood-disc
 
 
 def test_every_component_is_swapped_in_alone():
+    gc.collect()  # components that other tests made, and that nothing refers to
     models = SMALL.models("mnist-mini")
     base = models["base"]
     for kind, group in ((Prior, "prior"), (Posterior, "posterior"), (Likelihood, "likelihood")):
