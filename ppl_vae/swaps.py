@@ -176,7 +176,8 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
                 runs[name] = done
                 seconds[name] = [read_json(folder / "metrics.json")["seconds"] for folder in done]
         if runs:
-            groups[group] = _table(runs, "bits per dimension" if group == "likelihood" else "nats", dataset)
+            components = {name: _component(models[name], group) for name in runs}
+            groups[group] = _table(runs, components, "bits per dimension" if group == "likelihood" else "nats", dataset)
             _draw(group, groups[group], runs, dataset, output)
     metrics = {
         "dataset": dataset.name,
@@ -191,7 +192,11 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
     return metrics
 
 
-def _table(runs: dict[str, list[Path]], unit: Unit, dataset: Dataset) -> dict[str, Any]:
+def _component(model: TrainConfig, group: str) -> str:
+    return f"{model.kind.about}, {model.prior}" if group == "layers" else getattr(model.resolved(), group)
+
+
+def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, dataset: Dataset) -> dict[str, Any]:
     """The rows of `compare`, best first, of each model's mean over its seeds; all numbers in `unit`."""
     num_dims = math.prod(dataset.image_shape)
     factor = 1.0 if unit == "nats" else -1 / (num_dims * math.log(2))
@@ -207,6 +212,7 @@ def _table(runs: dict[str, list[Path]], unit: Unit, dataset: Dataset) -> dict[st
         rows.append(
             {
                 "name": row.name,
+                "component": components[row.name],
                 "value": row.value.mean,
                 "data_se": row.value.data_se_of_mean,
                 "mc_se": row.value.mc_se_of_mean,
@@ -237,7 +243,7 @@ def _draw(group: str, table: dict[str, Any], runs: dict[str, list[Path]], datase
     (output / "figures").mkdir(exist_ok=True)
     rows = table["rows"]
     fig, ax = plots.figure(7, 0.4 * len(rows) + 1.2)
-    names = [row["name"].removeprefix(f"{group}-") for row in rows]
+    names = [row["component"] for row in rows]
     plots.differences(
         ax, names, [r["difference"] for r in rows], [r["difference_se"] for r in rows], unit=table["unit"]
     )

@@ -48,6 +48,7 @@ def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(f
     assert len(said) == 2 * len(KEPT)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     (best, other) = metrics["groups"]["prior"]["rows"]
+    assert {best["component"], other["component"]} == {"standard-normal", "laplace"}
     assert best["value"] > other["value"]
     log_p = {
         row["name"]: torch.stack([swaps.load_evaluation(tmp_path / row["name"] / f"seed-{s}").log_p for s in (0, 1)])
