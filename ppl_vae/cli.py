@@ -1,4 +1,4 @@
-"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | datasets`."""
+"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | impute | datasets`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Generator
+from torch import Generator, Tensor
 
 from ppl_vae.components import UsageError, create, load_plugin
 from ppl_vae.data import names
 from ppl_vae.evaluation.comparison import Unit, compare
-from ppl_vae.evaluation.denoising import quality_summary
+from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
+from ppl_vae.evaluation.results import KHAT_LIMIT
 from ppl_vae.experiments import (
     TrainConfig,
     anneal_run,
     evaluate_run,
     finished,
     gaps_run,
+    impute_run,
     load_evaluation,
     load_run,
     read_json,
@@ -43,6 +46,7 @@ from ppl_vae.experiments import (
     sandwich_run,
     save_evaluation,
     train,
+    versions,
     write_json,
 )
 from ppl_vae.gallery import draw_run
@@ -307,6 +311,73 @@ class DenoiseCommand(WithModels):
 
 
 @dataclass(frozen=True)
+class ImputeCommand(WithModels):
+    """Fill in missing pixels of test images given the others, by importance resampling under the model.
+
+    Writes RUN/imputation.json and RUN/figures/imputation.png."""
+
+    run: RunFolder
+    """The folder of a finished run of a VAE."""
+    missing: Literal["top", "bottom", "left", "right", "random"] = "bottom"
+    """Which pixels are missing."""
+    fraction: float = 0.5
+    """How many of them."""
+    num_images: int = 20
+    """The first so many test images."""
+    num_samples: int = 1000
+    """Codes drawn for each image."""
+    seed: int = 0
+    """Of all draws."""
+
+    def __call__(self) -> None:
+        with usage():
+            at_least_one(num_images=self.num_images)
+            if not 0 < self.fraction < 1:
+                raise UsageError(f"--fraction: expected a number between 0 and 1; got {self.fraction}")
+        run = load_run(self.run, data_dir=self.data_dir)
+        if not run.dataset.is_images:
+            raise ValueError(f"{self.run}: expected a model of images; got {run.dataset!r}")
+        seen = self.seen(run.dataset.test[: self.num_images])
+        options: dict[str, Any] = {"num_images": self.num_images, "num_samples": self.num_samples, "seed": self.seed}
+        result, x = impute_run(run, seen, show_progress=True, **options)
+        grey, p = run.observe.encoding.grey, result.log_p_missing
+        square = (grey(result.mean) - grey(x)) ** 2 * ~seen
+        error, error_se = mean_and_se(square.flatten(1).sum(1) / (~seen).flatten(1).sum(1))
+        summary = {
+            "missing": self.missing,
+            "fraction": self.fraction,
+            **options,
+            "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
+            "squared_error": {"mean": error, "se": error_se},
+            "khat_over_limit": int((result.khat > KHAT_LIMIT).sum()),
+            "versions": versions(),
+        }
+        write_json(self.run / "imputation.json", summary)
+        (self.run / "figures").mkdir(exist_ok=True)
+        path = self.run / "figures" / "imputation.png"
+        rows = {"original": x, "seen": x * seen, "mean": result.mean}
+        rows |= {f"draw {i + 1}": draw for i, draw in enumerate(result.samples[:3])}
+        fig, ax = figure(8, 4)
+        rows_of_images(ax, {name: grey(row[:10]) for name, row in rows.items()})
+        save(fig, path, title=f"{run.config.dataset}: {self.run.name}, {self.missing} {self.fraction:.0%} missing")
+        say(str(result))
+        say(str(path))
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Where pixels are seen, bool, as images (data, C, H, W)."""
+        if self.missing == "random":
+            u = torch.rand(images[:, :1].shape, generator=Generator().manual_seed(self.seed))
+            return (u >= self.fraction).expand(images.shape)
+        dim = 2 if self.missing in ("top", "bottom") else 3
+        size = images.shape[dim]
+        place = torch.arange(size)
+        if self.missing in ("bottom", "right"):
+            place = place.flip(0)
+        kept = place >= round(self.fraction * size)
+        return (kept[:, None] if dim == 2 else kept).expand(images.shape)
+
+
+@dataclass(frozen=True)
 class DatasetsCommand:
     """List the data sets that go by name."""
 
@@ -326,6 +397,7 @@ COMMANDS: dict[str, Any] = {
     "compare": CompareCommand,
     "sample": SampleCommand,
     "denoise": DenoiseCommand,
+    "impute": ImputeCommand,
     "datasets": DatasetsCommand,
 }
 

@@ -33,6 +33,7 @@ from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels, check_obse
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.imputation import Imputation, impute
 from ppl_vae.evaluation.pairs import support_name
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.kinds import KINDS, Kind, Model, Parts
@@ -623,6 +624,17 @@ def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **op
     if not sandwich.upper.done.any():
         raise KeyboardInterrupt  # before anything was done that could be kept
     return sandwich
+
+
+def impute_run(
+    run: Run, seen: Tensor, *, num_images: int | None = None, seed: int = 0, **options: Any
+) -> tuple[Imputation, Tensor]:
+    """`impute` of the first test images where `seen`, (*event) or (data, *event), is false, and those images as
+    observed. Raises `ValueError` as `held_out` and `impute` do."""
+    data, _ = held_out(run, num_images, seed)
+    if not isinstance(run.observe.noise, NoNoise):
+        raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
+    return impute(*run.programs, *data, seen=seen, seed=seed, **options), data[0]
 
 
 def gaps_run(

@@ -1,12 +1,15 @@
 """The command line as a person meets it: in this process, with what it prints and its exit status."""
 
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ppl_vae.cli import main
+from ppl_vae.cli import ImputeCommand, main
 from ppl_vae.components import choices
 from ppl_vae.data import load
 from ppl_vae.likelihoods import Likelihood
@@ -91,6 +94,34 @@ def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
     assert "masking:fraction=0.3" in out
     rows = json.loads((tmp_path / "run" / "denoising.json").read_text())["rows"]
     assert set(rows) == {"noisy", "run"}
+    status, out, err = ppl_vae("impute", "run", "--missing", "left", "--num-images", 3, "--num-samples", 30)
+    assert status == 0, err
+    assert "3 data imputed" in out
+    assert json.loads((tmp_path / "run" / "imputation.json").read_text())["log_p_missing"]["mean"] < math.inf
+    assert (tmp_path / "run" / "figures" / "imputation.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("missing", "fraction", "rows", "columns"),
+    [
+        ("top", 0.5, range(2), range(6)),
+        ("bottom", 0.25, [3], range(6)),
+        ("left", 0.5, range(4), range(3)),
+        ("right", 0.34, range(4), [4, 5]),
+    ],
+)
+def test_pixels_that_are_missing(missing, fraction, rows, columns):
+    expected = torch.ones(3, 2, 4, 6, dtype=torch.bool)
+    for i in rows:
+        expected[:, :, i, list(columns)] = False
+    assert ImputeCommand(run=Path(), missing=missing, fraction=fraction).seen(expected).equal(expected)
+
+
+def test_pixels_missing_at_random_are_missing_in_every_channel():
+    seen = ImputeCommand(run=Path(), missing="random", fraction=0.2).seen(torch.zeros(50, 3, 10, 10))
+    assert (seen[:, :1] == seen).all()
+    share = seen[:, 0].float().mean().item()
+    assert abs(share - 0.8) < 5 * (0.8 * 0.2 / 5000) ** 0.5
 
 
 @pytest.mark.parametrize(
