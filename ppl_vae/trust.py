@@ -58,7 +58,7 @@ def run_trust(
 ) -> dict[str, Any]:
     """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` and `figures/trust.png` there.
 
-    A VAE that is there already with the same config, as far as it concerns it, is not evaluated again.
+    A VAE that is there already with the same weights and config, as far as it concerns it, is not evaluated again.
     Raises `FileNotFoundError` for a folder without a study.
     """
     if not (study / "metrics.json").is_file():
@@ -73,13 +73,15 @@ def run_trust(
         if not changed - set(OF_EXACT if "exact" not in row else ())
     }
     for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
-        if folder.name in models:
+        trained = read_json(folder / "metrics.json")["last_epoch"]  # other weights leave other numbers here
+        if folder.name in models and models[folder.name].get("trained", trained) == trained:
             continue
         run = load_run(folder, dataset=dataset)
         # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
         if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
             say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
-            models = dict(sorted({**models, folder.name: {"versions": versions(), **trust_of(run, config)}}.items()))
+            row = {"versions": versions(), "trained": trained, **trust_of(run, config)}
+            models = dict(sorted({**models, folder.name: row}.items()))
             write_json(path, {"config": asked, "models": models})
     _draw(models, study, dataset)
     return models
@@ -101,6 +103,8 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
         start = time.perf_counter()
         result, summary = evaluate(run, **options, **images)
         seconds = round(time.perf_counter() - start, 1)
+        if (result.num_samples < options.get("num_samples", 1)).any():
+            raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
         error = None if exact is None else (result.log_p - exact).square().mean().sqrt().item()
         kept = ("num_samples", "log_p", "mc_se", "khat_over_limit", "decoder_rows", "elbo", "measure")
         return {name: summary[name] for name in kept} | {"rms_error": error, "seconds": seconds}
