@@ -194,7 +194,7 @@ def differences(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayL
     """Mean difference of each named model to the best one, in `unit`, as `log_likelihood_bars` draws means."""
     _dots(ax, names, means, errors)
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set_xlabel(f"paired difference to the best ± 1 s.e. [{unit}]")
+    ax.set_xlabel(f"paired difference to the best ± 1 s.e. over images [{unit}]")
 
 
 def prior_and_posterior(ax: Axes, prior: ArrayLike, posterior: ArrayLike) -> None:

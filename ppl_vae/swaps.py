@@ -116,7 +116,7 @@ def run_swaps(
     """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` and `figures/` there, and
     returns the metrics. `options` go to `fit` and `log_likelihood`.
 
-    A model that fails (its loss is NaN) is said, kept in `metrics.json` under "failed", and the others go on.
+    A model that fails (its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others go on.
     """
     dataset = load(dataset_name, data_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def run_swaps(
             say(f"{dataset_name} {name}, seed {seed}")
             try:
                 _run(c, folder, config, dataset, **options)
-            except ArithmeticError as error:
+            except (ArithmeticError, ValueError) as error:
                 failed[f"{name}/seed-{seed}"] = str(error)
                 say(f"{dataset_name} {name}, seed {seed}: failed: {error}")
             summarise(dataset, config, output, failed)
