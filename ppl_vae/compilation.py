@@ -456,7 +456,7 @@ class _State:
     """What a failed trace may have changed: random generators, buffers, and the optimiser's state."""
 
     def __init__(self, model: Program, guide: Program, objective: ELBO, *, optim: PyroOptim | None = None):
-        modules = _modules(model, guide, objective)
+        modules = all_modules(model, guide, objective)
         self.tensors = [t for module in modules for t in module.buffers()]
         self.optim = optim if isinstance(optim, OneOptimizer) else None
         if self.optim is not None and self.optim.optimizer is not None:
@@ -475,7 +475,8 @@ class _State:
             self.optim.num_steps = self.num_steps
 
 
-def _modules(model: Program, guide: Program, objective: ELBO) -> list[nn.Module]:
+def all_modules(model: Program, guide: Program, objective: ELBO) -> list[nn.Module]:
+    """The programs' modules, and the objective's weight of the KL, which counts steps."""
     kl_weight = getattr(objective, "kl_weight", None)
     return [*modules_of(model, guide), *([] if kl_weight is None else [kl_weight])]
 
@@ -487,7 +488,7 @@ def _keyed(
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     shapes = tuple(_layout(t) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
-    modules = tuple(_state_of(m) for module in _modules(model, guide, objective) for m in module.modules())
+    modules = tuple(_state_of(m) for module in all_modules(model, guide, objective) for m in module.modules())
 
     def call(tensors: Any) -> Any:
         rest = iter(tensors)

@@ -45,11 +45,15 @@ class OneOptimizer(PyroOptim):
             raise ValueError(f"clip_norm: expected a number above 0; got {clip_norm}")
         super().__init__(constructor, kwargs)
         self._make = lambda params: constructor(params, **kwargs)
+        self._settings = f"{getattr(constructor, '__name__', constructor)}, {kwargs}"
         self.schedule, self.clip_norm, self.num_steps = schedule, clip_norm, 0
         self.optimizer: Optimizer | None = None
         self._seen: set[Tensor] = set()
         self._base_lr: list[float] = []
         self._loaded: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"OneOptimizer({self._settings}, clip_norm={self.clip_norm})"
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         params = list(params)
@@ -86,7 +90,8 @@ class OneOptimizer(PyroOptim):
 
     def _load(self, state: dict[str, Any]) -> None:
         assert self.optimizer is not None
-        self.optimizer.load_state_dict(state["optimizer"])
+        if not _load_in_place(self.optimizer, state["optimizer"]):
+            self.optimizer.load_state_dict(state["optimizer"])
         self._base_lr, self._loaded = list(state["base_lr"]), None
 
     def begin_step(self) -> None:
@@ -117,6 +122,33 @@ class OneOptimizer(PyroOptim):
             self._loaded = state
         else:
             self._load(state)
+
+
+def _load_in_place(optimizer: Optimizer, state: dict[str, Any]) -> bool:
+    """Writes a state into the tensors that the optimiser has, which a graph may hold; whether it could, since nothing
+    differs but numbers and the learning rate."""
+
+    def settings(group: dict[str, Any]) -> dict[str, Any]:
+        others = {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k not in ("params", "lr")}
+        return others | {"params": len(group["params"])}
+
+    groups, loaded = optimizer.param_groups, state["param_groups"]
+    if [settings(group) for group in groups] != [settings(group) for group in loaded]:
+        return False
+    into = [optimizer.state.get(p, {}) for group in groups for p in group["params"]]
+    values = [state["state"].get(i, {}) for group in loaded for i in group["params"]]
+    for ours, theirs in zip(into, values, strict=True):
+        if ours.keys() != theirs.keys() or not all(
+            isinstance(t, Tensor) and isinstance(theirs[k], Tensor) and t.shape == theirs[k].shape
+            for k, t in ours.items()
+        ):
+            return False
+    for ours, theirs in zip(into, values, strict=True):
+        for k, t in ours.items():
+            t.copy_(theirs[k])
+    for group, of_loaded in zip(groups, loaded, strict=True):
+        group["lr"] = of_loaded["lr"]
+    return True
 
 
 def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0, **options: Any) -> OneOptimizer:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor
 
-from ppl_vae.compilation import CompiledTrace_ELBO, Step, repays
+from ppl_vae.checkpoints import Checkpoints, TrainingState
+from ppl_vae.compilation import CompiledTrace_ELBO, Step, all_modules, repays
+from ppl_vae.data import fingerprint
 from ppl_vae.elbo_parts import elbo_parts
+from ppl_vae.files import locked, write_whole
 from ppl_vae.objectives import Elbo
-from ppl_vae.optimizers import adam
+from ppl_vae.optimizers import OneOptimizer, adam
 from ppl_vae.programs import Program, mode, modules_of, seeded
 from ppl_vae.progress import progress
 
@@ -43,10 +48,11 @@ class History:
 
     def save(self, path: Path) -> None:
         """Writes the rows as CSV."""
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]) if self.rows else ["epoch"])
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["epoch"])
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(path, text.getvalue().encode())
 
 
 class DivergedError(ArithmeticError):
@@ -55,6 +61,14 @@ class DivergedError(ArithmeticError):
     def __init__(self, message: str, history: History):
         super().__init__(message)
         self.history = history
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was told to stop by `reason`, what `stop()` returned. The weights are those after the last step."""
+
+    def __init__(self, message: str, reason: object):
+        super().__init__(message)
+        self.reason = reason
 
 
 def observe(*batch: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
@@ -76,6 +90,9 @@ def fit(
     learning_rate: float = 1e-3,
     seed: int = 0,
     compiled: bool | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
+    stop: Callable[[], object] = bool,
     show_progress: bool = True,
     description: str = "fit",
 ) -> History:
@@ -93,12 +110,19 @@ def fit(
         compiled: whether steps are traced and compiled (`ppl_vae.compilation`): 20 seconds once, then two to three
             times as fast. By default where the number of steps to come repays it. The same noise is drawn either
             way, and results are the same but for rounding. Pyro's own ELBOs are not compiled, but for `Trace_ELBO`.
+        checkpoints: where and how often all that training goes on from is written, `Checkpoints(folder)`.
+        resume: goes on from the newest checkpoint, or begins if there is none. Weights and history are bit for bit
+            those of a run that was not stopped, but for `seconds`, compiled or not. The first two steps are taken again
+            before the state is loaded, since they decide what is traced.
+        stop: asked after each step; what is true ends training by `Stopped`, after a checkpoint.
 
     Pyro's param store, torch's random generators and the modules' training mode are left as they were found.
 
     Raises `ValueError` for empty data, data of unequal length, a program without trainable parameters or with a
-    bare `pyro.param` (it would be lost with the param store), and `DivergedError` when the loss is NaN or
-    infinite: the weights are then those after the last whole epoch.
+    bare `pyro.param` (it would be lost with the param store), checkpoints of another run or all damaged, or
+    checkpoints and another optimiser than a `OneOptimizer`; `OSError` where a checkpoint can't be written, and where
+    another process trains in its folder; and `DivergedError` when the loss is NaN or infinite: the weights are then
+    those after the last whole epoch.
     """
     data = (x, *args)
     _check(data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
@@ -113,47 +137,104 @@ def fit(
     objective = objective_of(elbo)
     if compiled is None and isinstance(elbo, CompiledTrace_ELBO):
         compiled = True
-    history = History()
+    optim = optim or adam(learning_rate)
     modules = modules_of(model, guide)
     num_steps = math.ceil(len(x) / batch_size)
-    losses = torch.zeros(num_steps, dtype=torch.float64, device=x.device)
+    at = TrainingState(all_modules(model, guide, objective), optim, generator, num_steps, x.device)
+    history = History(at.rows)
     with (
+        nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
         pyro.get_param_store().scope(),
         progress(description, epochs, enabled=show_progress) as report_epoch,
     ):
-        weights = _snapshot(modules)
-        step = Step(model, guide, objective, optim or adam(learning_rate), compiled=bool(compiled))
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
+        step = Step(model, guide, objective, optim, compiled=bool(compiled))
+
+        def take(rows: Tensor, *, first: bool) -> Tensor:
+            batch = encode(*(t[rows] for t in data), generator=generator)
+            # The first batch is validated: a wrong shape is a clear error there, and costs time later.
+            with pyro.validation_enabled(first), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, below
+                loss = step(*batch)
+            if first:
+                _check_params(modules)
+                if compiled is None:
+                    step.compiled = repays(epochs * num_steps, step.flops)
+            return loss
+
+        def save() -> None:
+            assert checkpoints is not None
+            checkpoints.save({**settings, **at.state_dict()}, at.num_steps)
+
+        def stop_if_told() -> None:
+            if reason := stop():
+                if checkpoints is not None:
+                    save()
+                raise Stopped(f"stopped in epoch {at.epoch} of {epochs}, after {at.step} of {num_steps} steps", reason)
+
+        if checkpoints is not None:
+            settings = {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "seed": seed,
+                "compiled": compiled,
+                "objective": type(objective).__name__,
+                "optimiser": _name_of(optim),
+                "data": fingerprint(*data, *(held_out or ())),
+            }
+            if (saved := _checkpoint(checkpoints, resume, settings)) is not None:
+                at.check(saved)
+                at.restore(saved["modules"])
+                # Taken again, the first two steps leave the same graph; the state goes into the tensors that it holds.
+                batches = torch.randperm(len(x), generator=generator).split(batch_size)
+                with mode(model, guide, training=True):
+                    for i, rows in enumerate((*batches, *batches)[: min(2, saved["num_steps"])]):
+                        take(rows, first=i == 0)
+                at.load_state_dict(saved)
+                report_epoch(at.epoch - 1, f"goes on in epoch {at.epoch}, after {at.step} of {num_steps} steps")
+        for epoch in range(at.epoch, epochs + 1):
+            start = time.perf_counter() - at.seconds
+            batches = at.order(len(x)).split(batch_size)
             with mode(model, guide, training=True):
-                for i, rows in enumerate(torch.randperm(len(x), generator=generator).split(batch_size)):
-                    batch = encode(*(t[rows] for t in data), generator=generator)
-                    # The first batch is validated: a wrong shape is a clear error there, and costs time later.
-                    with pyro.validation_enabled(epoch == 1 and i == 0), warnings.catch_warnings():
-                        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, below
-                        losses[i] = step(*batch)
-                    if epoch == 1 and i == 0:
-                        _check_params(modules)
-                        if compiled is None:
-                            step.compiled = repays(epochs * num_steps, step.flops)
+                for i in range(at.step, num_steps):
+                    at.losses[i] = take(batches[i], first=epoch == 1 and i == 0)
+                    at.step, at.seconds = i + 1, time.perf_counter() - start
+                    stop_if_told()
+                    if checkpoints is not None and checkpoints.is_due():
+                        save()
             # Read once an epoch, so that no step waits for a loss.
-            if not losses.isfinite().all():
-                _restore(modules, weights)
-                bad = int((~losses.isfinite()).nonzero()[0])
+            if not at.losses.isfinite().all():
+                at.restore(at.weights)
+                bad = int((~at.losses.isfinite()).nonzero()[0])
                 raise DivergedError(
-                    f"epoch {epoch}, step {bad + 1}: expected a finite loss; got {losses[bad].item()}. The weights are "
-                    f"those after epoch {epoch - 1}. Try a smaller learning rate than {learning_rate:g}",
+                    f"epoch {epoch}, step {bad + 1}: expected a finite loss; got {at.losses[bad].item()}. The weights "
+                    f"are those after epoch {epoch - 1}. Try a smaller learning rate than {learning_rate:g}",
                     history,
                 )
-            row: dict[str, float] = {"epoch": epoch, "loss": losses.sum().item() / len(x)}
+            row: dict[str, float] = {"epoch": epoch, "loss": at.losses.sum().item() / len(x)}
             for name, arguments in frozen.items():
                 row |= {f"{name}_{k}": v for k, v in _mean_parts(model, guide, arguments, seed).items()}
             row["seconds"] = time.perf_counter() - start
-            history.rows.append(row)
-            weights = _snapshot(modules)
+            at.end_epoch(row)
             report_epoch(text=_line(row, epochs))
+            if checkpoints is not None and checkpoints.is_due(epoch):
+                save()
     return history
+
+
+def _checkpoint(checkpoints: Checkpoints, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, if there is one."""
+    if resume:
+        return checkpoints.load(**settings)
+    if paths := checkpoints.paths():
+        raise ValueError(f"checkpoints: expected resume=True, or a folder without checkpoints; got {paths[0]}")
+    return None
+
+
+def _name_of(optim: PyroOptim) -> str:
+    if not isinstance(optim, OneOptimizer):
+        raise ValueError(f"optim: expected a OneOptimizer, for checkpoints to carry; got {type(optim).__name__}")
+    return repr(optim)
 
 
 def objective_of(elbo: ELBO | None) -> ELBO:
@@ -203,12 +284,3 @@ def _check_params(modules: list) -> None:
                 f"param {name!r}: expected a contiguous nn.Parameter of a module that the program refers to; got one "
                 "that lives in the param store alone, which fit leaves as it was found"
             )
-
-
-def _snapshot(modules: list) -> list[dict[str, Any]]:
-    return [{k: v.detach().clone() for k, v in module.state_dict().items()} for module in modules]
-
-
-def _restore(modules: list, weights: list[dict[str, Any]]) -> None:
-    for module, state in zip(modules, weights, strict=True):
-        module.load_state_dict(state)
