@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 
@@ -38,9 +39,17 @@ def test_the_parts_put_together():
     assert names["vae"].reconstruct(torch.zeros(2, 1, 28, 28)).shape == (2, 1, 28, 28)
 
 
+def test_the_compiled_elbo_in_pyros_own_loop():
+    names: dict = {}
+    with seeded(0), pyro.get_param_store().scope():
+        exec(compile(BLOCKS[1] + BLOCKS[2], "README.md", "exec"), names)
+        loss = names["svi"].step(torch.zeros(4, 1, 28, 28))
+    assert 0 < loss < 10_000
+
+
 def test_components_of_ones_own_work_at_once():
     names: dict = {"__name__": "readme"}
-    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    exec(compile(BLOCKS[3], "README.md", "exec"), names)
     assert isinstance(create(Likelihood, "logistic"), names["Logistic"])
     config = TrainConfig(model="dense-vae", likelihood="logistic", prior="cauchy:scale=2", latent_size=2, hidden=(8,))
     vae = build(config, (1, 4, 4))
@@ -58,7 +67,7 @@ def command(folder, *arguments):
 
 
 def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text(BLOCKS[2])
+    (tmp_path / "mine.py").write_text(BLOCKS[3])
     tiny = "--model dense-vae --hidden 8 --latent-size 2 --epochs 1 --batch-size 16 --train-images 60 --output run"
     components = "--plugin mine --likelihood logistic --prior cauchy:scale=0.5"
     done = command(tmp_path, "train", *components.split(), *tiny.split())

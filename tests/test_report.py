@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from ppl_vae.report import (
     denoising_table,
     fill,
     likelihood_table,
+    profile_lines,
     readme_blocks,
     results_page,
     target_table,
@@ -72,6 +74,12 @@ def test_benchmarks_are_ratios_within_each_round():
     wanted = target_table({"cases": [case]})
     assert "| Pyro's SVI, images in memory | dense 400-20, batch 128 | ≥ 2.40 | 3.00 | reached |" in wanted
     assert "| ≥ 0.56 | 0.25 | not reached |" in wanted
+
+
+def test_the_profile_is_in_shares(tmp_path):
+    assert profile_lines(tmp_path) == []
+    (tmp_path / "profile.json").write_text(json.dumps({"case": "dense", "seconds": {"a": 0.003, "b": 0.001}}))
+    assert "| a | 3.00 | 75% |" in profile_lines(tmp_path)[2]
 
 
 def test_blocks_are_filled_between_their_markers():
