@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
 import math
-import os
 import platform
 import time
 import zipfile
@@ -20,7 +20,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, TraceEnum_ELBO
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
@@ -36,6 +36,7 @@ from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.imputation import Imputation, impute
 from ppl_vae.evaluation.pairs import support_name
 from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.files import write_whole
 from ppl_vae.kinds import KINDS, Kind, Model, Parts
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
@@ -529,17 +530,12 @@ def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
 
 def save_weights(model: Model, path: Path) -> None:
     """Writes the state of a model as safetensors."""
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary)
-    os.replace(temporary, path)
+    write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}))
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes JSON by way of a temporary name, so that a file under this name is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Writes JSON, so that a file under this name is whole."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -710,10 +706,9 @@ EVALUATION = ("log_likelihood.json", "log_likelihood.npz")
 
 def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
     """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat, num_samples) `log_likelihood.npz`."""
-    temporary = folder / "log_likelihood.npz.tmp"
-    with temporary.open("wb") as file:
-        np.savez(file, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
-    os.replace(temporary, folder / "log_likelihood.npz")
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
+    write_whole(folder / "log_likelihood.npz", arrays.getvalue())
     write_json(folder / "log_likelihood.json", summary | {"versions": versions()})
 
 
