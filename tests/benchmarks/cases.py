@@ -122,7 +122,7 @@ def batches(data: Tensor, batch_size: int) -> Iterator[Tensor]:
     while True:
         for rows in torch.randperm(len(data)).split(batch_size):
             if len(rows) == batch_size:
-                yield data[rows]
+                yield data.index_select(0, rows)
 
 
 def binarized(levels: Tensor) -> Tensor:
