@@ -54,6 +54,8 @@ CASES = [
     Case("conv", batch_size=128),
     *(Case("dense 400-20", num_samples=K) for K in (1000, 10_000)),
 ]
+CHUNKS = (256, 512, 1024, 2048, 4096)  # rows
+CHUNKED = [Case(name, num_samples=1000) for name in ("dense 400-20", "gated 300-300-40")]
 TURN_SECONDS = 0.5
 WARM_UP = 4  # calls, of which the first compile
 
@@ -145,7 +147,7 @@ PARTS = {
     "matrix products": ("aten::mm", "aten::addmm"),
     "fused kernels: likelihood, KL, Adam, and their calls": ("## Call CompiledFxGraph",),
     "drawing noise, for pixels and codes": ("aten::uniform_", "aten::normal_"),
-    "the batch: rows by index, compared with the noise": ("aten::index", "aten::lt", "aten::mul", "aten::copy_"),
+    "the batch: rows by index, compared with the noise": ("aten::index", "aten::lt", "aten::mul_", "aten::copy_"),
 }
 
 
@@ -161,6 +163,24 @@ def profile(case: Case, steps: int = 200) -> dict[str, float]:
     spent = {event.key: event.self_cpu_time_total / 1e6 / steps for event in profiled.key_averages()}
     parts = {name: sum(t for key, t in spent.items() if key.startswith(keys)) for name, keys in PARTS.items()}
     return {**parts, "all else": sum(spent.values()) - sum(parts.values())}
+
+
+def chunks(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds per decoder row of compiled importance sampling, by case and by how many rows are decoded at a time:
+    the medians of turns. What `pairs.CACHE_BYTES` was chosen by."""
+    found: dict[str, dict[str, float]] = {}
+    for case in CHUNKED:
+        torch.manual_seed(0)
+        runs = {rows: importance.ours_in_chunks(case, rows) for rows in CHUNKS}
+        seconds: dict[int, list[float]] = {rows: [] for rows in runs}
+        for turn in range(rounds + 2):  # the first two trace and compile
+            for rows, (run, num_rows) in runs.items():
+                start = time.perf_counter()
+                run()
+                if turn > 1:
+                    seconds[rows].append((time.perf_counter() - start) / num_rows)
+        found[str(case)] = {str(rows): torch.tensor(s).median().item() for rows, s in seconds.items()}
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -180,6 +200,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--profile", action="store_true", help="only where a step's time goes, to profile.json")
+    parser.add_argument("--chunks", action="store_true", help="only the time per row by chunk size, to chunks.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -198,6 +219,12 @@ def main() -> None:
         for name, seconds in parts.items():
             print(f"{seconds * 1e3:6.2f} ms  {name}")
         _write(args.output, "profile.json", {**about, "case": str(CASES[0]), "seconds": parts})
+        return
+    if args.chunks:
+        found = chunks(args.rounds)
+        for name, seconds in found.items():
+            print(name, *(f"{rows} rows: {s * 1e6:.2f} us" for rows, s in seconds.items()), sep="  ")
+        _write(args.output, "chunks.json", {**about, "seconds": found})
         return
     results: list[dict[str, Any]] = []
     for number, case in enumerate(CASES):

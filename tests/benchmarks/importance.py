@@ -32,12 +32,11 @@ def _one_image_after_another(case: Case, evaluate: Callable[[Tensor], object]) -
     return (lambda: evaluate(next(data))), case.num_samples
 
 
-def _ours(case: Case, compiled: bool) -> Run:
+def _ours(case: Case, compiled: bool, rows: int = 0) -> Run:
     pair, x = Pair(case.architecture), binarized(images())[:BLOCK_DATA]
     with evaluating(pair.model, pair.guide):
-        weights = _LogWeights(
-            pair.model, pair.guide, x[:1], rows=rows_per_chunk(pair.model, pair.guide, x[:1], memory=None)
-        )
+        rows = rows or rows_per_chunk(pair.model, pair.guide, x[:1], memory=None)
+        weights = _LogWeights(pair.model, pair.guide, x[:1], rows=rows)
     if compiled:
         weights.compile()
     index = torch.arange(len(x))
@@ -54,6 +53,11 @@ def _ours(case: Case, compiled: bool) -> Run:
 def ours(case: Case) -> Run:
     """This package's `log_likelihood` on a pair with none of its classes, once it is compiled."""
     return _ours(case, compiled=True)
+
+
+def ours_in_chunks(case: Case, rows: int) -> Run:
+    """The same, decoding so many rows at a time."""
+    return _ours(case, compiled=True, rows=rows)
 
 
 def ours_eager(case: Case) -> Run:
