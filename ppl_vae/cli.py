@@ -1,4 +1,5 @@
-"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | impute | datasets`."""
+"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | impute | report |
+datasets`."""
 
 from __future__ import annotations
 
@@ -51,8 +52,9 @@ from ppl_vae.experiments import (
 )
 from ppl_vae.gallery import draw_run
 from ppl_vae.noise import Noise
+from ppl_vae.page import write_page
 from ppl_vae.plots import figure, images, rows_of_images, save
-from ppl_vae.report import swap_table, trust_table
+from ppl_vae.report import gaps_lines, swap_table, trust_table
 from ppl_vae.study import StudyConfig, run_study
 from ppl_vae.swaps import SwapsConfig, run_swaps
 from ppl_vae.trust import TrustConfig, run_trust
@@ -203,7 +205,8 @@ class EvaluateCommand(WithModels):
         if self.gaps:
             gaps = gaps_run(run, result, num_samples=self.num_samples, tolerance=self.tolerance, **shared)
             write_json(self.run / "gaps.json", gaps)
-            show_gaps(gaps)
+            for line in gaps_lines(gaps):
+                say(line)
 
 
 @dataclass(frozen=True)
@@ -378,6 +381,27 @@ class ImputeCommand(WithModels):
 
 
 @dataclass(frozen=True)
+class ReportCommand(WithModels):
+    """One HTML page of finished runs or experiments, with all that it shows inside: it opens from a file.
+
+    What was run, warnings first, tables with their errors, figures, a latent space to move through, and the commands
+    that run it again. Example: ppl-vae report runs/study/mnist-mini --output study.html"""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of an experiment with runs below."""
+    output: Path = Path("report.html")
+    """The page."""
+
+    def __call__(self) -> None:
+        if not self.folders:
+            raise UsageError("folders: expected folders of runs or experiments; got none")
+        if self.output.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--output: expected a path that ends in .html; got {self.output}")
+        write_page(self.folders, self.output, data_dir=self.data_dir, say=say)
+        say(str(self.output))
+
+
+@dataclass(frozen=True)
 class DatasetsCommand:
     """List the data sets that go by name."""
 
@@ -398,6 +422,7 @@ COMMANDS: dict[str, Any] = {
     "sample": SampleCommand,
     "denoise": DenoiseCommand,
     "impute": ImputeCommand,
+    "report": ReportCommand,
     "datasets": DatasetsCommand,
 }
 
@@ -531,24 +556,6 @@ def show_log_likelihood(title: str, rows: dict[str, Any]) -> None:
         khat = "unknown" if bad is None else f"{bad}/{row['num_images']}"
         grid.add_row(name, row["measure"], *cells, khat)
     console().print(grid)
-
-
-def show_gaps(gaps: dict[str, Any]) -> None:
-    def of(name: str) -> str:
-        return f"{gaps[name]['mean']:.2f} ± {gaps[name]['mc_se']:.2f}"
-
-    ahead = gaps["generalisation"]
-    for line in (
-        f"nats per image, ± MC; {gaps['num_images']} images:",
-        f"log p(x) - ELBO {of('total')} = approximation {of('approximation')} + amortisation {of('amortisation')}; "
-        "by as much as log p(x) is put too low, so are the first two",
-        f"log p(x) of training images - of test images {ahead['mean']:.2f} ± {ahead['mc_se']:.2f}, ± data "
-        f"{ahead['data_se']:.2f}",
-        f"KL(q(z|x) || p(z)) {of('kl')} = I(x; z) {of('mutual_information')} + KL(q(z) || p(z)) {of('marginal_kl')}",
-        f"I(x; z) is at most log {gaps['num_images']} = {gaps['log_num_images']:.2f}, whatever the codes",
-        f"active units: {gaps['active_units']} of {gaps['latent_size']}",
-    ):
-        say(line)
 
 
 if __name__ == "__main__":

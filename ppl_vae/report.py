@@ -114,6 +114,25 @@ def likelihood_caption(metrics: dict[str, Any]) -> str:
     )
 
 
+def gaps_lines(gaps: dict[str, Any]) -> list[str]:
+    """Where log p(x) - ELBO comes from and what codes tell of their images, a sentence a line, from `gaps.json`."""
+
+    def of(name: str) -> str:
+        return f"{gaps[name]['mean']:.2f} ± {gaps[name]['mc_se']:.2f}"
+
+    ahead = gaps["generalisation"]
+    return [
+        f"nats per image, ± MC; {gaps['num_images']} images:",
+        f"log p(x) - ELBO {of('total')} = approximation {of('approximation')} + amortisation {of('amortisation')}; "
+        "by as much as log p(x) is put too low, so are the first two",
+        f"log p(x) of training images - of test images {ahead['mean']:.2f} ± {ahead['mc_se']:.2f}, ± data "
+        f"{ahead['data_se']:.2f}",
+        f"KL(q(z|x) || p(z)) {of('kl')} = I(x; z) {of('mutual_information')} + KL(q(z) || p(z)) {of('marginal_kl')}",
+        f"I(x; z) is at most log {gaps['num_images']} = {gaps['log_num_images']:.2f}, whatever the codes",
+        f"active units: {gaps['active_units']} of {gaps['latent_size']}",
+    ]
+
+
 def trust_table(trust: dict[str, Any]) -> str:
     """log p(x) by every method, nats per image, and the gap of the sandwich on simulated data, a row a VAE."""
     methods = [f"K = {K:,}" for K in trust["config"]["num_samples"]]
