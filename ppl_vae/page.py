@@ -103,7 +103,8 @@ def warnings_of(folder: Path) -> list[str]:
               if e["khat_over_limit"]]  # fmt: skip
     if unsure:
         found.append(
-            f"k̂ > 0.7 for images of {', '.join(unsure)}: read their log p(x) as a lower bound, and ± MC as too small"
+            f"{name_of(folder)}: k̂ > 0.7 for images of {', '.join(unsure)}: read their log p(x) as a lower bound, and "
+            "± MC as too small"
         )
     unknown = [name for name, e in evaluations.items() if e["khat_over_limit"] is None]
     if unknown:
@@ -123,20 +124,23 @@ def _section(folder: Path, data_dir: Path | None, say: Callable[[str], object]) 
     say(f"{folder}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
     parts = [f"<h2>{escape(name_of(folder))}</h2>"]
     if is_run(folder):
-        return "\n".join([*parts, *_run(folder, data_dir)])
+        return "\n".join([*parts, *_run(folder), *explorer(folder, data_dir)])
     metrics = read_json(folder / "metrics.json")
     lines = study_section(folder).splitlines() if "denoising" in metrics else swaps_section(folder)
     parts += _blocks(lines[1:], folder.parent)
     parts += _reproduced(_experiment(metrics), metrics)
     for run in runs:
-        name = run.relative_to(folder).as_posix()
-        parts += [f"<details><summary>{escape(name)}</summary>", *_run(run, data_dir), "</details>"]
+        name = escape(run.relative_to(folder).as_posix())
+        space = list(explorer(run, data_dir))
+        if space and read_config(run / "config.json")[0].latent_size == 2:  # the one that shows all of the space
+            parts, space = [*parts, f"<h3>{name}</h3>", *space], []
+        parts += [f"<details><summary>{name}</summary>", *_run(run), *space, "</details>"]
     return "\n".join(parts)
 
 
 def _experiment(metrics: dict[str, Any]) -> str:
     """The command of a study or of swaps, from the config in its `metrics.json`."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics["config"].items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics["config"].items()}
     try:
         if "denoising" in metrics:
             return command_of("ppl-vae run study", StudyConfig(**values), StudyConfig())
@@ -146,8 +150,8 @@ def _experiment(metrics: dict[str, Any]) -> str:
         raise ValueError(f"metrics.json: config: {error}") from None
 
 
-def _run(folder: Path, data_dir: Path | None) -> Iterator[str]:
-    """One run: its config, its numbers, its figures, its latent space."""
+def _run(folder: Path) -> Iterator[str]:
+    """One run: its numbers, its figures, and its command."""
     config, metrics = read_config(folder / "config.json")[0], read_json(folder / "metrics.json")
     rows = [[k.replace("_", " "), f"{v:.2f}"] for k, v in metrics["last_epoch"].items() if k not in ("epoch", "loss")]
     yield from _blocks([table(["after the last epoch", "nats per image"], rows)], folder)
@@ -160,7 +164,6 @@ def _run(folder: Path, data_dir: Path | None) -> Iterator[str]:
     for path in sorted((folder / "figures").glob("*.png")):
         yield _figure(path)
     yield "</div>"
-    yield from explorer(folder, data_dir)
     yield from _reproduced(command_of("ppl-vae train", config, TrainConfig()), metrics)
 
 
@@ -238,14 +241,20 @@ def _figure(path: Path, alt: str = "") -> str:
     alt = alt or ALT.get(path.stem, path.stem.replace("-", " "))
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.verify()
+            address = _address(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: expected a PNG image; got {error}") from None
-    data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img loading="lazy" src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+        f'<figure><img loading="lazy" src="{address}" alt="{escape(alt)}">'
         f"<figcaption>{escape(alt)}</figcaption></figure>"
     )
+
+
+def _address(image: Image.Image) -> str:
+    """The image itself as an address, without loss, at two thirds of a PNG."""
+    data = io.BytesIO()
+    image.save(data, "WEBP", lossless=True)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def explorer(folder: Path, data_dir: Path | None) -> Iterator[str]:
@@ -263,14 +272,12 @@ def explorer(folder: Path, data_dir: Path | None) -> Iterator[str]:
     z, right, up, names, where = plane(run)
     tiles = (decode(run, z).clamp(0, 1) * 255).round().to(torch.uint8)  # (up, right, C, H, W)
     sprite = tiles.flip(0).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    png = io.BytesIO()
-    Image.fromarray(sprite.squeeze(-1).numpy()).save(png, "PNG", optimize=True)
-    data = base64.b64encode(png.getvalue()).decode()
+    address = _address(Image.fromarray(sprite.squeeze(-1).numpy()))
     grid = json.dumps({"right": right, "up": up, "names": names}).replace("<", "\\u003c")
     alt = f"Images decoded on a grid of codes: {where}"
     yield (
         f"<h3>The latent space</h3><p>{escape(alt)}. Move over it, or focus it and use the arrow keys.</p>"
-        f'<div class="explorer"><img hidden src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+        f'<div class="explorer"><img hidden src="{address}" alt="{escape(alt)}">'
         f'<canvas class="map" tabindex="0" role="application" aria-label="{escape(alt)}. Arrow keys move."></canvas>'
         f'<div><canvas class="shown" role="img" aria-label="The decoded image"></canvas>'
         f'<p><output aria-live="polite"></output></p></div><script type="application/json">{grid}</script></div>'

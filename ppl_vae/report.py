@@ -341,8 +341,8 @@ def chunk_lines(folder: Path) -> list[str]:
     sizes = list(next(iter(found.values())))
     rows = [[name, *(f"{seconds[size] * 1e6:.2f}" for size in sizes)] for name, seconds in found.items()]
     return [
-        "Importance sampling by how many rows (samples x images) are decoded at a time, in µs a row, compiled: it hardly "
-        "matters. `log_likelihood` takes what fits the last cache, about 4,000 rows of 784 pixels:",
+        "Importance sampling by how many rows (samples x images) are decoded at a time, in µs a row, compiled: it "
+        "hardly matters. `log_likelihood` takes what fits the last cache, about 4,000 rows of 784 pixels:",
         "",
         table(["", *(f"{int(size):,} rows" for size in sizes)], rows),
         "",

@@ -10,6 +10,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -73,14 +74,15 @@ def test_the_numbers_are_those_on_disk(folder):
     assert f"{summary['data_se']:.2f}" in text
     last = json.loads((folder / "metrics.json").read_text())["last_epoch"]
     assert f"{last['validation_elbo']:.2f}" in text
-    assert "ppl-vae train --model dense-vae --latent-size 2 --hidden 16 --epochs 1" in text
+    assert "ppl-vae train --model dense-vae" in text
+    assert "--latent-size 2 --hidden 16 --epochs 1" in text
     assert "k̂ unknown, of too few samples" in text
 
 
 def test_the_explorer_shows_what_the_model_decodes(folder):
     explorer = next(a for a in Elements(page_of(folder)).all("img") if "hidden" in a)
     png = base64.b64decode(explorer["src"].partition(",")[2])
-    sprite = torch.tensor(list(Image.open(io.BytesIO(png)).getdata())).reshape(GRID * 28, GRID * 28)
+    sprite = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("L"))).float()
     run = load_run(folder)
     z, right, up, _, _ = plane(run)
     assert z[3, 20].tolist() == pytest.approx([right[20], up[3]])
@@ -98,7 +100,7 @@ def test_the_plane_of_a_larger_code_goes_through_its_mean(tmp_path):
     z, right, up, _, _ = plane(run)
     of_images = codes(run, run.dataset.test[:1000] / 255)
     middle = GRID // 2
-    assert right[middle] == up[middle] == 0
+    assert right[middle] == up[middle] == pytest.approx(0, abs=1e-6)
     assert torch.allclose(z[middle, middle], of_images.mean(0), atol=1e-5)
     step = z[middle, -1] - z[middle, middle]
     spread = ((of_images - of_images.mean(0)) @ (step / step.norm())).square().mean().sqrt()
