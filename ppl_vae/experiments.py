@@ -26,7 +26,7 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.components import create
 from ppl_vae.configs import NO_NOISE, TrainConfig, read_config, read_json
-from ppl_vae.data import Dataset, fingerprint, load, split
+from ppl_vae.data import Dataset, chunks, fingerprint, load, select, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
@@ -89,6 +89,8 @@ def _unscaled(config: TrainConfig, grey: Tensor) -> Tensor:
 
 def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """The config with its defaults written out for this data set. Raises `ValueError` where the two don't fit."""
+    if len(dataset.train) > 1 and all(bool((part == dataset.train[:1]).all()) for part in chunks(dataset.train)):
+        raise ValueError(f"{dataset.name}: expected data that differ; got {len(dataset.train)} times the same")
     if dataset.is_images:
         config = config.resolved()
         if isinstance(create(Encoding, config.encoding or ""), Identity):
@@ -108,8 +110,9 @@ def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             f"{dataset.name}: expected floats for {config.likelihood}; got whole numbers, on which a density is no "
             "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
         )
-    for x in (dataset.train.float(), dataset.test.float()):
-        if config.kind.encoding is None and not bool(support.check(x).all()):
+    for part in (*chunks(dataset.train), *chunks(dataset.test)) if config.kind.encoding is None else ():
+        x = part.float()
+        if not bool(support.check(x).all()):
             raise ValueError(
                 f"{dataset.name}: expected values in {support_name(support)} for {config.likelihood}; got "
                 f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
@@ -203,7 +206,7 @@ def labelled(labels: Tensor, num_labels: int) -> Tensor:
 def split_images(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Training and validation images, uint8: the seed takes one sixth for validation (60,000 -> 50,000 + 10,000)."""
     train, validation = _split(config, dataset)
-    return dataset.train[train], dataset.train[validation]
+    return select(dataset.train, train), select(dataset.train, validation)
 
 
 def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -221,7 +224,7 @@ def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, .
 
 
 def _split(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    num_images = len(dataset.train[: config.train_images])
+    num_images = min(len(dataset.train), config.train_images or len(dataset.train))
     if num_images < 6:
         raise ValueError(f"training images: expected at least 6, to hold out one in six; got {num_images}")
     return split(num_images, num_images // 6, seed=config.seed)
