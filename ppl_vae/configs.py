@@ -6,9 +6,13 @@ import dataclasses
 import inspect
 import json
 import math
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 from tyro.conf import arg
@@ -26,6 +30,10 @@ from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
 
 NO_NOISE = "no-noise"
+
+# What a model may be told to be: far above what is of use, and far below what takes the memory of a machine.
+LARGEST_LATENT, LARGEST_SIZE, LARGEST_COUNT, MOST_DIMS, MOST_CLASSES = 4096, 65_536, 2**31 - 1, 2**22, 10_000
+MOST_PARAMETERS = 10**8  # of prior and posterior, which a config makes to see that they can be made
 
 
 def _one_of(base: type, text: str, which: str = "One of") -> Any:
@@ -91,13 +99,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "epochs", "batch_size", "train_images", "num_labels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1; got {value}")
+            value, largest = getattr(self, name), LARGEST_LATENT if name == "latent_size" else LARGEST_COUNT
+            if value is not None and not 1 <= value <= largest:
+                bounds = "at least 1" if value < 1 else f"at most {largest}"
+                raise ValueError(f"{name}: expected {bounds}; got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected 0 to 2^32 - 1; got {self.seed}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate: expected a number above 0; got {self.learning_rate}")
         if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
             raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
+        for name in ("model", "prior", "posterior", "likelihood"):
+            numbers = map(int, re.findall(r"(?<![\w.])\d{1,20}(?![\w.])", getattr(self, name) or ""))
+            if (largest := max(*numbers, *(self.hidden or ()), 0, 0)) > LARGEST_SIZE:
+                raise ValueError(f"{name}: expected sizes of at most {LARGEST_SIZE}; got {largest}")
         if self.schedule not in ("constant", "cosine"):
             raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
         name, _, arguments = self.model.partition(":")
@@ -111,7 +126,7 @@ class TrainConfig:
         elif arguments:
             raise UsageError(f"model {name}: expected no arguments; got {arguments!r}")
         create(Noise, self.noise)
-        with seeded(0):  # some draw their weights
+        with seeded(0), at_most(MOST_PARAMETERS):  # some draw their weights
             posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
             sizes = {"latent_size": self.latent_size, "event_shape": ()}
             prior = create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
@@ -176,52 +191,99 @@ def model_names() -> list[str]:
     return names + [name for name, kind in KINDS.items() if not kind.has_network]
 
 
+@contextmanager
+def at_most(num_parameters: int) -> Iterator[None]:
+    """Inside, modules can be made of so many numbers together: `ValueError` is raised before more are filled."""
+    left = num_parameters
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise ValueError(f"expected a model of at most {num_parameters:,} parameters; got one of more")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def read_shape(path: Path) -> Shape:
     """The shape of a datum from a config in JSON: (C, H, W) of an image, (D,) of a vector."""
     values = read_json(path)
     shape = values.get("event_shape", values.get("image_shape"))  # as it once was
     if not (isinstance(shape, list) and len(shape) in (1, 3) and all(type(s) is int and s > 0 for s in shape)):
-        raise ValueError(f"{path}: expected event_shape [C, H, W] or [D]; got {shape!r}")
+        raise ValueError(f"{path}: event_shape: expected [C, H, W] or [D]; got {_shown(shape)}")
+    if math.prod(shape) > MOST_DIMS:
+        raise ValueError(f"{path}: event_shape: expected at most {MOST_DIMS} numbers a datum; got {_shown(shape)}")
     return tuple(shape)
 
 
 def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
-    """A config, the shape of a datum and the number of classes (0: no labels) from JSON, checked: an unknown key or a
-    wrong type is a `ValueError`."""
+    """A config, the shape of a datum and the number of classes (0: no labels) from JSON, checked: an unknown key, a
+    wrong type or a value out of range is a `ValueError` that names the key."""
     values = read_json(path)
     shape = read_shape(path)
     values = {key: value for key, value in values.items() if key not in ("event_shape", "image_shape")}
     num_classes = values.pop("num_classes", 0)
-    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    hints = get_type_hints(TrainConfig)
     for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"{path}: {unknown('key', key, list(fields))}")
-        if isinstance(value, list) and all(type(h) is int for h in value):
-            value = values[key] = tuple(value)
-        default = fields[key]
-        optional = {"hidden": tuple, "train_images": int, "num_labels": int, "compiled": bool}.get(key, str)
-        expected = (
-            (optional, type(None)) if default is None else (int, float) if isinstance(default, float) else type(default)
-        )
-        if not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
-            raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
+        if key not in hints:
+            raise ValueError(f"{path}: {unknown('key', key, list(hints))}")
+        if not _fits(value, hints[key]):
+            raise ValueError(f"{path}: {key}: expected {_expected(hints[key])}; got {_shown(value)}")
+    if values.get("hidden") is not None:
+        values["hidden"] = tuple(values["hidden"])
     try:
         config = TrainConfig(**values)
     except UnknownComponentError as error:
         raise ValueError(f"{path}: {error} (if it is one of yours, name its module with --plugin)") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if type(num_classes) is not int or num_classes < config.kind.learns_labels:
-        raise ValueError(f"{path}: num_classes: expected a number of classes for {config.model}; got {num_classes!r}")
+    if type(num_classes) is not int or not config.kind.learns_labels <= num_classes <= MOST_CLASSES:
+        raise ValueError(
+            f"{path}: num_classes: expected a number of classes for {config.model}; got {_shown(num_classes)}"
+        )
     return config, shape, num_classes
+
+
+_IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _expected(hint: Any) -> str:
+    """A type of a config's field, as JSON has it, in words.
+
+    >>> _expected(tuple[int, ...] | None)
+    'a list of whole numbers or null'
+    """
+    if get_origin(hint) is tuple:
+        return "a list of whole numbers"
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return _IN_WORDS.get(hint) or " or ".join(_expected(part) for part in get_args(hint))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(type(v) is int for v in value)
+    if get_origin(hint) is Literal:
+        return type(value) is str and value in get_args(hint)
+    if hint is float:
+        return type(value) is float or (type(value) is int and abs(value) < 2**63)
+    return type(value) is hint if hint in _IN_WORDS else any(_fits(value, part) for part in get_args(hint))
+
+
+def _shown(value: Any) -> str:
+    return textwrap.shorten(repr(value)[:500], 100, placeholder="...")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; anything else is a `ValueError` that names the file."""
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON; got {' '.join(str(error).split())}") from None
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON; got {_shown(str(error))[1:-1]}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object; got {type(values).__name__}")
     return values

@@ -8,7 +8,6 @@ import json
 import math
 import platform
 import time
-import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +23,9 @@ from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
+from ppl_vae.arrays import read_npz
 from ppl_vae.components import create
-from ppl_vae.configs import NO_NOISE, TrainConfig, read_config, read_json
+from ppl_vae.configs import NO_NOISE, TrainConfig, at_most, read_config, read_json
 from ppl_vae.data import Dataset, chunks, fingerprint, load, select, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels
@@ -324,19 +324,35 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
     config, shape, num_classes = read_config(folder / "config.json")
-    model = build(config, shape, num_classes)
-    path = folder / "weights.safetensors"
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
+    model = load_weights(config, shape, num_classes, folder / "weights.safetensors")
     dataset = dataset or load(config.dataset, data_dir)
     if dataset.event_shape != shape:
         raise ValueError(
             f"{config.dataset}: expected images of shape {shape}, as trained on; got {dataset.event_shape}"
         )
     return Run(config, model, dataset, read_json(folder / "metrics.json"))
+
+
+def load_weights(config: TrainConfig, shape: Shape, num_classes: int, path: Path) -> Model:
+    """The model of a config with the weights in a file. Raises `ValueError` where the two don't fit: before memory is
+    taken for a model that is larger than the file."""
+    try:
+        weights = load_file(path)
+        with at_most(sum(t.numel() for t in weights.values())):
+            model = build(config, shape, num_classes)
+        expected = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+        for name, t in weights.items():
+            if name in expected and (t.shape, t.dtype) != expected[name]:
+                size, dtype = expected[name]
+                got = f"{t.dtype} {tuple(t.shape)}"
+                raise ValueError(f"{name}: expected {dtype} {tuple(size)}, as in {config.model}; got {got}")
+        model.load_state_dict(weights)
+        return model
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (SafetensorError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
 
 
 def save_weights(model: Model, path: Path) -> None:
@@ -523,13 +539,24 @@ def load_evaluation(folder: Path) -> LogLikelihood:
                 f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
             )
     summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            fields: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in PER_IMAGE}
-        names = ("measure", "encoding", "fingerprint", "bound", "source", "decoder_rows")
-        return LogLikelihood(**fields, **{name: summary[name] for name in names}, space=summary.get("space", ""))
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected an evaluation; got {' '.join(str(error).split())}") from None
+    arrays = read_npz(path, PER_IMAGE)
+    shapes = {name: arrays[name].shape for name in PER_IMAGE if name in arrays}
+    fields: dict[str, Any] = {
+        name: torch.from_numpy(array)
+        for name, array in arrays.items()
+        if array.dtype == (np.int64 if name == "num_samples" else np.float64)
+    }
+    if len(fields) < len(PER_IMAGE) or len(set(shapes.values())) > 1 or fields["log_p"].ndim != 1:
+        got = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"{path}: expected {', '.join(PER_IMAGE)} (images,), int64 and else float64; got {got}")
+    names = {"measure": str, "encoding": str, "fingerprint": str, "bound": str, "source": str, "decoder_rows": int}
+    summary.setdefault("space", "")
+    for name, kind in {**names, "space": str}.items():
+        if type(summary.get(name)) is not kind:
+            raise ValueError(
+                f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {str(summary.get(name))[:100]!r}"
+            )
+    return LogLikelihood(**fields, **{name: summary[name] for name in (*names, "space")})
 
 
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:

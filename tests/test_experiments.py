@@ -226,11 +226,15 @@ def corrupt(folder, name, text):
     [
         ("config.json", "{", "expected JSON"),
         ("config.json", "[]", "expected a JSON object; got list"),
-        ("config.json", "{}", "expected event_shape"),
+        ("config.json", "{}", "event_shape: expected"),
         ("config.json", '{"image_shape": [1, 12, 12], "epohcs": 3}', "did you mean 'epochs'"),
-        ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a value like 15; got '3'"),
+        ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a whole number; got '3'"),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
-        ("config.json", '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}', "hidden: expected a value like None"),
+        (
+            "config.json",
+            '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}',
+            "hidden: expected a list of whole numbers or null; got",
+        ),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "dense-cvae"}', "num_classes: expected a number"),
         (
             "config.json",
