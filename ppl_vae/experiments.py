@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.arrays import read_npz
 from ppl_vae.components import create
-from ppl_vae.configs import NO_NOISE, TrainConfig, at_most, read_config, read_json
+from ppl_vae.configs import MOST_CLASSES, NO_NOISE, TrainConfig, at_most, read_config, read_json
 from ppl_vae.data import Dataset, chunks, fingerprint, load, select, split
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels
@@ -178,7 +179,13 @@ class Run:
             return ()
         if self.dataset.test_labels is None:
             raise ValueError(f"{self.dataset.name}: expected test labels, for {self.config.model}; got none")
-        return (self.dataset.test_labels[:num_images],)
+        labels, model = self.dataset.test_labels[:num_images], self.model
+        if isinstance(model, ConditionalVAE) and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+            raise ValueError(
+                f"{self.dataset.name}: expected test labels 0 to {model.num_classes - 1}, as trained on, for "
+                f"{self.config.model}; got {int(labels.min())} to {int(labels.max())}"
+            )
+        return (labels,)
 
 
 def num_classes(config: TrainConfig, dataset: Dataset) -> int:
@@ -189,6 +196,8 @@ def num_classes(config: TrainConfig, dataset: Dataset) -> int:
     if labels is None or int(labels.min()) < 0:
         got = "none" if labels is None else f"the label {int(labels.min())}"
         raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {config.model}; got {got}")
+    if int(labels.max()) >= MOST_CLASSES:
+        raise ValueError(f"{dataset.name}: expected labels below {MOST_CLASSES}; got the label {int(labels.max())}")
     return int(labels.max()) + 1
 
 
@@ -335,10 +344,10 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
 
 def load_weights(config: TrainConfig, shape: Shape, num_classes: int, path: Path) -> Model:
     """The model of a config with the weights in a file. Raises `ValueError` where the two don't fit: before memory is
-    taken for a model that is larger than the file."""
+    taken for a model of more than twice the file."""
     try:
         weights = load_file(path)
-        with at_most(sum(t.numel() for t in weights.values())):
+        with at_most(2 * sum(t.numel() for t in weights.values())):  # some parts are made more than once
             model = build(config, shape, num_classes)
         expected = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
         for name, t in weights.items():
@@ -490,10 +499,23 @@ def gaps_run(
 
 
 def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
-    """A result for JSON, with the ELBO and its parts beside it, in nats per image."""
+    """A result for JSON, with the ELBO and its parts beside it, in nats per image, and how many units are active (None
+    for more than one latent site). That none is, the posterior has collapsed, is told by a `RuntimeWarning`."""
     if not result.done.any():
         raise KeyboardInterrupt  # before anything was done that could be kept
-    parts = elbo_parts(*run.programs, *(t[result.done] for t in data), seed=seed)
+    done = [t[result.done] for t in data]
+    parts = elbo_parts(*run.programs, *done, seed=seed)
+    try:
+        num_active = active_units(run.programs[1], *done).num_active
+    except ValueError:  # one datum, or not one latent site on the reals
+        num_active = None
+    if num_active == 0:
+        warnings.warn(
+            f"posterior collapse: expected active units; got 0 of {run.config.latent_size}: codes tell nothing of "
+            "their data. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return {
         "likelihood": run.config.likelihood,
         "measure": result.measure,
@@ -513,6 +535,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "elbo": parts.elbo.double().mean().item(),
         "reconstruction": parts.reconstruction.double().mean().item(),
         "kl": parts.kl.double().mean().item(),
+        "active_units": num_active,
     }
 
 
@@ -539,24 +562,23 @@ def load_evaluation(folder: Path) -> LogLikelihood:
                 f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
             )
     summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
-    arrays = read_npz(path, PER_IMAGE)
-    shapes = {name: arrays[name].shape for name in PER_IMAGE if name in arrays}
-    fields: dict[str, Any] = {
-        name: torch.from_numpy(array)
-        for name, array in arrays.items()
-        if array.dtype == (np.int64 if name == "num_samples" else np.float64)
-    }
-    if len(fields) < len(PER_IMAGE) or len(set(shapes.values())) > 1 or fields["log_p"].ndim != 1:
+    try:
+        arrays = read_npz(path, PER_IMAGE)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected an evaluation; got {str(error).removeprefix(f'{path}: ')}") from None
+    kinds = {name: np.dtype(np.int64 if name == "num_samples" else np.float64) for name in PER_IMAGE}
+    shapes = {array.shape for array in arrays.values()}
+    if {name: array.dtype for name, array in arrays.items()} != kinds or len(shapes) > 1 or len(shapes.pop()) != 1:
         got = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"{path}: expected {', '.join(PER_IMAGE)} (images,), int64 and else float64; got {got}")
-    names = {"measure": str, "encoding": str, "fingerprint": str, "bound": str, "source": str, "decoder_rows": int}
+        raise ValueError(f"{path}: expected an evaluation, {', '.join(PER_IMAGE)} (images,); got {got or 'nothing'}")
+    text = dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space"), str)
     summary.setdefault("space", "")
-    for name, kind in {**names, "space": str}.items():
+    for name, kind in {**text, "decoder_rows": int}.items():
         if type(summary.get(name)) is not kind:
-            raise ValueError(
-                f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {str(summary.get(name))[:100]!r}"
-            )
-    return LogLikelihood(**fields, **{name: summary[name] for name in (*names, "space")})
+            got = str(summary.get(name))[:100]
+            raise ValueError(f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {got!r}")
+    fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return LogLikelihood(**fields, **{name: summary[name] for name in (*text, "decoder_rows")})
 
 
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
