@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from ppl_vae.components import UsageError, create, load_plugin
+from ppl_vae.configs import read_shape
 from ppl_vae.data import names
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
@@ -40,7 +41,6 @@ from ppl_vae.experiments import (
     load_evaluation,
     load_run,
     read_json,
-    read_shape,
     restore,
     sample_data,
     sample_images,

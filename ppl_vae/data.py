@@ -1,16 +1,18 @@
-"""Data sets: 8-bit images, or vectors, in memory as one tensor.
+"""Data sets: 8-bit images, or vectors, as one tensor: in memory, or, of a large `.npy` file, in the file.
 
 `load` reads a bundled set, a torchvision set or the user's own images or vectors; pixels stay uint8, so that a data
 set takes one byte a pixel and its `fingerprint` is exact.
 """
+
+from __future__ import annotations
 
 import argparse
 import hashlib
 import math
 import os
 import struct
-import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,15 +23,56 @@ import platformdirs
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from ppl_vae.arrays import Array, one_line, read_npy, read_npz
 from ppl_vae.components import UsageError, unknown
 
-_Array = np.ndarray[Any, Any]
-_Arrays = dict[str, _Array]
+_Arrays = dict[str, Array]
 
 
 class DataError(OSError):
     """The files of a data set are missing and could not be downloaded."""
+
+
+class Rows(Tensor):
+    """The rows `index` (N,) of a tensor `source` (M, ...), which are read when they are used: `rows[i]` and `rows[i:j]`
+    are plain tensors of just those rows, and any other operation reads them all. So a split of a file is not a copy.
+    """
+
+    source: Tensor
+    at: Tensor
+    __torch_function__: Any = torch._C._disabled_torch_function_impl  # what is not indexing comes to the dispatch
+
+    @staticmethod
+    def __new__(cls, source: Tensor, index: Tensor) -> Rows:
+        shape = (len(index), *source.shape[1:])
+        rows = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
+        rows.source, rows.at = source, index
+        return rows
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Rows({self.dtype}, {tuple(self.shape)})"
+
+    def rows(self, index: Tensor | slice) -> Tensor:
+        return self.source[self.at[index]].contiguous()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        match func, args:
+            case torch.ops.aten.index.Tensor, (Rows() as x, [Tensor() as index]):
+                return x.rows(index)
+            case torch.ops.aten.slice.Tensor, (Rows() as x, 0, int() as start, int() as end):
+                return x.rows(slice(start, end))
+            case torch.ops.aten.select.int, (Rows() as x, 0, int() as i):
+                return x.source[x.at[i]]
+        args, kwargs = pytree.tree_map_only(Rows, lambda x: x.rows(slice(None)), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def select(data: Tensor, index: Tensor) -> Tensor:
+    """`data[index]` along dim 0, without a copy of data that are in a file."""
+    return Rows(data.source, data.at[index]) if isinstance(data, Rows) else data[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +170,9 @@ _TORCHVISION = {
 }
 _FEWEST = 10
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+MAPPED_FROM = 2**26  # bytes of a .npy file: smaller ones are read
+_CHUNK = 2**20  # bytes
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
@@ -152,6 +198,9 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
       out. If all of them are grey they have 1 channel, otherwise 3 (RGB); an alpha channel is dropped, and an
       animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels
       0, 1, ...; but subfolders named `train` and `test` are the parts, and their own subfolders the labels.
+
+    A `.npy` file of 64 MB or more stays where it is: its images are read from it when they are used. Arrays in a
+    `.npz` file may take 1 GB or 50 times its size.
 
     Images without a test part are split: the last sixth of them after a shuffle (always of seed 0) is the
     test part. Both parts keep the order of the file.
@@ -189,8 +238,16 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for part in chunks(tensor.reshape(1) if tensor.ndim == 0 else tensor):
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def chunks(data: Tensor) -> Iterator[Tensor]:
+    """The rows of a tensor, a megabyte at a time."""
+    size = max(1, _CHUNK // max(1, data[:1].numel() * data.element_size()))
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
 
 
 def split(num_data: int, num_validation: int, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -228,10 +285,6 @@ def make_mini(root: Path, output: Path) -> None:
         )
 
 
-def _line(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder="...")
-
-
 def _from_torchvision(name: str, root: Path, download: bool) -> Dataset:
     # torchvision takes seconds to import, and no other set needs it
     from torchvision import datasets
@@ -246,7 +299,7 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Dataset:
             for is_train in (True, False):
                 download_to(root, train=is_train, download=True, **dict(source.options))
         except Exception as error:  # whatever keeps a download from its end, the remedy is the same
-            reason = _line(error)
+            reason = one_line(error)
         else:
             reason = "torchvision left them out"
     missing = [file.name for file in files if not file.is_file()]
@@ -288,14 +341,15 @@ def _read_idx(path: Path) -> Tensor:
 
 
 def _from_file(name: str, path: Path) -> Dataset:
+    is_mapped = False
     try:
-        with path.open("rb") as file:  # numpy would leave a damaged .npz open
-            loaded = np.load(file, allow_pickle=False)
-            arrays: _Arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        if path.suffix.lower() == ".npy":
+            is_mapped = path.stat().st_size >= MAPPED_FROM
+            arrays = {"images": read_npy(path, mapped=is_mapped)}
+        else:
+            arrays = read_npz(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected a .npz or .npy file; got nothing there") from None
-    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
-        raise ValueError(f"{path}: expected a whole .npz or .npy file, no objects; got {_line(error)}") from error
     needed = {"images"} if "images" in arrays else {"train", "test"}
     allowed = needed | ({"labels"} if "images" in arrays else {"train_labels", "test_labels"})
     if not needed <= arrays.keys() <= allowed:
@@ -309,7 +363,7 @@ def _from_file(name: str, path: Path) -> Dataset:
         raise ValueError(f"{path}: expected at least {_FEWEST} images; got {num_images}")
     if "images" in images:
         labels = _labels(arrays, "labels", num_images, path)
-        return _divide(name, images["images"], labels)
+        return _divide(name, images["images"], labels, is_mapped=is_mapped)
     train_labels = _labels(arrays, "train_labels", len(images["train"]), path)
     test_labels = _labels(arrays, "test_labels", len(images["test"]), path)
     try:
@@ -318,17 +372,24 @@ def _from_file(name: str, path: Path) -> Dataset:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _vectors(array: _Array, where: str) -> Tensor:
+def _vectors(array: Array, where: str) -> Tensor:
     if array.dtype.kind != "f":
-        return torch.from_numpy(array.astype(np.int64))
+        return _int64(array, where)
     with np.errstate(over="ignore"):
-        vectors = torch.from_numpy(array.astype(np.float32))
-    if not bool(vectors.isfinite().all()):
-        raise ValueError(f"{where}: expected finite numbers in float32; got NaN, infinity or larger ones")
+        vectors = torch.from_numpy(array.astype(np.float32, copy=False))
+    for part in chunks(vectors):
+        if not bool(part.isfinite().all()):
+            raise ValueError(f"{where}: expected finite numbers in float32; got NaN, infinity or larger ones")
     return vectors
 
 
-def _images(array: _Array, where: str) -> Tensor:
+def _int64(array: Array, where: str) -> Tensor:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and array.max() >= 2**63:
+        raise ValueError(f"{where}: expected whole numbers below 2^63; got {array.max()}")
+    return torch.from_numpy(array.astype(np.int64, copy=False))
+
+
+def _images(array: Array, where: str) -> Tensor:
     if array.ndim == 2 and array.size and array.dtype.kind in "fiub" and array.dtype != np.uint8:
         return _vectors(array, where)
     if array.dtype != np.uint8:
@@ -349,6 +410,8 @@ def _images(array: _Array, where: str) -> Tensor:
         raise ValueError(
             f"{where}: expected images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, none 0; got shape {shape}"
         )
+    if isinstance(array, np.memmap):
+        return torch.from_numpy(array)
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
@@ -360,14 +423,14 @@ def _labels(arrays: _Arrays, key: str, num_images: int, path: Path) -> Tensor | 
         raise ValueError(
             f"{path}: {key}: expected integers ({num_images},), one an image; got {array.dtype} {array.shape}"
         )
-    return torch.from_numpy(array.astype(np.int64))
+    return _int64(array, f"{path}: {key}")
 
 
-def _divide(name: str, images: Tensor, labels: Tensor | None) -> Dataset:
+def _divide(name: str, images: Tensor, labels: Tensor | None, *, is_mapped: bool = False) -> Dataset:
     train, test = split(len(images), len(images) // 6, seed=0)
-    if labels is None:
-        return Dataset(name, images[train], images[test])
-    return Dataset(name, images[train], images[test], labels[train], labels[test])
+    parts = [Rows(images, index) if is_mapped else images[index] for index in (train, test)]
+    divided = (None, None) if labels is None else (labels[train], labels[test])
+    return Dataset(name, parts[0], parts[1], *divided)
 
 
 def _from_folder(path: Path) -> Dataset:
@@ -403,15 +466,17 @@ def _folder_labels(inside: Sequence[tuple[str, ...]]) -> Tensor | None:
 
 
 def _read_images(files: Sequence[Path]) -> Tensor:
-    arrays: list[_Array] = []
+    arrays: list[Array] = []
     for file in files:
         try:
-            with Image.open(file) as opened:
+            # one that claims more pixels than Pillow thinks safe is an error; other formats may start other programs
+            with warnings.catch_warnings(), Image.open(file, formats=_FORMATS) as opened:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
                 mode = opened.mode
                 # a palette's transparency has to pass through RGBA, or Pillow warns
                 picture = opened.convert("RGBA") if mode in ("P", "PA") else ImageOps.exif_transpose(opened)
         except Exception as error:  # Pillow has many for a damaged file
-            raise ValueError(f"{file}: expected an image; got {_line(error)}") from error
+            raise ValueError(f"{file}: expected an image; got {one_line(error)}") from error
         if mode not in _GREY | _COLOUR:  # Pillow would clip 16 bits to 8, not scale them
             raise ValueError(f"{file}: expected 8-bit grey or RGB pixels; got Pillow's mode {mode!r}")
         array = np.asarray(picture.convert("L" if mode in _GREY else "RGB"))

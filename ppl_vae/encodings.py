@@ -65,6 +65,10 @@ class StaticBinarize(Encoding):
     support = constraints.boolean
     log_p_is = "mass on {0, 1}^D (binarised at random, once)"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"encoding static-binarize: expected a seed in 0..2^31 - 1; got {self.seed}")
+
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         levels = images.flatten(1).long()
         place = _splitmix64(torch.arange(levels.shape[1]) + (self.seed << 32))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import io
 import json
 import math
 import platform
 import time
-import zipfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +23,13 @@ from safetensors.torch import load_file, save
 from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
-from tyro.conf import arg
 
-from ppl_vae.components import UnknownComponentError, UsageError, choices, create, describe, kebab, unknown
-from ppl_vae.data import Dataset, fingerprint, load, split
+from ppl_vae.arrays import read_npz
+from ppl_vae.components import create
+from ppl_vae.configs import MOST_CLASSES, NO_NOISE, TrainConfig, at_most, read_config, read_json
+from ppl_vae.data import Dataset, chunks, fingerprint, load, select, split
 from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels, check_observable, default_encoding
+from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
 from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
@@ -37,170 +37,19 @@ from ppl_vae.evaluation.imputation import Imputation, impute
 from ppl_vae.evaluation.pairs import support_name
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.files import write_whole
-from ppl_vae.kinds import KINDS, Kind, Model, Parts
+from ppl_vae.kinds import Model, Parts
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
-from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape
+from ppl_vae.networks import Dense, Divided, Log1p, Shape
 from ppl_vae.noise import Noise, NoNoise
 from ppl_vae.objectives import Objective
 from ppl_vae.optimizers import adam, cosine
-from ppl_vae.posteriors import Posterior
-from ppl_vae.priors import Prior
 from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.training import DivergedError, History, fit
 
-NO_NOISE = "no-noise"
 NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
-
-
-def _one_of(base: type, text: str, which: str = "One of") -> Any:
-    """Help that lists the components when it is shown, those of a plugin with them."""
-    return arg(help=text, help_behavior_hint=lambda default: f"{which} {describe(base)}. (default: {default})")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One model on one data set. Components are written as name:key=value,key=value."""
-
-    model: Annotated[
-        str,
-        _one_of(
-            Network,
-            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca. KIND is one of "
-            f"{', '.join(f'{name} ({kind.about})' for name, kind in KINDS.items() if kind.has_network)}.",
-            "NETWORK is one of",
-        ),
-    ] = "conv-vae"
-    dataset: str = "mnist-mini"
-    """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images; arrays (N, D) are vectors."""
-    likelihood: Annotated[
-        str | None,
-        _one_of(
-            Likelihood,
-            "p(x|z). Default: bernoulli for a VAE, the squared error (gaussian:scale=0.7071) for an autoencoder.",
-        ),
-    ] = None
-    prior: Annotated[str, _one_of(Prior, "p(z).")] = "standard-normal"
-    posterior: Annotated[str, _one_of(Posterior, "q(z|x).")] = "diagonal-normal"
-    encoding: Annotated[
-        str | None,
-        _one_of(
-            Encoding,
-            "What the likelihood observes of 8-bit images. Default: what the likelihood's support asks for; scale for "
-            "an autoencoder, unless it is levels. Vectors are observed as they are, by identity.",
-        ),
-    ] = None
-    objective: Annotated[str, _one_of(Objective, "What training maximises.")] = "elbo"
-    kl_weight: Annotated[str, _one_of(KLWeight, "beta, the weight of the KL in training alone.")] = "constant"
-    noise: Annotated[str, _one_of(Noise, "What is done to the images that the encoder sees, to learn to undo it.")] = (
-        NO_NOISE
-    )
-    latent_size: int = 20
-    """Numbers in the code z (the code of conv-ae is 8 feature maps of an eighth of the image)."""
-    hidden: tuple[int, ...] | None = None
-    """Widths of the hidden layers of dense networks, in the encoder; the decoder has them in reverse. Default: the
-    network's own."""
-    epochs: int = 15
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    seed: int = 0
-    """Of the weights, the split, the order of the data, and all noise."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate: constant, or down to 0 by half a cosine."""
-    train_images: int | None = None
-    """Use the first so many training images only."""
-    num_labels: int | None = None
-    """Of m2: use the labels of so many training images only, as many of each class. Default: all."""
-    compiled: bool | None = None
-    """Whether training steps are compiled. Default: where the number of steps repays it."""
-
-    def __post_init__(self) -> None:
-        for name in ("latent_size", "epochs", "batch_size", "train_images", "num_labels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1; got {value}")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate: expected a number above 0; got {self.learning_rate}")
-        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
-            raise ValueError(f"hidden: expected widths of at least 1; got {self.hidden}")
-        if self.schedule not in ("constant", "cosine"):
-            raise UsageError(unknown("schedule", self.schedule, ["constant", "cosine"]))
-        name, _, arguments = self.model.partition(":")
-        if name not in model_names():
-            networks, kinds = ", ".join(choices(Network)), ", ".join(k for k in KINDS if KINDS[k].has_network)
-            others = [name for name, kind in KINDS.items() if not kind.has_network]
-            written = ", ".join([f"({networks})-({kinds})", *others])
-            raise UnknownComponentError(unknown("model", name, model_names(), written))
-        if self.kind.has_network:
-            self.network()
-        elif arguments:
-            raise UsageError(f"model {name}: expected no arguments; got {arguments!r}")
-        create(Noise, self.noise)
-        with seeded(0):  # some draw their weights
-            posterior = create(Posterior, self.posterior, latent_size=self.latent_size)
-            sizes = {"latent_size": self.latent_size, "event_shape": ()}
-            prior = create(Prior, self.prior, **sizes, encoder=nn.Identity(), posterior=posterior)
-        create(Objective, self.objective)
-        create(KLWeight, self.kl_weight)
-        likelihood = create(Likelihood, self.resolved().likelihood or "")
-        encoding = create(Encoding, self.resolved().encoding or "")
-        if not isinstance(encoding, Identity):  # of data whose values are checked when they are there
-            check_observable(encoding, likelihood.support, kebab(type(likelihood)))
-        self._check_kind(prior)
-
-    def _check_kind(self, prior: Prior) -> None:
-        """That the components have a meaning together, in a model of this kind."""
-        about = f"{self.model} ({self.kind.about})"
-        for name, value in self.kind.fixed.items():
-            if getattr(self.resolved(), name) != value:
-                raise UsageError(f"{name}: expected {value!r} for {about}; got {getattr(self, name)!r}")
-        if not self.kind.shares_encoder and "encoder" in inspect.signature(type(prior)).parameters:
-            raise UsageError(
-                f"prior: expected one without pseudo-inputs, which have no label, for {about}; got {self.prior!r}"
-            )
-        if self.num_labels is not None and not self.kind.enumerates:
-            raise UsageError(f"num_labels: expected a semi-supervised model (m2); got {about}")
-
-    @property
-    def kind(self) -> Kind:
-        """What is built of the network."""
-        return KINDS[self._names[1]]
-
-    @property
-    def _names(self) -> tuple[str, str]:
-        network, _, kind = self.model.partition(":")[0].rpartition("-")
-        return network, kind
-
-    def network(self) -> Network:
-        return create(Network, self._network_spec, **({} if self.hidden is None else {"hidden": self.hidden}))
-
-    @property
-    def _network_spec(self) -> str:
-        _, colon, arguments = self.model.partition(":")
-        return self._names[0] + colon + arguments
-
-    def resolved(self) -> TrainConfig:
-        """The config with the defaults of likelihood and encoding written out, and without a `hidden` that says
-        nothing: of a network that has none, or the network's own."""
-        likelihood = self.likelihood or self.kind.likelihood
-        by_support = default_encoding(create(Likelihood, likelihood).support)
-        of_kind = None if isinstance(by_support, Levels) else self.kind.encoding  # scaled, they would be outside of it
-        encoding = self.encoding or of_kind or kebab(type(by_support))
-        hidden = self.hidden
-        if hidden is not None and self.kind.has_network and self.network() == create(Network, self._network_spec):
-            hidden = None
-        if (likelihood, encoding, hidden) == (self.likelihood, self.encoding, self.hidden):
-            return self
-        return dataclasses.replace(self, likelihood=likelihood, encoding=encoding, hidden=hidden)
-
-
-def model_names() -> list[str]:
-    """Every network with every kind of model that has one, dense-ae, dense-vae, ..., and those without."""
-    with_networks = [name for name, kind in KINDS.items() if kind.has_network]
-    names = [f"{network}-{kind}" for network in choices(Network) for kind in with_networks]
-    return names + [name for name, kind in KINDS.items() if not kind.has_network]
 
 
 def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Model:
@@ -241,6 +90,8 @@ def _unscaled(config: TrainConfig, grey: Tensor) -> Tensor:
 
 def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """The config with its defaults written out for this data set. Raises `ValueError` where the two don't fit."""
+    if len(dataset.train) > 1 and all(bool((part == dataset.train[:1]).all()) for part in chunks(dataset.train)):
+        raise ValueError(f"{dataset.name}: expected data that differ; got {len(dataset.train)} times the same")
     if dataset.is_images:
         config = config.resolved()
         if isinstance(create(Encoding, config.encoding or ""), Identity):
@@ -260,8 +111,9 @@ def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             f"{dataset.name}: expected floats for {config.likelihood}; got whole numbers, on which a density is no "
             "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
         )
-    for x in (dataset.train.float(), dataset.test.float()):
-        if config.kind.encoding is None and not bool(support.check(x).all()):
+    for part in (*chunks(dataset.train), *chunks(dataset.test)) if config.kind.encoding is None else ():
+        x = part.float()
+        if not bool(support.check(x).all()):
             raise ValueError(
                 f"{dataset.name}: expected values in {support_name(support)} for {config.likelihood}; got "
                 f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
@@ -327,7 +179,13 @@ class Run:
             return ()
         if self.dataset.test_labels is None:
             raise ValueError(f"{self.dataset.name}: expected test labels, for {self.config.model}; got none")
-        return (self.dataset.test_labels[:num_images],)
+        labels, model = self.dataset.test_labels[:num_images], self.model
+        if isinstance(model, ConditionalVAE) and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+            raise ValueError(
+                f"{self.dataset.name}: expected test labels 0 to {model.num_classes - 1}, as trained on, for "
+                f"{self.config.model}; got {int(labels.min())} to {int(labels.max())}"
+            )
+        return (labels,)
 
 
 def num_classes(config: TrainConfig, dataset: Dataset) -> int:
@@ -338,6 +196,8 @@ def num_classes(config: TrainConfig, dataset: Dataset) -> int:
     if labels is None or int(labels.min()) < 0:
         got = "none" if labels is None else f"the label {int(labels.min())}"
         raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {config.model}; got {got}")
+    if int(labels.max()) >= MOST_CLASSES:
+        raise ValueError(f"{dataset.name}: expected labels below {MOST_CLASSES}; got the label {int(labels.max())}")
     return int(labels.max()) + 1
 
 
@@ -355,7 +215,7 @@ def labelled(labels: Tensor, num_labels: int) -> Tensor:
 def split_images(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Training and validation images, uint8: the seed takes one sixth for validation (60,000 -> 50,000 + 10,000)."""
     train, validation = _split(config, dataset)
-    return dataset.train[train], dataset.train[validation]
+    return select(dataset.train, train), select(dataset.train, validation)
 
 
 def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -373,7 +233,7 @@ def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, .
 
 
 def _split(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    num_images = len(dataset.train[: config.train_images])
+    num_images = min(len(dataset.train), config.train_images or len(dataset.train))
     if num_images < 6:
         raise ValueError(f"training images: expected at least 6, to hold out one in six; got {num_images}")
     return split(num_images, num_images // 6, seed=config.seed)
@@ -473,13 +333,7 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
     config, shape, num_classes = read_config(folder / "config.json")
-    model = build(config, shape, num_classes)
-    path = folder / "weights.safetensors"
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
+    model = load_weights(config, shape, num_classes, folder / "weights.safetensors")
     dataset = dataset or load(config.dataset, data_dir)
     if dataset.event_shape != shape:
         raise ValueError(
@@ -488,44 +342,26 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
     return Run(config, model, dataset, read_json(folder / "metrics.json"))
 
 
-def read_shape(path: Path) -> Shape:
-    """The shape of a datum from a config in JSON: (C, H, W) of an image, (D,) of a vector."""
-    values = read_json(path)
-    shape = values.get("event_shape", values.get("image_shape"))  # as it once was
-    if not (isinstance(shape, list) and len(shape) in (1, 3) and all(type(s) is int and s > 0 for s in shape)):
-        raise ValueError(f"{path}: expected event_shape [C, H, W] or [D]; got {shape!r}")
-    return tuple(shape)
-
-
-def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
-    """A config, the shape of a datum and the number of classes (0: no labels) from JSON, checked: an unknown key or a
-    wrong type is a `ValueError`."""
-    values = read_json(path)
-    shape = read_shape(path)
-    values = {key: value for key, value in values.items() if key not in ("event_shape", "image_shape")}
-    num_classes = values.pop("num_classes", 0)
-    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"{path}: {unknown('key', key, list(fields))}")
-        if isinstance(value, list) and all(type(h) is int for h in value):
-            value = values[key] = tuple(value)
-        default = fields[key]
-        optional = {"hidden": tuple, "train_images": int, "num_labels": int, "compiled": bool}.get(key, str)
-        expected = (
-            (optional, type(None)) if default is None else (int, float) if isinstance(default, float) else type(default)
-        )
-        if not isinstance(value, expected) or (isinstance(value, bool) and key != "compiled"):
-            raise ValueError(f"{path}: {key}: expected a value like {default!r}; got {value!r}")
+def load_weights(config: TrainConfig, shape: Shape, num_classes: int, path: Path) -> Model:
+    """The model of a config with the weights in a file. Raises `ValueError` where the two don't fit: before memory is
+    taken for a model of more than twice the file."""
     try:
-        config = TrainConfig(**values)
-    except UnknownComponentError as error:
-        raise ValueError(f"{path}: {error} (if it is one of yours, name its module with --plugin)") from None
+        weights = load_file(path)
+        with at_most(2 * sum(t.numel() for t in weights.values())):  # some parts are made more than once
+            model = build(config, shape, num_classes)
+        expected = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+        for name, t in weights.items():
+            if name in expected and (t.shape, t.dtype) != expected[name]:
+                size, dtype = expected[name]
+                got = f"{t.dtype} {tuple(t.shape)}"
+                raise ValueError(f"{name}: expected {dtype} {tuple(size)}, as in {config.model}; got {got}")
+        model.load_state_dict(weights)
+        return model
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if type(num_classes) is not int or num_classes < config.kind.learns_labels:
-        raise ValueError(f"{path}: num_classes: expected a number of classes for {config.model}; got {num_classes!r}")
-    return config, shape, num_classes
+    except (SafetensorError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
 
 
 def save_weights(model: Model, path: Path) -> None:
@@ -536,17 +372,6 @@ def save_weights(model: Model, path: Path) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON, so that a file under this name is whole."""
     write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; anything else is a `ValueError` that names the file."""
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON; got {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object; got {type(values).__name__}")
-    return values
 
 
 def versions() -> dict[str, str]:
@@ -674,10 +499,23 @@ def gaps_run(
 
 
 def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
-    """A result for JSON, with the ELBO and its parts beside it, in nats per image."""
+    """A result for JSON, with the ELBO and its parts beside it, in nats per image, and how many units are active (None
+    for more than one latent site). That none is, the posterior has collapsed, is told by a `RuntimeWarning`."""
     if not result.done.any():
         raise KeyboardInterrupt  # before anything was done that could be kept
-    parts = elbo_parts(*run.programs, *(t[result.done] for t in data), seed=seed)
+    done = [t[result.done] for t in data]
+    parts = elbo_parts(*run.programs, *done, seed=seed)
+    try:
+        num_active = active_units(run.programs[1], *done).num_active
+    except ValueError:  # one datum, or not one latent site on the reals
+        num_active = None
+    if num_active == 0:
+        warnings.warn(
+            f"posterior collapse: expected active units; got 0 of {run.config.latent_size}: codes tell nothing of "
+            "their data. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return {
         "likelihood": run.config.likelihood,
         "measure": result.measure,
@@ -697,6 +535,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "elbo": parts.elbo.double().mean().item(),
         "reconstruction": parts.reconstruction.double().mean().item(),
         "kl": parts.kl.double().mean().item(),
+        "active_units": num_active,
     }
 
 
@@ -724,12 +563,22 @@ def load_evaluation(folder: Path) -> LogLikelihood:
             )
     summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            fields: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in PER_IMAGE}
-        names = ("measure", "encoding", "fingerprint", "bound", "source", "decoder_rows")
-        return LogLikelihood(**fields, **{name: summary[name] for name in names}, space=summary.get("space", ""))
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected an evaluation; got {' '.join(str(error).split())}") from None
+        arrays = read_npz(path, PER_IMAGE)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected an evaluation; got {str(error).removeprefix(f'{path}: ')}") from None
+    kinds = {name: np.dtype(np.int64 if name == "num_samples" else np.float64) for name in PER_IMAGE}
+    shapes = {array.shape for array in arrays.values()}
+    if {name: array.dtype for name, array in arrays.items()} != kinds or len(shapes) > 1 or len(shapes.pop()) != 1:
+        got = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"{path}: expected an evaluation, {', '.join(PER_IMAGE)} (images,); got {got or 'nothing'}")
+    text = dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space"), str)
+    summary.setdefault("space", "")
+    for name, kind in {**text, "decoder_rows": int}.items():
+        if type(summary.get(name)) is not kind:
+            got = str(summary.get(name))[:100]
+            raise ValueError(f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {got!r}")
+    fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return LogLikelihood(**fields, **{name: summary[name] for name in (*text, "decoder_rows")})
 
 
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:

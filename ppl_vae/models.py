@@ -397,7 +397,9 @@ class PPCA(nn.Module):
             raise ValueError(f"latent_size: expected at least 1; got {latent_size}")
         D = math.prod(event_shape)
         self.event_shape = tuple(event_shape)
-        self.W = nn.Parameter(torch.randn(D, latent_size) / math.sqrt(D))
+        self.W = nn.Parameter(torch.empty(D, latent_size))
+        with torch.no_grad():
+            self.W.normal_().div_(math.sqrt(D))
         self.mean = nn.Parameter(torch.zeros(D))
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("zeros", torch.zeros(latent_size), persistent=False)

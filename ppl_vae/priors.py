@@ -105,7 +105,8 @@ class GaussianMixture(Prior):
         super().__init__(latent_size, num_components=num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
         # apart, or they would stay together
-        self.mean = nn.Parameter(0.5 * torch.randn(num_components, latent_size))
+        self.mean = nn.Parameter(torch.empty(num_components, latent_size))
+        nn.init.normal_(self.mean, std=0.5)
         self.log_scale = nn.Parameter(torch.full((num_components, latent_size), 0.5 * math.log(1 - 0.5**2)))
 
     def forward(self) -> TorchDistribution:
@@ -152,7 +153,8 @@ class VampPrior(Prior):
     ):
         super().__init__(latent_size, num_components=num_components)
         self._shared = encoder, posterior  # in a tuple, for nn.Module would register them here as well
-        self.pseudo_inputs = nn.Parameter(torch.rand(num_components, *event_shape))
+        self.pseudo_inputs = nn.Parameter(torch.empty(num_components, *event_shape))
+        nn.init.uniform_(self.pseudo_inputs)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -24,6 +24,7 @@ from ppl_vae.compilation import CompiledTrace_ELBO, Step, all_modules, repays
 from ppl_vae.data import fingerprint
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.files import locked, write_whole
+from ppl_vae.nonfinite import Finding, first_nonfinite
 from ppl_vae.objectives import Elbo
 from ppl_vae.optimizers import OneOptimizer, adam
 from ppl_vae.programs import Program, mode, modules_of, seeded
@@ -31,6 +32,9 @@ from ppl_vae.progress import progress
 
 Encode = Callable[..., tuple[Tensor, ...]]
 """encode(*batch, generator=...) -> the programs' arguments: from stored data to what the programs observe."""
+
+
+COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than one unit has whose means have the variance that is called active
 
 
 @dataclass
@@ -121,8 +125,9 @@ def fit(
     Raises `ValueError` for empty data, data of unequal length, a program without trainable parameters or with a
     bare `pyro.param` (it would be lost with the param store), checkpoints of another run or all damaged, or
     checkpoints and another optimiser than a `OneOptimizer`; `OSError` where a checkpoint can't be written, and where
-    another process trains in its folder; and `DivergedError` when the loss is NaN or infinite: the weights are then
-    those after the last whole epoch.
+    another process trains in its folder; and `DivergedError` when the loss is NaN or infinite, with epoch, step, the
+    first site that is to blame and what to try: the weights are then those after the last whole epoch. A posterior
+    that has collapsed, with a KL next to 0, is told by a `RuntimeWarning`.
     """
     data = (x, *args)
     _check(data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
@@ -156,7 +161,14 @@ def fit(
             # The first batch is validated: a wrong shape is a clear error there, and costs time later.
             with pyro.validation_enabled(first), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, below
-                loss = step(*batch)
+                try:
+                    loss = step(*batch)
+                except ValueError:
+                    if (found := first_nonfinite(model, guide, *batch)) is None:
+                        raise
+                    raise ValueError(
+                        f"epoch 1, step 1: expected a finite loss{_blame(found, None, learning_rate)}"
+                    ) from None
             if first:
                 _check_params(modules)
                 if compiled is None:
@@ -200,16 +212,21 @@ def fit(
                 for i in range(at.step, num_steps):
                     at.losses[i] = take(batches[i], first=epoch == 1 and i == 0)
                     at.step, at.seconds = i + 1, time.perf_counter() - start
+                    if at.num_steps == 1 and not at.losses[0].isfinite():
+                        break  # no step can make it better: the rest of the epoch is spared
                     stop_if_told()
                     if checkpoints is not None and checkpoints.is_due():
                         save()
             # Read once an epoch, so that no step waits for a loss.
             if not at.losses.isfinite().all():
-                at.restore(at.weights)
                 bad = int((~at.losses.isfinite()).nonzero()[0])
+                batch = encode(*(t[batches[bad]] for t in data), generator=generator)
+                after = first_nonfinite(model, guide, *batch)
+                at.restore(at.weights)
+                before = first_nonfinite(model, guide, *batch)
                 raise DivergedError(
-                    f"epoch {epoch}, step {bad + 1}: expected a finite loss; got {at.losses[bad].item()}. The weights "
-                    f"are those after epoch {epoch - 1}. Try a smaller learning rate than {learning_rate:g}",
+                    f"epoch {epoch}, step {bad + 1}: expected a finite loss; got {at.losses[bad].item()}"
+                    f"{_blame(before, after, learning_rate)}. The weights are those after epoch {epoch - 1}",
                     history,
                 )
             row: dict[str, float] = {"epoch": epoch, "loss": at.losses.sum().item() / len(x)}
@@ -220,6 +237,7 @@ def fit(
             report_epoch(text=_line(row, epochs))
             if checkpoints is not None and checkpoints.is_due(epoch):
                 save()
+    _warn_of_collapse(history.rows[-1])
     return history
 
 
@@ -245,6 +263,27 @@ def objective_of(elbo: ELBO | None) -> ELBO:
     if elbo is None or (type(elbo) is Trace_ELBO and vars(elbo) == vars(Trace_ELBO())):
         return Elbo()
     return elbo
+
+
+def _blame(before: Finding | None, after: Finding | None, learning_rate: float) -> str:
+    """What is to blame, and what to try, from what was found at the weights before the epoch and at the last."""
+    smaller = f"a smaller learning rate than {learning_rate:g}"
+    if before is not None:
+        return f"; {before.text}. Try {before.remedy or smaller}"
+    if after is not None:
+        return f"; all was finite before this epoch, and now {after.text}. Try {smaller}"
+    return f". Try {smaller}"
+
+
+def _warn_of_collapse(row: dict[str, float]) -> None:
+    kl = row.get("validation_kl", row["train_kl"])
+    if 0 < kl < COLLAPSED:  # it is 0 where nothing is latent
+        warnings.warn(
+            f"posterior collapse: expected codes that tell of their data; got a KL of {kl:.2g} nats a datum, with "
+            "next to no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _mean_parts(model: Program, guide: Program, args: tuple[Tensor, ...], seed: int) -> dict[str, float]:

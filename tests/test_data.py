@@ -357,6 +357,7 @@ def test_array_layouts(tmp_path: Path, shape: tuple[int, ...], image_shape: tupl
         (pixels(12, 1, 5, 4, 1), ("(12, 1, 5, 4, 1)",)),
         (pixels(12, 5, 4, 2), ("(12, 5, 4, 2)",)),
         (pixels(9, 5, 4), ("at least 10", "got 9")),
+        (np.full((12, 5), 2**63, np.uint64), ("whole numbers below 2^63; got 9223372036854775808",)),
     ],
 )
 def test_bad_arrays(tmp_path: Path, array: Any, fragments: tuple[str, ...]) -> None:
@@ -399,7 +400,54 @@ def test_damaged_array_files(tmp_path: Path, suffix: str) -> None:
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}] * 12), allow_pickle=True)
-    assert_raises(tmp_path / "a.npy", ValueError, str(tmp_path / "a.npy"), "allow_pickle=False")
+    assert_raises(tmp_path / "a.npy", ValueError, str(tmp_path / "a.npy"), "no objects; got", "objects")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pixels(60, 5, 4),
+        pixels(60, 5, 4, 3),
+        np.arange(60 * 5).reshape(60, 5),
+        np.arange(60 * 5, dtype=np.float32).reshape(60, 5),
+        np.arange(60 * 5, dtype=">f8").reshape(60, 5),
+    ],
+)
+def test_a_large_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: Any) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, array)
+    read = data.load(str(path))
+    monkeypatch.setattr(data, "MAPPED_FROM", path.stat().st_size)
+    mapped = data.load(str(path))
+    assert type(read.train) is torch.Tensor
+    assert type(mapped.train) is data.Rows
+    assert data.fingerprint(mapped.train, mapped.test) == data.fingerprint(read.train, read.test)
+    some = torch.tensor([7, 1, 3])
+    for used in (
+        lambda t: t[some],
+        lambda t: t[2:30],
+        lambda t: t[-2:],
+        lambda t: t[:None],
+        lambda t: t[4],
+        lambda t: t / 255,
+        lambda t: t.flatten(1),
+        lambda t: torch.cat([t, t[:3]]),
+        lambda t: data.select(t, some)[:2],
+    ):
+        assert torch.equal(used(mapped.train), used(read.train))
+    assert data.select(mapped.train, some).source is mapped.train.source
+    assert mapped.train[some].is_contiguous()
+
+
+def test_rows_read_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    whole = data.Rows.rows
+    monkeypatch.setattr(data.Rows, "rows", lambda self, index: seen.append(len(self.at[index])) or whole(self, index))
+    rows = data.Rows(torch.from_numpy(pixels(60, 1, 5, 4)), torch.arange(50))
+    monkeypatch.setattr(data, "_CHUNK", 7 * 20)
+    data.fingerprint(rows)
+    assert max(seen) == 7
+    assert sum(seen) == 50 + 1  # and the first, for its size
 
 
 # the user's folder

@@ -226,11 +226,15 @@ def corrupt(folder, name, text):
     [
         ("config.json", "{", "expected JSON"),
         ("config.json", "[]", "expected a JSON object; got list"),
-        ("config.json", "{}", "expected event_shape"),
+        ("config.json", "{}", "event_shape: expected"),
         ("config.json", '{"image_shape": [1, 12, 12], "epohcs": 3}', "did you mean 'epochs'"),
-        ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a value like 15; got '3'"),
+        ("config.json", '{"image_shape": [1, 12, 12], "epochs": "3"}', "epochs: expected a whole number; got '3'"),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "vae"}', "expected one of"),
-        ("config.json", '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}', "hidden: expected a value like None"),
+        (
+            "config.json",
+            '{"image_shape": [1, 12, 12], "hidden": [3, "4"]}',
+            "hidden: expected a list of whole numbers or null; got",
+        ),
         ("config.json", '{"image_shape": [1, 12, 12], "model": "dense-cvae"}', "num_classes: expected a number"),
         (
             "config.json",
@@ -376,6 +380,44 @@ def test_labels_that_are_not_there(tmp_path, dataset):
     run = dataclasses.replace(run, dataset=dataclasses.replace(dataset, test_labels=None))
     with pytest.raises(ValueError, match="toy: expected test labels, for dense-cvae"):
         evaluate_run(run, num_samples=2)
+
+
+def test_labels_that_the_model_does_not_know(tmp_path, dataset):
+    labels = torch.arange(len(dataset.train)) % 3
+    labelled_set = dataclasses.replace(dataset, train_labels=labels, test_labels=labels[: len(dataset.test)])
+    run = quiet_train(dataclasses.replace(CONFIG, model="dense-cvae"), tmp_path / "run", labelled_set)
+    for bad, got in ((3, "got 0 to 3"), (-1, "got -1 to 2")):
+        test_labels = labelled_set.test_labels.clone()
+        test_labels[-1] = bad
+        other = dataclasses.replace(run, dataset=dataclasses.replace(labelled_set, test_labels=test_labels))
+        with pytest.raises(ValueError, match=f"expected test labels 0 to 2, as trained on, for dense-cvae; {got}"):
+            evaluate_run(other, num_samples=2)
+    labels = labels.clone()
+    labels[3] = 10**12
+    with pytest.raises(ValueError, match="expected labels below 10000; got the label 1000000000000"):
+        quiet_train(
+            dataclasses.replace(CONFIG, model="dense-cvae"),
+            tmp_path / "run",
+            dataclasses.replace(labelled_set, train_labels=labels),
+        )
+
+
+def test_images_that_are_all_the_same(tmp_path, dataset):
+    same = dataclasses.replace(dataset, train=dataset.train[:1].expand(60, -1, -1, -1).contiguous())
+    with pytest.raises(ValueError, match="expected data that differ; got 60 times the same"):
+        quiet_train(CONFIG, tmp_path / "run", same)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_collapsed_posterior_is_told_in_evaluation(tmp_path, dataset):
+    run = quiet_train(CONFIG, tmp_path / "run", dataset)
+    assert evaluate_run(run, num_samples=2)[1]["active_units"] > 0
+    with torch.no_grad():
+        for p in run.model.encoder.parameters():
+            p.zero_()
+    with pytest.warns(RuntimeWarning, match="posterior collapse: expected active units; got 0 of"):
+        _, summary = evaluate_run(run, num_samples=2)
+    assert summary["active_units"] == 0
 
 
 def test_ppca_begins_at_its_solution_and_is_evaluated_exactly(tmp_path, dataset):

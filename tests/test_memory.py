@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,54 @@ def test_less_than_a_gigabyte(job: str) -> None:
         [sys.executable, "-c", MEASURE.format(job=JOBS[job])], capture_output=True, text=True, check=True
     )
     assert float(result.stdout) < 1
+
+
+MAPPED = """
+import dataclasses, pathlib, sys, threading, time
+import numpy as np
+from ppl_vae.experiments import TrainConfig, train
+from ppl_vae.training import Stopped
+
+def anonymous():
+    "MB of this process that are in no file: a copy is, and pages of a mapped file are not."
+    resident, of_files = map(int, pathlib.Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - of_files) * 4096 / 2**20
+
+def sample():
+    while True:
+        peaks.append(max(peaks[-1], anonymous()))
+        time.sleep(0.002)
+
+folder, num_images = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+images = np.lib.format.open_memmap(folder / "a.npy", "w+", np.uint8, (num_images, 28, 28))
+images[::1000] = 255  # the rest takes no room on disk
+del images
+config = TrainConfig(model="dense-vae:hidden=32", dataset=str(folder / "a.npy"), compiled=False)
+small = dataclasses.replace(config, dataset="mnist-mini")
+steps = [0]
+def stop():
+    steps[0] += 1
+    return steps[0] == 5
+def run(config):
+    steps[0] = 0
+    try:
+        train(config, folder / "run", stop=stop, show_progress=False)
+    except Stopped:
+        pass
+peaks = [0.0]
+threading.Thread(target=sample, daemon=True).start()
+run(small)  # what is loaded once, and taken for any data
+run(small)
+before = peaks[-1]
+run(config)
+print(peaks[-1] - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_file_is_trained_on_without_a_copy(tmp_path: Path) -> None:
+    num_images = 134_000  # 105 MB
+    result = subprocess.run(
+        [sys.executable, "-c", MAPPED, str(tmp_path), str(num_images)], capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout) < 50

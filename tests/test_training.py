@@ -9,6 +9,7 @@ from ppl_vae.encodings import Binarize
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import Observe, TrainConfig, build
 from ppl_vae.noise import Masking
+from ppl_vae.nonfinite import first_nonfinite
 from ppl_vae.programs import seeded
 from ppl_vae.training import DivergedError, History, fit
 
@@ -223,3 +224,101 @@ def test_compiled_training_is_the_uncompiled_one_and_only_long_training_is_compi
     assert len(compiles) == 3
     trained(elbo=TraceMeanField_ELBO())
     assert len(compiles) == 3
+
+
+class Scaled(nn.Module):
+    """z ~ N(0, 1) and x ~ N(z, scale), with a guide whose scale is exp(log_scale)."""
+
+    def __init__(self, scale=1.0, log_scale=0.0):
+        super().__init__()
+        self.scale, self.log_scale = scale, nn.Parameter(torch.tensor(log_scale))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, self.scale), obs=x)
+
+    def guide(self, x):
+        pyro.module("scaled", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, self.log_scale.exp()))
+
+
+@pytest.mark.parametrize(
+    ("pair", "x", "options", "message"),
+    [
+        (
+            Scaled(scale=1e-30),
+            torch.zeros(20),
+            {},
+            r"epoch 1, step 1: .* site 'x' of the model: a log-prob with -inf, of Normal with a scale of 1e-30. Try a "
+            "larger scale of the likelihood, now 1e-30. The weights are those after epoch 0",
+        ),
+        (
+            Scaled(log_scale=-200.0),
+            torch.zeros(20),
+            {},
+            "site 'z' of the guide: a log-prob with .*, of Normal with a scale of 0. Try free bits, .* that collapses",
+        ),
+        (
+            Scaled(),
+            torch.tensor([0.0] * 15 + [float("nan")] * 5),
+            {},
+            "epoch 1, step 1: expected a finite loss; the data, x: nan. Try data without NaN",
+        ),
+        (
+            Scaled(),
+            torch.zeros(20),
+            {"learning_rate": 1e30},
+            "all was finite before this epoch, and now site 'z' of the guide: .* Try a smaller learning rate than 1e",
+        ),
+    ],
+)
+def test_the_first_bad_site_is_named_and_what_to_try(pair, x, options, message):
+    with pytest.raises((DivergedError, ValueError), match=message) as error:
+        fit(pair.model, pair.guide, x, epochs=2, batch_size=10, show_progress=False, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_data_outside_of_the_support_are_told_apart():
+    class Rate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log_rate = nn.Parameter(torch.tensor(1.0))
+
+        def model(self, x):
+            pyro.module("rate", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Beta(self.log_rate.exp(), 1.0, validate_args=False).expand([len(x)]), obs=x)
+
+        def guide(self, x): ...
+
+    pair = Rate()
+    found = first_nonfinite(pair.model, pair.guide, torch.tensor([0.5, -1.0]))
+    assert found is not None
+    assert found.remedy == "data in the support of the likelihood"
+    assert first_nonfinite(pair.model, pair.guide, torch.tensor([0.5, 0.2])) is None
+
+
+def test_a_loss_that_is_infinite_at_once_spares_the_epoch():
+    steps = []
+    pair = Scaled(scale=1e-30)
+    with pytest.raises(DivergedError):
+        fit(pair.model, pair.guide, torch.zeros(50), batch_size=5, show_progress=False, stop=lambda: steps.append(1))
+    assert not steps
+
+
+def test_a_collapsed_posterior_is_told():
+    vae = build(TrainConfig(model="dense-vae", latent_size=2, hidden=(8,)), SHAPE)
+    with torch.no_grad():
+        for p in vae.encoder.parameters():
+            p.zero_()  # q(z|x) is the prior
+    with pytest.warns(RuntimeWarning, match="posterior collapse: .* KL of .* nats a datum"):
+        fit(
+            vae.model,
+            vae.guide,
+            images() / 255,
+            epochs=1,
+            learning_rate=1e-4,
+            show_progress=False,
+        )
