@@ -130,7 +130,8 @@ class RunCommand(WithModels):
     def _trust(self, name: str, folder: Path) -> dict[str, str]:
         run_trust(folder, TrustConfig(seed=self.config.seed), data_dir=self.data_dir, say=say)
         trust = read_json(folder / "trust.json")
-        say(trust_table(trust))
+        if trust["models"]:
+            say(trust_table(trust))
         return trust.get("failed", {})
 
     def _swaps(self, name: str, folder: Path) -> dict[str, str]:
