@@ -86,6 +86,8 @@ class Checkpoints:
         Raises `ValueError` where none is whole, and where `config`, or an entry of the state that is `expected` to be
         what it is now, differs.
         """
+        for partial in self.folder.glob("*.tmp"):  # of a process that ended as it wrote
+            partial.unlink()
         damaged = []
         for path in self.paths():
             try:
@@ -104,23 +106,30 @@ class Checkpoints:
                 other.replace(other.with_name(other.name + ".damaged"))  # out of the way of those to come
             return state
         if damaged:
-            raise ValueError(f"{damaged[0]}: expected a whole checkpoint; got {len(damaged)} damaged ones ({reason})")
+            raise ValueError(
+                f"{damaged[0]}: expected a whole checkpoint; got {len(damaged)} damaged ones ({reason}; to begin anew, "
+                f"remove {self.folder})"
+            )
         return None
 
     def _check(self, path: Path, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps({**expected, **self.config}))
-        then = {**{name: state.get(name) for name in expected}, **state["config"]}
+        now = json.loads(json.dumps({**self.config, **expected}))
+        then = {**state["config"], **{name: state.get(name) for name in expected}}
         if differing := difference(then, now):
-            raise ValueError(f"{path}: expected a checkpoint of this run; got one of another: {differing}")
+            raise ValueError(
+                f"{path}: expected a checkpoint of this run; got one of another, stored -> given: {differing} "
+                f"(to begin anew, remove {self.folder})"
+            )
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """
+    """What is stored and what is given where the two differ.
+
     >>> difference({"epochs": 3, "seed": 0}, {"epochs": 5, "seed": 0})
-    'epochs was 3 and is 5'
+    'epochs: 3 -> 5'
     """
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    return ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names)
+    return ", ".join(f"{name}: {then.get(name)!r} -> {now.get(name)!r}" for name in names)
 
 
 def to_bytes(state: Mapping[str, Any]) -> bytes:

@@ -9,13 +9,15 @@ import io
 import itertools
 import math
 import re
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -47,16 +49,20 @@ from ppl_vae.experiments import (
     sandwich_run,
     save_evaluation,
     train,
+    unfinished,
     versions,
     write_json,
 )
+from ppl_vae.files import check, locked
 from ppl_vae.gallery import draw_run
+from ppl_vae.interruption import attempted, reason, terminable
 from ppl_vae.noise import Noise
 from ppl_vae.page import write_page
 from ppl_vae.plots import figure, images, rows_of_images, save
 from ppl_vae.report import gaps_lines, swap_table, trust_table
 from ppl_vae.study import StudyConfig, run_study
 from ppl_vae.swaps import SwapsConfig, run_swaps
+from ppl_vae.training import Stopped
 from ppl_vae.trust import TrustConfig, run_trust
 
 RunFolder = tyro.conf.Positional[Path]
@@ -78,7 +84,8 @@ class RunCommand(WithModels):
 
     Without arguments, in a few minutes, on the two data sets that the package carries. On full sets
     (`--dataset mnist fashion-mnist`) with the report's 20 and 15 epochs. What is finished in the output folder is
-    not done again."""
+    not done again: the same command goes on where it was interrupted, also in the midst of a training. A model that
+    fails does not stop the others, and is named at the end."""
 
     experiment: tyro.conf.Positional[str] = "study"
     """Which experiment: study; on its models, trust (every estimate of log p(x), and what it costs); or swaps (every
@@ -91,34 +98,50 @@ class RunCommand(WithModels):
     swaps: SwapsConfig = field(default_factory=SwapsConfig)
 
     def __call__(self) -> None:
-        if self.experiment == "swaps":
-            for name in self.dataset:
-                folder = self.output / "swaps" / Path(name).stem
-                metrics = run_swaps(name, self.swaps, folder, data_dir=self.data_dir, say=say)
-                for group in metrics["groups"].values():
-                    say(swap_table(group))
-                say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
-                if metrics["failed"]:
-                    raise ArithmeticError(f"{folder}: failed: {', '.join(metrics['failed'])}; the others are there")
-            return
-        if self.experiment == "trust":
-            for name in self.dataset:
-                folder = self.output / "study" / Path(name).stem
-                run_trust(folder, TrustConfig(seed=self.config.seed), data_dir=self.data_dir, say=say)
-                say(trust_table(read_json(folder / "trust.json")))
-            return
-        if self.experiment != "study":
+        experiments = {"study": self._study, "trust": self._trust, "swaps": self._swaps}
+        if self.experiment not in experiments:
             raise UsageError(f"experiment: expected study, trust or swaps; got {self.experiment!r}")
+        of_kind = self.output / ("study" if self.experiment == "trust" else self.experiment)
+        folders = {name: of_kind / Path(name).stem for name in self.dataset}
+        if len({*folders.values()}) < len(self.dataset):
+            raise UsageError(f"--dataset: expected names that differ; got {', '.join(self.dataset)}")
         start = time.perf_counter()
-        say(f"ppl-vae run {self.experiment} on {', '.join(self.dataset)}, into {self.output}")
-        for name in self.dataset:
-            config = dataclasses.replace(self.config, dataset=name)
-            folder = self.output / self.experiment / Path(config.dataset).stem
-            metrics = run_study(config, folder, data_dir=self.data_dir, say=say)
-            show_denoising(f"{config.dataset}: removing {config.noise}", metrics["denoising"]["rows"])
-            show_log_likelihood(config.dataset, metrics["log_likelihood"])
-            say(f"Pictures: {folder / 'figures'} and {folder}/*/figures. Numbers: {folder / 'metrics.json'}")
+        failed: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            for folder in folders.values():
+                stack.enter_context(locked(folder))
+            for name, folder in folders.items():
+                with attempted(name, failed, lambda text: None):
+                    parts = experiments[self.experiment](name, folder)
+                    failed |= {f"{name} {part}": why for part, why in parts.items()}
+        if failed:
+            what = "; ".join(f"{part} ({why})" for part, why in failed.items())
+            fail(f"failed: {what}. What did not is kept, and not done again", 1)
         say(f"Done in {(time.perf_counter() - start) / 60:.1f} min.")
+
+    def _study(self, name: str, folder: Path) -> dict[str, str]:
+        say(f"ppl-vae run study on {name}, into {folder}")
+        config = dataclasses.replace(self.config, dataset=name)
+        metrics = run_study(config, folder, data_dir=self.data_dir, say=say)
+        show_denoising(f"{name}: removing {config.noise}", metrics["denoising"]["rows"])
+        if metrics["log_likelihood"]:
+            show_log_likelihood(name, metrics["log_likelihood"])
+        say(f"Pictures: {folder / 'figures'} and {folder}/*/figures. Numbers: {folder / 'metrics.json'}")
+        return metrics["failed"]
+
+    def _trust(self, name: str, folder: Path) -> dict[str, str]:
+        run_trust(folder, TrustConfig(seed=self.config.seed), data_dir=self.data_dir, say=say)
+        trust = read_json(folder / "trust.json")
+        if trust["models"]:
+            say(trust_table(trust))
+        return trust.get("failed", {})
+
+    def _swaps(self, name: str, folder: Path) -> dict[str, str]:
+        metrics = run_swaps(name, self.swaps, folder, data_dir=self.data_dir, say=say)
+        for group in metrics["groups"].values():
+            say(swap_table(group))
+        say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
+        return metrics["failed"]
 
 
 @dataclass(frozen=True)
@@ -131,17 +154,52 @@ class TrainCommand(WithModels):
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     output: Path | None = None
     """The run folder. Default: runs/MODEL-DATASET."""
+    resume: bool = False
+    """Go on with an unfinished run in the output folder, from its newest checkpoint, or begin if there is none. The
+    weights will be bit for bit those of a run that was never stopped. A finished run stays as it is."""
     overwrite: bool = False
-    """Replace a finished run in the output folder."""
+    """Begin anew where the output folder has a run. A finished one is there until this one is finished too."""
+    checkpoint_epochs: int | None = 1
+    """Write a checkpoint after every so many epochs, to OUTPUT/checkpoints, where the last two are kept until the run
+    is finished; None for not by epoch. An interrupt (Ctrl-C, SIGTERM) writes one too."""
+    checkpoint_minutes: float | None = 5.0
+    """... and where so many minutes have gone by since the last one, also in the midst of an epoch; None for not by
+    time."""
 
     def __call__(self) -> None:
+        with usage():
+            at_least_one(checkpoint_epochs=self.checkpoint_epochs)
+            if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+                raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
+            if self.resume and self.overwrite:
+                raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
         output = self.output or Path("runs") / f"{self.config.model}-{Path(self.config.dataset).stem}".replace(":", "-")
-        if (output / "metrics.json").exists() and not self.overwrite:
+        with locked(output):
+            self._check(output)
+            run = train(
+                self.config,
+                output,
+                data_dir=self.data_dir,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                checkpoint_epochs=self.checkpoint_epochs,
+                checkpoint_minutes=self.checkpoint_minutes,
+            )
+            draw_run(run, output, seed=self.config.seed)
+        say(f"Run folder: {output}")
+
+    def _check(self, output: Path) -> None:
+        """Raises `UsageError` for a run in the folder that is neither to be gone on with nor replaced."""
+        if self.resume or self.overwrite:
+            return
+        if unfinished(output):
+            raise UsageError(
+                f"--output: expected a new folder; got {output}, an unfinished run (--resume goes on with it, "
+                "--overwrite begins anew)"
+            )
+        if (output / "metrics.json").exists():
             same = "with this config" if finished(output, self.config) else "with another config"
             raise UsageError(f"--output: expected a new folder; got {output}, a finished run {same} (see --overwrite)")
-        run = train(self.config, output, data_dir=self.data_dir)
-        draw_run(run, output, seed=self.config.seed)
-        say(f"Run folder: {output}")
 
 
 @dataclass(frozen=True)
@@ -226,13 +284,22 @@ class CompareCommand:
         if not self.runs:
             raise UsageError("runs: expected folders of evaluated runs; got none")
         results = {str(folder): load_evaluation(folder) for folder in self.runs}
+        for folder in self.runs:
+            check(folder, "config.json", "metrics.json")
         num_dims = math.prod(read_shape(self.runs[0] / "config.json"))
         unit: Unit = "bits per dimension" if self.bits_per_dim else "nats"
         say(str(compare(results, unit=unit, num_dims=num_dims, levels=self.levels)))
-        trained_on = {str(folder): read_json(folder / "metrics.json")["train_images"] for folder in self.runs}
+        trained_on = {str(folder): num_trained_on(folder) for folder in self.runs}
         if len(set(trained_on.values())) > 1:
             counts = ", ".join(f"{name} {count:,}" for name, count in trained_on.items())
             say(f"warning: trained on different numbers of images: {counts}")
+
+
+def num_trained_on(folder: Path) -> int:
+    num_images = read_json(folder / "metrics.json").get("train_images")
+    if type(num_images) is not int:
+        raise ValueError(f"{folder / 'metrics.json'}: expected train_images, a number; got {num_images!r}")
+    return num_images
 
 
 @dataclass(frozen=True)
@@ -428,16 +495,50 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status 0, 2 for bad usage, 1 for failure, 130 for an interrupt; an error is one line."""
+    """Entry point. Exit status 0, 2 for bad usage, 1 for failure, 130 for SIGINT, 143 for SIGTERM while there is
+    something to go on with; an error is one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command: Any = None
+    signals: list[int] = []
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
-        command()
+        with warnings_in_one_line():
+            command = parse(arguments)
+            goes_on = isinstance(command, TrainCommand | RunCommand)
+            with contextlib.ExitStack() as stack:
+                if goes_on:
+                    signals = stack.enter_context(terminable())
+                command()
     except UsageError as error:
         fail(str(error), 2)
     except (ValueError, OSError, ArithmeticError, MemoryError) as error:
-        fail(describe(error), 1)
+        fail(reason(error), 1)
+    except Stopped as stopped:
+        stop(f"{stopped}, with a checkpoint", command, arguments, cast(int, stopped.reason))
     except KeyboardInterrupt:
-        fail("interrupted", 128 + signal.SIGINT)
+        number = signals[0] if signals else signal.SIGINT
+        if not isinstance(command, RunCommand):
+            fail("interrupted", 128 + number)
+        stop("interrupted; what is finished is kept", command, arguments, number)
+
+
+def stop(message: str, command: Any, arguments: list[str], number: int) -> NoReturn:
+    """Ends by a signal, saying how to go on."""
+    again = [a for a in arguments if a not in ("--resume", "--overwrite")]
+    again += ["--resume"] * isinstance(command, TrainCommand)
+    print(f"ppl-vae: {message}. To go on:\n{shlex.join(['ppl-vae', *again])}", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Within it warnings are printed as errors are, without the line of code that they come from."""
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        print(f"ppl-vae: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def parse(arguments: list[str]) -> Any:
@@ -504,13 +605,7 @@ def at_least_one(**values: int | None) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least 1; got {value}")
 
 
-def describe(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> NoReturn:
     print(f"ppl-vae: error: {message}", file=sys.stderr)
     raise SystemExit(status)
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import platform
+import shutil
 import time
 import warnings
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
 from ppl_vae.arrays import read_npz
+from ppl_vae.checkpoints import Checkpoints, difference
 from ppl_vae.components import create
 from ppl_vae.configs import MOST_CLASSES, NO_NOISE, TrainConfig, at_most, read_config, read_json
 from ppl_vae.data import Dataset, chunks, fingerprint, load, select, split
@@ -36,7 +38,8 @@ from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.imputation import Imputation, impute
 from ppl_vae.evaluation.pairs import support_name
 from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.files import write_whole
+from ppl_vae.files import CHECKSUMS, check, write_checked, write_whole
+from ppl_vae.interruption import stoppable
 from ppl_vae.kinds import Model, Parts
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
@@ -48,6 +51,7 @@ from ppl_vae.optimizers import adam, cosine
 from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.training import DivergedError, History, fit
 
+CHECKPOINTS = "checkpoints"  # their folder in that of a run
 NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
@@ -259,67 +263,115 @@ def train(
     *,
     data_dir: Path | None = None,
     dataset: Dataset | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_epochs: int | None = 1,
+    checkpoint_minutes: float | None = 5.0,
     **options: Any,
 ) -> Run:
     """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`.
 
-    A run without `metrics.json` did not finish. An evaluation of weights that were there before is removed. `options`
-    go to `fit`.
+    A run without `metrics.json` did not finish: what it goes on from is in `checkpoints/`, until it did. Another run
+    in the folder is there until this one is finished and replaces it, with its evaluation.
+
+    Arguments:
+        resume: goes on from the newest checkpoint, or begins if there is none. Weights and history are bit for bit
+            those of a run that was not stopped. A finished run is loaded.
+        overwrite: begins anew where there are checkpoints.
+        checkpoint_epochs, checkpoint_minutes: how often checkpoints are written; None for not by epoch, or time.
+        options: of `fit`.
+
+    SIGINT and SIGTERM finish the step and write a checkpoint, and `Stopped` is raised.
     Raises `DivergedError` when the loss turns NaN, after writing the weights and history of the epochs before,
-    `OSError` for an output that can't be written, and `ValueError` for data that can't be used.
+    `OSError` for an output that can't be written, and `ValueError` for data that can't be used, checkpoints that are
+    neither to be gone on from nor overwritten, and a run with another config or other data to go on with.
     """
     dataset = dataset or load(config.dataset, data_dir)
     config = suited(config, dataset)
     images, validation = split_images(config, dataset)
     labels, validation_labels = split_labels(config, dataset)
+    of_data = {"event_shape": dataset.event_shape, "num_classes": num_classes(config, dataset)}
+    written = {**of_data, **dataclasses.asdict(config)}
+    checkpoints = Checkpoints(output / CHECKPOINTS, checkpoint_epochs, checkpoint_minutes, written)
+    if resume and not checkpoints.paths() and (output / "metrics.json").is_file():
+        return _load_same(output, config, dataset)
     model = build(config, dataset.event_shape, num_classes(config, dataset))
     observe = observation(config)
     initialise(model, images, labels, observe, config.seed)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", *EVALUATION):  # of an earlier run in this folder, which this one replaces
-        (output / name).unlink(missing_ok=True)
-    of_data = {"event_shape": dataset.event_shape, "num_classes": num_classes(config, dataset)}
-    write_json(output / "config.json", {**of_data, **dataclasses.asdict(config)})
+    if overwrite and checkpoints.paths():
+        take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained
+        shutil.rmtree(checkpoints.folder)
     num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
     schedule = cosine(num_steps) if config.schedule == "cosine" else None
-    start = time.perf_counter()
     failure = None
-    try:
-        history = fit(
-            model.model,
-            model.guide,
-            images,
-            *labels,
-            validation=tuple(t[:NUM_MONITORED] for t in (validation, *validation_labels)),
-            encode=observe,
-            elbo=objective(config),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            optim=adam(config.learning_rate, schedule=schedule),
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            compiled=config.compiled,
-            description=f"{config.dataset} {output.name}",
-            **options,
-        )
-    except DivergedError as error:
-        history, failure = error.history, error
-    save_weights(model, output / "weights.safetensors")
-    history.save(output / "history.csv")
+    with stoppable() as stop:
+        try:
+            history = fit(
+                model.model,
+                model.guide,
+                images,
+                *labels,
+                validation=tuple(t[:NUM_MONITORED] for t in (validation, *validation_labels)),
+                encode=observe,
+                elbo=objective(config),
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                optim=adam(config.learning_rate, schedule=schedule),
+                learning_rate=config.learning_rate,
+                seed=config.seed,
+                compiled=config.compiled,
+                checkpoints=checkpoints,
+                resume=resume,
+                stop=stop,
+                description=f"{config.dataset} {output.name}",
+                **options,
+            )
+        except DivergedError as error:
+            history, failure = error.history, error
+        for name in ("metrics.json", *EVALUATION, CHECKSUMS):  # of an earlier run, which this one replaces
+            (output / name).unlink(missing_ok=True)
+        files = {
+            "config.json": to_json(written),
+            "weights.safetensors": save(
+                {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+            ),
+            "history.csv": history.to_csv().encode(),
+        }
+        metrics: dict[str, Any] = {}
+        if failure is None:
+            metrics = {
+                "dataset_fingerprint": fingerprint(images, validation),
+                "train_images": len(images),
+                "validation_images": len(validation),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "seed": config.seed,
+                "seconds": round(math.fsum(history["seconds"]), 2),
+                "versions": versions(),
+                "last_epoch": {k: v for k, v in history.rows[-1].items() if k != "seconds"},
+            }
+            files["metrics.json"] = to_json(metrics)
+        write_checked(output, files)
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
     if failure is not None:
         raise failure
-    metrics = {
-        "dataset_fingerprint": fingerprint(images, validation),
-        "train_images": len(images),
-        "validation_images": len(validation),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seed": config.seed,
-        "seconds": round(time.perf_counter() - start, 2),
-        "versions": versions(),
-        "last_epoch": {k: v for k, v in history.rows[-1].items() if k != "seconds"},
-    }
-    write_json(output / "metrics.json", metrics)
     return Run(config, model, dataset, metrics)
+
+
+def trained(config: TrainConfig, folder: Path, *, dataset: Dataset, **options: Any) -> Run:
+    """The run in the folder, if it is finished; else it is trained, from its checkpoints if it has some."""
+    if finished(folder, config):
+        return load_run(folder, dataset=dataset)
+    return train(config, folder, dataset=dataset, resume=unfinished(folder), **options)
+
+
+def _load_same(output: Path, config: TrainConfig, dataset: Dataset) -> Run:
+    """The finished run in the folder, if it is one of this config and these data."""
+    run = load_run(output, dataset=dataset)
+    then = {**dataclasses.asdict(run.config.resolved()), "data": run.metrics.get("dataset_fingerprint")}
+    now = {**dataclasses.asdict(config), "data": fingerprint(*split_images(config, dataset))}
+    if differing := difference(then, now):
+        raise ValueError(f"{output}: expected this run; got a finished one of another, stored -> given: {differing}")
+    return run
 
 
 def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | None = None) -> Run:
@@ -332,6 +384,7 @@ def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | N
     for name in ("config.json", "weights.safetensors", "metrics.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
+    check(folder, "config.json", "weights.safetensors", "metrics.json")
     config, shape, num_classes = read_config(folder / "config.json")
     model = load_weights(config, shape, num_classes, folder / "weights.safetensors")
     dataset = dataset or load(config.dataset, data_dir)
@@ -364,14 +417,13 @@ def load_weights(config: TrainConfig, shape: Shape, num_classes: int, path: Path
         raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
 
 
-def save_weights(model: Model, path: Path) -> None:
-    """Writes the state of a model as safetensors."""
-    write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}))
+def to_json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON, so that a file under this name is whole."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_whole(path, to_json(values))
 
 
 def versions() -> dict[str, str]:
@@ -547,8 +599,8 @@ def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]
     """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat, num_samples) `log_likelihood.npz`."""
     arrays = io.BytesIO()
     np.savez(arrays, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
-    write_whole(folder / "log_likelihood.npz", arrays.getvalue())
-    write_json(folder / "log_likelihood.json", summary | {"versions": versions()})
+    summary = summary | {"versions": versions()}
+    write_checked(folder, {"log_likelihood.npz": arrays.getvalue(), "log_likelihood.json": to_json(summary)})
 
 
 def load_evaluation(folder: Path) -> LogLikelihood:
@@ -561,6 +613,7 @@ def load_evaluation(folder: Path) -> LogLikelihood:
             raise FileNotFoundError(
                 f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
             )
+    check(folder, *EVALUATION)
     summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
     try:
         arrays = read_npz(path, PER_IMAGE)
@@ -628,24 +681,27 @@ def decode(run: Run, z: Tensor) -> Tensor:
 
 def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
     """What a training step of this config takes here, measured on two batches after one to warm up."""
+    take_steps(config, dataset, 1)
+    return take_steps(config, dataset, 2) / 2
+
+
+def take_steps(config: TrainConfig, dataset: Dataset, num_steps: int) -> float:
+    """The seconds that training takes for so many steps, of a model that is built for it alone."""
     images, labels = split_images(config, dataset)[0], split_labels(config, dataset)[0]
     model = build(config, dataset.event_shape, num_classes(config, dataset))
-    seconds: list[float] = []
-    for batches in (1, 2):
-        start = time.perf_counter()
-        fit(
-            model.model,
-            model.guide,
-            *(t[: batches * config.batch_size] for t in (images, *labels)),
-            validation=tuple(t[:1] for t in (images, *labels)),
-            encode=observation(config),
-            elbo=objective(config),
-            epochs=1,
-            batch_size=config.batch_size,
-            show_progress=False,
-        )
-        seconds.append(time.perf_counter() - start)
-    return seconds[-1] / 2
+    start = time.perf_counter()
+    fit(
+        model.model,
+        model.guide,
+        *(t[: num_steps * config.batch_size] for t in (images, *labels)),
+        validation=tuple(t[:1] for t in (images, *labels)),
+        encode=observation(config),
+        elbo=objective(config),
+        epochs=1,
+        batch_size=config.batch_size,
+        show_progress=False,
+    )
+    return time.perf_counter() - start
 
 
 def finished(folder: Path, config: TrainConfig) -> bool:
@@ -658,8 +714,18 @@ def finished(folder: Path, config: TrainConfig) -> bool:
         return False
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether `folder` holds checkpoints of a run to go on with."""
+    return bool(Checkpoints(folder / CHECKPOINTS).paths())
+
+
 def history_of(folder: Path) -> History:
-    """The history of a run from its `history.csv`."""
-    lines = (folder / "history.csv").read_text().splitlines()
-    names = lines[0].split(",")
-    return History([dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]])
+    """The history of a run from its `history.csv`. Raises `ValueError` for a damaged one."""
+    check(folder, "history.csv")
+    path = folder / "history.csv"
+    try:
+        first, *lines = path.read_text().splitlines()
+        names = first.split(",")
+        return History([dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines])
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a history; got {' '.join(str(error).split())}") from None

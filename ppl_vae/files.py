@@ -1,12 +1,16 @@
-"""Files that are whole or not there, and folders in which one process works at a time."""
+"""Files that are whole or not there, and known again by their checksums; folders where one process works at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+CHECKSUMS = "checksums.json"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -22,10 +26,12 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # half a file takes the room that a full disk lacks
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -39,6 +45,49 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_checked(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files by their names, one after another and each whole, after their SHA-256 in `checksums.json`: where
+    that comes to an end on the way, what is there of them is refused by `check`.
+
+    Raises `OSError` as `write_whole` does, and `ValueError` where `checksums.json` is damaged.
+    """
+    sums = _checksums(folder) | {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    write_whole(folder / CHECKSUMS, json.dumps({"sha256": sums, "of_these": _digest(sums)}, indent=2).encode())
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+
+
+def check(folder: Path, *names: str) -> None:
+    """Raises `ValueError` for a file that is not as `write_checked` wrote it. What has no checksum, as in folders that
+    older versions made, passes."""
+    sums = _checksums(folder)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if sums.get(name, found) != found:
+            raise ValueError(
+                f"{folder / name}: expected the file as it was written; got a damaged or changed one (if you changed "
+                f"it, remove {CHECKSUMS})"
+            )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+        if values["of_these"] != _digest(values["sha256"]):
+            raise ValueError
+        return dict(values["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path}: expected checksums as they were written; got a damaged or changed file") from None
+
+
+def _digest(sums: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
 class LockedError(OSError):
     """Another process works in the folder."""
 
@@ -50,7 +99,19 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `LockedError` where another has it. On file systems without locks there is none.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _flock(folder):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty
+
+
+@contextlib.contextmanager
+def _flock(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return

@@ -1,10 +1,12 @@
 """The report's study: autoencoders and VAEs on one data set, how they remove noise, and how likely they find images.
 
-Each model is a run folder of its own, skipped when it is there already, so that a study that stopped goes on.
+Each model is a run folder of its own, skipped when it is there already, so that a study that stopped goes on, also in
+the midst of a training. A model that fails does not keep the others from being trained and compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -23,16 +25,18 @@ from ppl_vae.experiments import (
     TrainConfig,
     evaluate_run,
     finished,
-    load_run,
     read_json,
     restore,
     seconds_per_step,
     split_images,
-    train,
+    to_json,
+    trained,
     versions,
     write_json,
 )
+from ppl_vae.files import check, write_checked
 from ppl_vae.gallery import draw_run
+from ppl_vae.interruption import attempted
 from ppl_vae.models import VAE
 from ppl_vae.noise import Noise
 
@@ -108,7 +112,10 @@ def run_study(
     say: Any = print,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains, evaluates and draws; returns what it writes to `metrics.json`, and leaves `figures/` beside it."""
+    """Trains, evaluates and draws; returns what it writes to `metrics.json`, and leaves `figures/` beside it.
+
+    Models that failed are in the metrics under "failed", with why. Raises `ArithmeticError` where all did.
+    """
     dataset = load(config.dataset, data_dir)
     image_shape = dataset.image_shape
     config = config.resolved(len(dataset.train))
@@ -119,17 +126,18 @@ def run_study(
     num_train = len(split_images(next(iter(configs.values())), dataset)[0])
     if todo and show_progress:
         steps = -(-num_train // (config.batch_size or 1))
-        minutes = sum(seconds_per_step(c, dataset) * steps * c.epochs for c in todo) / 60
+        minutes = 0.0
+        for c in todo:
+            with contextlib.suppress(Exception):  # it will fail in its turn, and say why
+                minutes += seconds_per_step(c, dataset) * steps * c.epochs / 60
         say(
             f"{config.dataset}: {len(todo)} of {len(configs)} models to train, about {minutes:.0f} min, then evaluation"
         )
     runs: dict[str, Run] = {}
+    failed: dict[str, str] = {}
     for name, c in configs.items():
-        folder = output / name
-        if finished(folder, c):
-            runs[name] = load_run(folder, dataset=dataset)
-        else:
-            runs[name] = train(c, folder, dataset=dataset, show_progress=show_progress)
+        with attempted(name, failed, say):
+            runs[name] = trained(c, output / name, dataset=dataset, show_progress=show_progress)
     metrics: dict[str, Any] = {
         "config": dataclasses.asdict(config),
         "image_shape": image_shape,
@@ -139,16 +147,20 @@ def run_study(
         "versions": versions(),
     }
     for name, run in runs.items():
-        if isinstance(run.model, VAE):
-            metrics["log_likelihood"][name] = _evaluate(run, output / name, config, show_progress, say)
+        with attempted(name, failed, say):
+            draw_run(run, output / name)
+            if isinstance(run.model, VAE):
+                metrics["log_likelihood"][name] = _evaluate(run, output / name, config, show_progress, say)
+    runs = {name: run for name, run in runs.items() if name not in failed}
+    if not runs:
+        raise ArithmeticError(f"{output}: expected models to compare; got none that did not fail")
     say(f"{config.dataset}: denoising {len(dataset.test)} test images")
     metrics["denoising"], pictures = denoise_all(runs, dataset, config)
     metrics["seconds"] = {
         "training": {name: run.metrics["seconds"] for name, run in runs.items()},
         "this_call": round(time.perf_counter() - start, 1),
     }
-    for name, run in runs.items():
-        draw_run(run, output / name)
+    metrics["failed"] = failed
     draw(metrics, pictures, output)
     write_json(output / "metrics.json", metrics)
     return metrics
@@ -163,7 +175,8 @@ def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, 
         "seed": config.seed,
         "trained": run.metrics,
     }
-    if path.is_file():
+    with contextlib.suppress(FileNotFoundError, ValueError):  # one that is damaged is made again
+        check(folder, path.name)
         known = read_json(path)
         if known.get("asked") == asked:
             return known["log_likelihood"]
@@ -178,7 +191,7 @@ def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, 
     if (result.num_samples < (config.num_samples or 1)).any():
         raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
     say(str(result))
-    write_json(path, {"asked": asked, "log_likelihood": summary})
+    write_checked(folder, {path.name: to_json({"asked": asked, "log_likelihood": summary})})
     return summary
 
 

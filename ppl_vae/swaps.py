@@ -1,13 +1,14 @@
 """Every component in the place of the usual one, on one data set: how much log p(x) hangs on the prior, the posterior,
 the objective, the number of layers, and the likelihood.
 
-Each model is a run folder of its own, and is trained and evaluated once: an experiment that stopped goes on. The tables
-are written anew after each model, so that what is there can be read at any time.
+Each model is a run folder of its own, and is trained and evaluated once: an experiment that stopped goes on, also in
+the midst of a training. The tables are written anew after each model, so that what is there can be read at any time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,19 +24,20 @@ from ppl_vae.data import Dataset, fingerprint, load
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments import (
+    EVALUATION,
     TrainConfig,
     evaluate_run,
-    finished,
     load_evaluation,
-    load_run,
     read_config,
     read_json,
     sample_images,
     save_evaluation,
-    train,
+    trained,
     versions,
     write_json,
 )
+from ppl_vae.files import check, write_checked
+from ppl_vae.interruption import attempted
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -116,7 +118,8 @@ def run_swaps(
     """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` and `figures/` there, and
     returns the metrics. `options` go to `fit` and `log_likelihood`.
 
-    A model that fails (its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others go on.
+    A model that fails (as where its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others
+    go on.
     """
     dataset = load(dataset_name, data_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -129,19 +132,19 @@ def run_swaps(
             if _evaluated(folder, c, config, dataset):
                 continue
             say(f"{dataset_name} {name}, seed {seed}")
-            try:
+            with attempted(f"{name}/seed-{seed}", failed, say):
                 _run(c, folder, config, dataset, **options)
-            except (ArithmeticError, ValueError) as error:
-                failed[f"{name}/seed-{seed}"] = str(error)
-                say(f"{dataset_name} {name}, seed {seed}: failed: {error}")
-            summarise(dataset, config, output, failed)
+            with attempted("tables", failed, say):
+                summarise(dataset, config, output, failed)
     return summarise(dataset, config, output, failed)
 
 
 def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **options: Any) -> None:
-    run = load_run(folder, dataset=dataset) if finished(folder, c) else train(c, folder, dataset=dataset, **options)
+    run = trained(c, folder, dataset=dataset, **options)
     images = (sample_images(run, NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
-    np.savez_compressed(folder / "samples.npz", samples=images.numpy())
+    samples = io.BytesIO()
+    np.savez_compressed(samples, samples=images.numpy())
+    write_checked(folder, {"samples.npz": samples.getvalue()})
     # the test images are observed under one seed, so that models of all seeds see the same
     result, summary = evaluate_run(run, num_samples=config.num_samples, num_images=config.num_images, seed=0, **options)
     if (result.num_samples < config.num_samples).any():
@@ -152,6 +155,7 @@ def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **
 def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
     try:
+        check(folder, "config.json", "metrics.json", "samples.npz", *EVALUATION)  # what is damaged is made again
         summary = read_json(folder / "log_likelihood.json")
         num_images = min(config.num_images, len(dataset.test))
         same = (summary["num_samples"], summary["num_images"]) == (config.num_samples, num_images)

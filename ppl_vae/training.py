@@ -50,13 +50,16 @@ class History:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def save(self, path: Path) -> None:
-        """Writes the rows as CSV."""
+    def to_csv(self) -> str:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["epoch"])
         writer.writeheader()
         writer.writerows(self.rows)
-        write_whole(path, text.getvalue().encode())
+        return text.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Writes the rows as CSV."""
+        write_whole(path, self.to_csv().encode())
 
 
 class DivergedError(ArithmeticError):

@@ -29,6 +29,7 @@ from ppl_vae.experiments import (
     versions,
     write_json,
 )
+from ppl_vae.interruption import attempted
 from ppl_vae.models import VAE
 from ppl_vae.noise import NoNoise
 
@@ -59,6 +60,7 @@ def run_trust(
     """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` and `figures/trust.png` there.
 
     A VAE that is there already with the same weights and config, as far as it concerns it, is not evaluated again.
+    One that fails is said, and in `trust.json` under "failed"; the others go on.
     Raises `FileNotFoundError` for a folder without a study.
     """
     if not (study / "metrics.json").is_file():
@@ -72,18 +74,27 @@ def run_trust(
         for name, row in known["models"].items()
         if not changed - set(OF_EXACT if "exact" not in row else ())
     }
+    failed: dict[str, str] = {}
+
+    def save() -> None:
+        write_json(path, {"config": asked, "models": models, "failed": failed})
+
     for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
-        trained = read_json(folder / "metrics.json")["last_epoch"]  # other weights leave other numbers here
-        if folder.name in models and models[folder.name].get("trained", trained) == trained:
-            continue
-        run = load_run(folder, dataset=dataset)
-        # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
-        if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
-            say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
-            row = {"versions": versions(), "trained": trained, **trust_of(run, config)}
-            models = dict(sorted({**models, folder.name: row}.items()))
-            write_json(path, {"config": asked, "models": models})
-    _draw(models, study, dataset)
+        with attempted(folder.name, failed, say):
+            run = load_run(folder, dataset=dataset)
+            trained = run.metrics["last_epoch"]  # other weights leave other numbers here
+            if folder.name in models and models[folder.name].get("trained", trained) == trained:
+                continue
+            # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
+            if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
+                say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
+                row = {"versions": versions(), "trained": trained, **trust_of(run, config)}
+                models = dict(sorted({**models, folder.name: row}.items()))
+                save()
+    if failed != known.get("failed", {}):
+        save()
+    if models:
+        _draw(models, study, dataset)
     return models
 
 
@@ -114,6 +125,8 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
     annealed = {start: row(anneal_run, start=start, **chains) for start in ("guide", "prior")}
     start = time.perf_counter()
     sandwich = sandwich_run(run, start="better", **chains, **images)
+    if not sandwich.upper.done.all():
+        raise KeyboardInterrupt
     trust = {
         "likelihood": run.config.likelihood,
         "measure": importance[0]["measure"],

@@ -224,13 +224,13 @@ def test_another_run_is_not_gone_on_with(x, tmp_path):
         train(x, checkpoints=Checkpoints(tmp_path, config={"beta": 1}), stop=stop_at(6))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for options, message in [
-        ({"epochs": 5}, "epochs was 4 and is 5"),
-        ({"compiled": True}, "compiled was None and is True"),
-        ({"config": {"beta": 2, "layers": (1, 2)}}, r"beta was 1 and is 2, layers was None and is \[1, 2\]"),
-        ({"data": x + 1}, "data was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"),
-        ({"validation": x[:6]}, "data was"),
-        ({"optim": adam(1e-3)}, "optimiser was"),
-        ({"pair": Pair(width=7)}, r"encode.0.weight was \[5, 6\] and is \[7, 6\]"),
+        ({"epochs": 5}, "epochs: 4 -> 5"),
+        ({"compiled": True}, "compiled: None -> True"),
+        ({"config": {"beta": 2, "layers": (1, 2)}}, r"beta: 1 -> 2, layers: None -> \[1, 2\]"),
+        ({"data": x + 1}, "data: '[0-9a-f]{16}' -> '[0-9a-f]{16}'"),
+        ({"validation": x[:6]}, "data: "),
+        ({"optim": adam(1e-3)}, "optimiser: "),
+        ({"pair": Pair(width=7)}, r"encode.0.weight: \[5, 6\] -> \[7, 6\]"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             go_on(**options)

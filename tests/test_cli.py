@@ -162,6 +162,10 @@ def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):
     assert "different numbers of images" not in out
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
     (tmp_path / "b" / "metrics.json").write_text(json.dumps(metrics | {"train_images": 60_000}))
+    status, _, err = ppl_vae("compare", "a", "b")
+    assert status == 1
+    assert "metrics.json: expected the file as it was written; got a damaged or changed one" in one_line(err)
+    (tmp_path / "b" / "checksums.json").unlink()
     assert "warning: trained on different numbers of images" in ppl_vae("compare", "a", "b")[1]
     status, _, err = ppl_vae("compare", "a", "grey")
     assert status == 1

@@ -59,6 +59,7 @@ def test_a_run_folder_holds_what_it_takes_to_load_it(tmp_path, dataset):
         "weights.safetensors",
         "history.csv",
         "metrics.json",
+        "checksums.json",
     }
     again = load_run(tmp_path / "run", dataset=dataset)
     assert again.config == run.config
@@ -131,7 +132,7 @@ def test_a_width_that_says_nothing_makes_no_other_run(tmp_path, dataset):
     """Configs once named hidden widths for every network, as [400]."""
     quiet_train(dataclasses.replace(CONFIG, model="conv-vae", hidden=(400,)), tmp_path / "run", dataset)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"hidden": [400]}))
+    corrupt(tmp_path / "run", "config.json", json.dumps(config | {"hidden": [400]}))
     assert finished(tmp_path / "run", dataclasses.replace(CONFIG, model="conv-vae", hidden=None))
     load_run(tmp_path / "run", dataset=dataset)
     old, new = (TrainConfig(model="dense-vae", hidden=hidden).resolved() for hidden in ((400,), None))
@@ -218,6 +219,8 @@ def test_finished_means_this_config(tmp_path, dataset):
 
 
 def corrupt(folder, name, text):
+    """In a folder without checksums, as older versions left it."""
+    (folder / "checksums.json").unlink()
     (folder / name).write_text(text)
 
 

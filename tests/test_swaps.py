@@ -114,14 +114,14 @@ def test_an_evaluation_is_of_the_weights_beside_it_and_of_all_test_images_at_mos
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch):
-    train = swaps.train
+    trained = swaps.trained
 
     def failing(config, *args, **kwargs):
         if config.prior == "laplace":
             raise DivergedError("NaN", History())
-        return train(config, *args, **kwargs)
+        return trained(config, *args, **kwargs)
 
-    monkeypatch.setattr(swaps, "train", failing)
+    monkeypatch.setattr(swaps, "trained", failing)
     one_seed = dataclasses.replace(SMALL, seeds=(0,))
     metrics = run_swaps("mnist-mini", one_seed, tmp_path, say=lambda text: None, show_progress=False)
     assert metrics["failed"] == {"prior-laplace/seed-0": "NaN"}

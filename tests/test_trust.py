@@ -59,11 +59,16 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     (tmp_path / "trust.json").write_text(json.dumps(stored))
     assert run_trust(tmp_path, config, say=said.append)["gaussian"] == in_many_dimensions  # no tolerance concerns it
     assert len(said) == 5
+    (tmp_path / "vae" / "checksums.json").unlink()
     retrained = json.loads((tmp_path / "vae" / "metrics.json").read_text())
     retrained["last_epoch"]["loss"] -= 1
     (tmp_path / "vae" / "metrics.json").write_text(json.dumps(retrained))
     run_trust(tmp_path, config, say=said.append)
     assert len(said) == 6
+    (tmp_path / "vae" / "weights.safetensors").write_bytes(b"")
+    assert set(run_trust(tmp_path, config, say=said.append)) == {"vae", "gaussian"}
+    assert "vae: failed: " in said[6]
+    assert list(json.loads((tmp_path / "trust.json").read_text())["failed"]) == ["vae"]
 
 
 def test_savings_are_against_the_least_fixed_k_of_the_same_error():
