@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import AxLine
 from matplotlib.text import Text
 from PIL import Image
 
@@ -391,14 +392,18 @@ def test_per_datum_differences_rise_and_say_who_is_better(ax: Axes) -> None:
 def test_the_rate_distortion_plane_has_lines_of_one_elbo(ax: Axes) -> None:
     rates, distortions = [20, 30.0, 25.0], [80, 72.0, 71.0]
     plots.rate_distortion(ax, NAMES, rates, distortions, unit="bits")
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    models = [line for line in ax.lines if line.get_label() in NAMES]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in models}
     assert drawn == {name: [[r, d]] for name, r, d in zip(NAMES, rates, distortions, strict=True)}
-    assert len({(line.get_marker(), line.get_color()) for line in ax.lines}) == 3
-    (lines,) = ax.collections
-    paths = [path.vertices for path in lines.get_paths() if len(path.vertices)]  # type: ignore[arg-type]
-    assert len(paths) >= 3
-    for path, level in zip(paths, [v for v in lines.levels if 88 < v < 107], strict=False):  # type: ignore[attr-defined]
-        assert np.ptp(path.sum(1)) < 1e-9, level
+    assert len({(line.get_marker(), line.get_color()) for line in models}) == 3
+    lines = [line for line in ax.lines if isinstance(line, AxLine)]
+    assert len(lines) == len(ax.texts) >= 3
+    for line, text in zip(lines, ax.texts, strict=True):
+        assert line.get_slope() == -1
+        assert sum(line.get_xy1()) == pytest.approx(float(text.get_text()))
+        assert text.get_position() == line.get_xy1()
+        for value, limits in zip(text.get_position(), (ax.get_xlim(), ax.get_ylim()), strict=True):
+            assert limits[0] < value < limits[1]
     assert ax.get_xlim()[0] < 20 < 30 < ax.get_xlim()[1]
     assert "bits" in ax.get_xlabel()
     assert "bits" in ax.get_ylabel()
@@ -477,6 +482,9 @@ def test_a_dark_figure_has_light_words_and_the_same_colours_and_is_undone(tmp_pa
         light, dark = (np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int) for image in (a, b))
     assert light.shape == dark.shape
     assert (light[0].tolist(), dark[0].tolist()) == ([255] * 3, [0] * 3)
+    deep = (light == [0x33, 0x22, 0x88]).all(1)
+    assert deep.sum() > 20
+    assert dark[deep].sum(1).min() > light[deep][0].sum() + 200
     for colour in ("blue", "vermilion"):
         rgb = np.round(255 * np.array(mpl.colors.to_rgb(plots.OKABE_ITO[colour])))
         at = np.abs(light - rgb).max(1) == 0
@@ -490,7 +498,9 @@ def test_a_dark_figure_has_light_words_and_the_same_colours_and_is_undone(tmp_pa
 def test_dark_text_has_light_ticks() -> None:
     figure, ax = plots.figure(3, 2)
     plots.log_likelihood_bars(ax, NAMES, [1, 2, 3], [1, 1, 1])
+    legend = ax.legend(["a"], framealpha=0.9, edgecolor="none")
     with figures._inverted(figure):
+        assert legend.get_frame().get_edgecolor()[3] == 0
         words = [t for t in figure.findobj(Text) if t.get_text()]
         assert {mpl.colors.to_hex(t.get_color()) for t in words} == {"#ffffff"}
         assert {t.get_text() for t in words} >= {*NAMES, ax.get_xlabel()}

@@ -67,10 +67,15 @@ def rate_distortion(
     for values in (rate, distortion):
         margin = 0.15 * np.ptp(values) or max(0.05 * abs(values[0]), 1.0)
         limits.append((values.min() - margin, values.max() + margin))
-    x, y = (np.linspace(*limit, 2) for limit in limits)
-    lines = ax.contour(x, y, x + y[:, None], levels=MaxNLocator(6).tick_values(x[0] + y[0], x[1] + y[1]), colors="0.7")
-    lines.set(linewidth=0.8, zorder=0)
-    ax.clabel(lines, fmt=lambda value: Formatter.fix_minus(f"{value:g}"), fontsize=7, colors="0.4")
+    (left, right), (low, high) = limits
+    for level in MaxNLocator(6).tick_values(left + low, right + high):
+        ends = max(left, level - high), min(right, level - low)  # where the line enters and leaves
+        if ends[0] < ends[1]:
+            middle = sum(ends) / 2
+            ax.axline((middle, level - middle), slope=-1, color="0.7", linewidth=0.8, zorder=0)
+            text = Formatter.fix_minus(f"{level:g}")
+            box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 0}
+            ax.text(middle, level - middle, text, ha="center", va="center", size=7, color="0.4", bbox=box, zorder=1)
     for i, (name, r, d) in enumerate(zip(names, rate, distortion, strict=True)):
         ax.plot(r, d, _MARKERS[i % len(_MARKERS)], color=LABEL_COLOURS[i % len(LABEL_COLOURS)], label=name)
     ax.set(
