@@ -100,6 +100,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     stop: Callable[[], object] = bool,
+    metrics: Callable[[dict[str, float]], object] | None = None,
     show_progress: bool = True,
     description: str = "fit",
 ) -> History:
@@ -122,6 +123,8 @@ def fit(
             those of a run that was not stopped, but for `seconds`, compiled or not. The first two steps are taken again
             before the state is loaded, since they decide what is traced.
         stop: asked after each step; what is true ends training by `Stopped`, after a checkpoint.
+        metrics: called after each epoch with its row of the history, a copy: where a tracker comes in, as
+            `ppl_vae.trackers.TensorBoard` does. What it draws at random changes nothing here.
 
     Pyro's param store, torch's random generators and the modules' training mode are left as they were found.
 
@@ -238,6 +241,9 @@ def fit(
             row["seconds"] = time.perf_counter() - start
             at.end_epoch(row)
             report_epoch(text=_line(row, epochs))
+            if metrics is not None:
+                with torch.random.fork_rng():
+                    metrics(dict(row))
             if checkpoints is not None and checkpoints.is_due(epoch):
                 save()
     _warn_of_collapse(history.rows[-1])

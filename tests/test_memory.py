@@ -42,13 +42,13 @@ assert statistics.khat()[:20].isfinite().all()
 """,
     # every block takes as much as the last: the first 20 of 25,000, and then an interrupt
     "log_likelihood with 100,000 samples of 1,000 images": """
-score, blocks = importance._LogWeights._score, []
+score, blocks = importance.LogWeights._score, []
 def interrupted(*args):
     blocks.append(args)
     if len(blocks) > 20:
         raise KeyboardInterrupt
     return score(*args)
-importance._LogWeights._score = interrupted
+importance.LogWeights._score = interrupted
 images = torch.zeros(1000, 1, 28, 28)
 result = importance.log_likelihood(vae.model, vae.guide, images, num_samples=100_000, compiled=False)
 assert result.num_samples.max() == 20 * 64

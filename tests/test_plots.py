@@ -9,9 +9,12 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import AxLine
+from matplotlib.text import Text
 from PIL import Image
 
 from ppl_vae import plots
+from ppl_vae.plots import figures
 from ppl_vae.training import History
 
 Array = np.ndarray[Any, Any]
@@ -127,7 +130,12 @@ def test_scatter_colours_and_names_the_labels(ax: Axes, names: list[str] | None)
     assert [(t.get_text(), *t.get_position()) for t in ax.texts] == [
         (str(k), *np.median(z[labels.numpy() == k], axis=0)) for k in (0, 1, 3)
     ]
-    assert "q(z_1|x)" in ax.get_xlabel()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("mean of $q(z_1|x)$", "mean of $q(z_2|x)$")
+
+
+def test_scatter_says_what_its_points_are(ax: Axes) -> None:
+    plots.latent_scatter(ax, pixels(6, 2), [0] * 6, of="draw from")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("draw from $q(z_1|x)$", "draw from $q(z_2|x)$")
     assert "q(z_2|x)" in ax.get_ylabel()
 
 
@@ -237,6 +245,14 @@ def test_denoising_has_an_axes_a_metric(sharey: bool) -> None:
         (lambda ax: plots.log_likelihood_bars(ax, NAMES, [1, 2], [1, 2]), r"\(3,\); got \(2,\) and \(2,\)"),
         (lambda ax: plots.log_likelihood_bars(ax, NAMES, [1] * 3, [-1] * 3), "negative"),
         (lambda ax: plots.denoising_dots([ax, ax], ["a"], {"MSE": ([1], [1])}), "1 Axes; got 2"),
+        (lambda ax: plots.rate_distortion(ax, NAMES, [1, 2], [1, 2]), r"\(3,\); got \(2,\) and \(2,\)"),
+        (lambda ax: plots.rate_distortion(ax, ["a"], [np.nan], [1]), r"finite .*; got \[nan\] and \[1.0\]"),
+        (lambda ax: plots.khat_by_image([ax] * 2, [1, 2], pixels(3, 1, 4, 4)), r"each of 3 images; got \(2,\)"),
+        (lambda ax: plots.khat_by_image([ax] * 2, [1], pixels(1, 1, 4, 4), worst=0), "expected worst >= 1; got 0"),
+        (lambda ax: plots.khat_by_image(ax, [1], pixels(1, 1, 4, 4)), "expected 2 Axes; got 1"),
+        (lambda ax: plots.calibration(ax, pixels(3, 4), pixels(3, 5)), r"got \(3, 4\) and \(3, 5\)"),
+        (lambda ax: plots.calibration(ax, pixels(3, 4), 2 + pixels(3, 4)), r"observed: .*\[0, 1\]; got \[2"),
+        (lambda ax: plots.calibration(ax, pixels(3, 4), pixels(3, 4), bins=0), "expected bins >= 1; got 0"),
         (lambda ax: plots.save(ax.figure, "figure.pdf"), "that ends in .png; got 'figure.pdf'"),
     ],
 )
@@ -260,7 +276,7 @@ def test_values_off_by_rounding_are_clipped(ax: Axes) -> None:
 
 def every_figure() -> Figure:
     """One figure with each kind of plot."""
-    figure, axes = plots.figure(10, 8, nrows=3, ncols=4)
+    figure, axes = plots.figure(10, 10, nrows=4, ncols=4)
     x = pixels(2, 3, 1, 4, 4)
     plots.images(axes[0, 0], x[0])
     plots.rows_of_images(axes[0, 1], {"a": x[0], "b": x[1]})
@@ -270,6 +286,9 @@ def every_figure() -> Figure:
     plots.latent_scatter(axes[1, 3], pixels(10, 2), np.arange(10))
     plots.log_likelihood_bars(axes[2, 0], NAMES, [1, 2, 3], [1, 1, 1])
     plots.denoising_dots(axes[2, 1:], NAMES, {k: ([1, 2, 3], [1, 1, 1]) for k in ("MSE", "PSNR", "SSIM")})
+    plots.rate_distortion(axes[3, 0], NAMES, [20, 25, 30], [70, 60, 59])
+    plots.khat_by_image(axes[3, 1:3], [0.2, 0.9, np.inf], pixels(3, 1, 4, 4))
+    plots.calibration(axes[3, 3], pixels(5, 9), pixels(5, 9, seed=1) < 0.5)
     return figure
 
 
@@ -368,3 +387,121 @@ def test_per_datum_differences_rise_and_say_who_is_better(ax: Axes) -> None:
     assert "nats" in ax.get_ylabel()
     with pytest.raises(ValueError, match="expected shape"):
         plots.per_datum_differences(ax, np.zeros((2, 2)), ("a", "b"))
+
+
+def test_the_rate_distortion_plane_has_lines_of_one_elbo(ax: Axes) -> None:
+    rates, distortions = [20, 30.0, 25.0], [80, 72.0, 71.0]
+    plots.rate_distortion(ax, NAMES, rates, distortions, unit="bits")
+    models = [line for line in ax.lines if line.get_label() in NAMES]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in models}
+    assert drawn == {name: [[r, d]] for name, r, d in zip(NAMES, rates, distortions, strict=True)}
+    assert len({(line.get_marker(), line.get_color()) for line in models}) == 3
+    lines = [line for line in ax.lines if isinstance(line, AxLine)]
+    assert len(lines) == len(ax.texts) >= 3
+    for line, text in zip(lines, ax.texts, strict=True):
+        assert line.get_slope() == -1
+        assert sum(line.get_xy1()) == pytest.approx(float(text.get_text()))
+        assert text.get_position() == line.get_xy1()
+        for value, limits in zip(text.get_position(), (ax.get_xlim(), ax.get_ylim()), strict=True):
+            assert limits[0] < value < limits[1]
+    assert ax.get_xlim()[0] < 20 < 30 < ax.get_xlim()[1]
+    assert "bits" in ax.get_xlabel()
+    assert "bits" in ax.get_ylabel()
+    assert "bits" in ax.get_title()
+
+
+def test_one_model_has_a_place_in_the_plane() -> None:
+    figure, ax = plots.figure(3, 3)
+    plots.rate_distortion(ax, ["a"], [0.0], [100.0])
+    figure.draw_without_rendering()
+    assert ax.get_xlim()[0] < 0 < ax.get_xlim()[1]
+
+
+def test_khat_shows_who_is_over_the_limit_and_the_worst_images() -> None:
+    above, below = axes = plots.figure(5, 4, nrows=2)[1]
+    x = pixels(7, 1, 4, 4)
+    khat = [0.1, 0.8, np.nan, np.inf, 1.5, -np.inf, 0.7]
+    plots.khat_by_image(axes, torch.tensor(khat), x, worst=3)
+    trusted, over, _ = above.lines
+    assert trusted.get_xydata() == pytest.approx(np.array([[0, 0.1], [6, 0.7]]))
+    assert over.get_xydata() == pytest.approx(np.array([[1, 0.8], [4, 1.5]]))
+    assert (trusted.get_label(), over.get_label()) == ("trusted: 2", "over 0.7: 2")
+    assert trusted.get_marker() != over.get_marker()
+    label = above.get_xlabel()
+    assert "+inf: 1" in label
+    assert "-inf (equal weights): 1" in label
+    assert "unknown (K < 25): 1" in label
+    for column, image in enumerate((3, 4, 1)):
+        assert (tile(below, 0, column, x[image]) == x[image]).all()
+    assert list(ticks(below.xaxis)) == ["3\ninf", "4\n1.50", "1\n0.80"]
+
+
+def test_calibration_is_the_mean_of_what_was_observed_by_bin(ax: Axes) -> None:
+    p = np.array([[0.1, 0.1, 0.9, 1.0], [0.3, 0.3, 0.3, 0.9], [0.1, 0.9, 0.9, 0.9]])
+    x = np.array([[0, 1, 1, 1], [0, 0, 0, 1], [1, 0, 1, 1]])
+    plots.calibration(ax, p, torch.from_numpy(x), bins=2)
+    (container,) = ax.containers
+    dots, _, (bars,) = container
+    below, above = [0.1, 0.1, 0.3, 0.3, 0.3, 0.1], [0, 1, 0, 0, 0, 1]
+    mean = np.mean(above)
+    assert dots.get_xydata() == pytest.approx(np.array([[np.mean(below), mean], [5.5 / 6, 5 / 6]]))
+    # two standard errors of a ratio of sums over the three images, sum x / sum 1
+    residuals = np.array([1 - 2 * mean, 0 - 3 * mean, 1 - mean]) / 6
+    error = 2 * np.sqrt(np.square(residuals).sum() * 3 / 2)
+    assert bars.get_segments()[0][:, 1] == pytest.approx([mean - error, mean + error])
+    (steps,) = ax.patches
+    assert steps.get_data().values == pytest.approx([0.5, 0.5])  # type: ignore[attr-defined]
+    assert any(line.get_xydata().tolist() == [[0, 0], [1, 1]] for line in ax.lines)
+
+
+def test_calibration_of_the_truth_is_on_the_line_within_its_error(ax: Axes) -> None:
+    """Pixels of an image share a factor, so that they are not independent."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.95, (400, 50))
+    x = rng.random((400, 1)) < p
+    plots.calibration(ax, p, x, bins=5)
+    dots, _, (bars,) = ax.containers[0]
+    low, high = np.transpose([segment[:, 1] for segment in bars.get_segments()])
+    mean = dots.get_xdata()
+    assert ((mean < low) | (mean > high)).sum() <= 1
+    independent = 2 * np.sqrt(0.25 / (400 * 50 / 5))
+    assert all(np.ptp(segment[:, 1]) / 2 > 1.5 * independent for segment in bars.get_segments()[1:4])
+
+
+def test_a_dark_figure_has_light_words_and_the_same_colours_and_is_undone(tmp_path: Path) -> None:
+    figure, axes = plots.figure(8, 3, ncols=4)
+    plots.latent_scatter(axes[0], pixels(10, 2), np.arange(10))
+    plots.training_curves(axes[1:], history(6))
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # which moves things a little at each save
+    plots.save(figure, tmp_path / "light.png")
+    plots.save(figure, tmp_path / "dark.png", dark=True)
+    plots.save(figure, tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "light.png").read_bytes()
+    with Image.open(tmp_path / "light.png") as a, Image.open(tmp_path / "dark.png") as b:
+        light, dark = (np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int) for image in (a, b))
+    assert light.shape == dark.shape
+    assert (light[0].tolist(), dark[0].tolist()) == ([255] * 3, [0] * 3)
+    deep = (light == [0x33, 0x22, 0x88]).all(1)
+    assert deep.sum() > 20
+    assert dark[deep].sum(1).min() > light[deep][0].sum() + 200
+    for colour in ("blue", "vermilion"):
+        rgb = np.round(255 * np.array(mpl.colors.to_rgb(plots.OKABE_ITO[colour])))
+        at = np.abs(light - rgb).max(1) == 0
+        assert at.sum() > 20
+        assert np.abs(dark[at] - rgb).max() <= 1
+    black, white = (light == 0).all(1), (light == 255).all(1)
+    assert (dark[black] == 255).all(1).mean() > 0.5  # the black pixels of images stay
+    assert (dark[white] == 0).all(1).mean() > 0.9
+
+
+def test_dark_text_has_light_ticks() -> None:
+    figure, ax = plots.figure(3, 2)
+    plots.log_likelihood_bars(ax, NAMES, [1, 2, 3], [1, 1, 1])
+    legend = ax.legend(["a"], framealpha=0.9, edgecolor="none")
+    with figures._inverted(figure):
+        assert legend.get_frame().get_edgecolor()[3] == 0
+        words = [t for t in figure.findobj(Text) if t.get_text()]
+        assert {mpl.colors.to_hex(t.get_color()) for t in words} == {"#ffffff"}
+        assert {t.get_text() for t in words} >= {*NAMES, ax.get_xlabel()}
+    assert {mpl.colors.to_hex(t.get_color()) for t in words} == {"#000000"}

@@ -49,10 +49,10 @@ def log_weights(model: Program, guide: Program, x: Tensor, *args: Tensor, num_sa
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1; got {num_samples}")
     with evaluating(model, guide):
-        return _LogWeights(model, guide, x, *args)(x, *args, num_samples=num_samples)
+        return LogWeights(model, guide, x, *args)(x, *args, num_samples=num_samples)
 
 
-class _LogWeights:
+class LogWeights:
     """log w of blocks of data, shape (samples, data): the guide draws for a whole block, the model scores about
     `rows` rows (samples x data) at a time. Both parts are functions of tensors, to be compiled."""
 
@@ -82,6 +82,10 @@ class _LogWeights:
         return (sum_of_sites(model_trace_of(self.model, trace, *data, num_samples=shape[0]), shape),)
 
     def __call__(self, *data: Tensor, num_samples: int) -> Tensor:
+        return self.with_values(*data, num_samples=num_samples)[0]
+
+    def with_values(self, *data: Tensor, num_samples: int) -> tuple[Tensor, ...]:
+        """log w, and the values that the latent sites, `names`, have in it, (samples, data, *event)."""
         num_data = len(data[0])
         log_q, *values = self.draw(*data, num_samples=num_samples)
         rows = self.rows or num_samples * num_data
@@ -94,7 +98,7 @@ class _LogWeights:
                 samples = slice(k, k + sample_step)
                 chunk = (*(value[samples, part] for value in values), *(t[part] for t in data))
                 (log_p[samples, part],) = self.score(*chunk)
-        return log_p - log_q
+        return log_p - log_q, *values
 
 
 def log_likelihood(
@@ -160,7 +164,7 @@ def log_likelihood(
         measure, space = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
         rows = rows_per_chunk(model, guide, *datum, memory=memory)
-        weights = _LogWeights(model, guide, *datum, rows=rows)
+        weights = LogWeights(model, guide, *datum, rows=rows)
         if compiled:
             weights.compile()
         try:
@@ -245,7 +249,7 @@ def _annealed(
 
 
 def _sample(
-    weights: _LogWeights,
+    weights: LogWeights,
     data: tuple[Tensor, ...],
     num_samples: int,
     seed: int,
@@ -256,23 +260,23 @@ def _sample(
 ) -> None:
     """Adds `num_samples` weights for each of the data, which are those at `index` of the statistics. With `auto`,
     the blocks after the first are compiled if that repays."""
-    blocks = list(_blocks(len(index), num_samples))
+    blocks = list(blocks_of(len(index), num_samples))
     with progress("log p(x)", len(blocks), enabled=show_progress, lines=False) as report:
-        for number, (part, samples) in enumerate(blocks):
+        for number, (samples, part) in enumerate(blocks):
             torch.manual_seed(seed_of(seed, number))
             block = [t[part] for t in data]
             with flop_counter() if auto and number == 0 else nullcontext() as flops:
-                log_w = weights(*block, num_samples=samples)
+                log_w = weights(*block, num_samples=samples.stop - samples.start)
             if flops is not None and repays(len(blocks), flops.get_total_flops()):
                 weights.compile()
             statistics.add(log_w, index[part])
             report()
 
 
-def _blocks(num_data: int, num_samples: int) -> Iterator[tuple[slice, int]]:
-    """(data, samples) of blocks that cover every datum `num_samples` times, one datum's after another's."""
+def blocks_of(num_data: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
+    """(samples, data) of blocks that cover every datum `num_samples` times, one datum's after another's."""
     for start in range(0, num_data, BLOCK_DATA):
         part = slice(start, min(start + BLOCK_DATA, num_data))
         per_block = max(BLOCK_ROWS // (part.stop - start), 1)
         for done in range(0, num_samples, per_block):
-            yield part, min(per_block, num_samples - done)
+            yield slice(done, min(done + per_block, num_samples)), part

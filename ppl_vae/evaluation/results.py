@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-KHAT_LIMIT = 0.7
+from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,4 +57,4 @@ class LogMeanExp:
 
     def khat(self) -> Tensor:
         """Pareto k-hat of each datum's weights, shape (data,)."""
-        return pareto_khat(self.tail.cpu(), self.count.cpu())
+        return torch.from_numpy(pareto_khat(self.tail.cpu().numpy(), self.count.cpu().numpy()))

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
-from ppl_vae.evaluation.importance import BLOCK_DATA, _LogWeights, _sample
+from ppl_vae.evaluation.importance import BLOCK_DATA, LogWeights, _sample
 from ppl_vae.evaluation.pairs import rows_per_chunk
 from ppl_vae.evaluation.streaming import LogMeanExp
 from ppl_vae.programs import evaluating
@@ -36,7 +36,7 @@ def _ours(case: Case, compiled: bool, rows: int = 0) -> Run:
     pair, x = Pair(case.architecture), binarized(images())[:BLOCK_DATA]
     with evaluating(pair.model, pair.guide):
         rows = rows or rows_per_chunk(pair.model, pair.guide, x[:1], memory=None)
-        weights = _LogWeights(pair.model, pair.guide, x[:1], rows=rows)
+        weights = LogWeights(pair.model, pair.guide, x[:1], rows=rows)
     if compiled:
         weights.compile()
     index = torch.arange(len(x))

@@ -96,14 +96,14 @@ def test_exactly_k_samples_are_drawn_for_each_datum(ppca, K, monkeypatch):
     """Trap 2."""
     pair, x = ppca(N=70)
     rows = []
-    original = importance._LogWeights._score
+    original = importance.LogWeights._score
 
     def counted(*args):
         log_p = original(*args)
         rows.append(log_p[0].numel())
         return log_p
 
-    monkeypatch.setattr(importance._LogWeights, "_score", counted)
+    monkeypatch.setattr(importance.LogWeights, "_score", counted)
     result = log_likelihood(pair.model, pair.guide, x, num_samples=K)
     assert sum(rows) == 70 * K
     assert result.num_samples.tolist() == [K] * 70
@@ -450,7 +450,7 @@ def test_what_stays_unreliable_is_annealed(ppca):
 def test_an_interrupt_returns_what_is_done(ppca, monkeypatch):
     pair, x = ppca(N=150)
     whole = log_likelihood(pair.model, pair.guide, x, num_samples=10)
-    original, calls = importance._LogWeights.__call__, []
+    original, calls = importance.LogWeights.__call__, []
 
     def interrupted(*args, **kwargs):
         if len(calls) == 2:
@@ -458,7 +458,7 @@ def test_an_interrupt_returns_what_is_done(ppca, monkeypatch):
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(importance._LogWeights, "__call__", interrupted)
+    monkeypatch.setattr(importance.LogWeights, "__call__", interrupted)
     result = log_likelihood(pair.model, pair.guide, x, num_samples=10)
     assert result.done.sum() == 128
     assert torch.equal(result.log_p[:128], whole.log_p[:128])

@@ -1,0 +1,73 @@
+"""Models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from ppl_vae.plots.figures import OKABE_ITO, axes_of
+
+_METRICS = {
+    "mse": "MSE (lower is better)",
+    "psnr": "PSNR [dB] (higher is better)",
+    "ssim": "SSIM (higher is better)",
+}
+
+
+def log_likelihood_bars(
+    ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayLike, unit: str = "nats"
+) -> None:
+    """Mean log p(x) of each named model, in `unit`, a row a model from the top: a dot, and a bar of one
+    standard error to each side (none where it is NaN). Means and errors have shape (len(names),); other
+    shapes and negative errors raise ValueError."""
+    _dots(ax, names, means, errors)
+    ax.set_xlabel(f"mean log p(x) ± 1 s.e. [{unit}]")
+
+
+def differences(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayLike, unit: str = "nats") -> None:
+    """Mean difference of each named model to the best one, in `unit`, as `log_likelihood_bars` draws means."""
+    _dots(ax, names, means, errors)
+    ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set_xlabel(f"paired difference to the best ± 1 s.e. over images [{unit}]")
+
+
+def per_datum_differences(ax: Axes, differences: ArrayLike, names: tuple[str, str], unit: str = "nats") -> None:
+    """Each datum's log p(x) under the first of two models less that under the second, shape (data,), in rising order,
+    with their mean. Raises ValueError for another shape."""
+    d = np.sort(np.asarray(differences))
+    if d.ndim != 1 or not len(d):
+        raise ValueError(f"differences: expected shape (data,); got {d.shape}")
+    ax.fill_between(np.arange(len(d)), d, color=OKABE_ITO["sky blue"], linewidth=0)
+    ax.axhline(0, color="0.4", linewidth=0.8)
+    ax.axhline(d.mean(), color=OKABE_ITO["vermilion"], linestyle="--", label=f"mean {d.mean():.2f}")
+    share = (d > 0).mean()
+    ax.set(xlabel=f"data in order; {names[0]} is the better one for {share:.0%}", ylabel=f"difference [{unit}]")
+    ax.set_title(f"log p(x): {names[0]} less {names[1]}", fontsize=9)
+    ax.legend(fontsize=7, loc="upper left")
+
+
+def denoising_dots(axes: Any, names: Sequence[str], metrics: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
+    """One Axes a metric, with one row a model as in `log_likelihood_bars`, named on the first Axes. Means
+    and errors have shape (len(names),). MSE, PSNR (in dB) and SSIM say which way is better; other metrics
+    are only named. Raises ValueError for other shapes or another number of Axes than of metrics."""
+    flat = axes_of(axes, len(metrics))
+    for ax, (metric, (means, errors)) in zip(flat, metrics.items(), strict=True):
+        _dots(ax, names, means, errors)
+        ax.set_xlabel(_METRICS.get(metric.lower(), metric))
+        ax.tick_params(labelleft=ax is flat[0])
+
+
+def _dots(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayLike) -> None:
+    x, error = np.asarray(means), np.asarray(errors)
+    if not x.shape == error.shape == (len(names),):
+        raise ValueError(f"expected means and errors ({len(names)},); got {x.shape} and {error.shape}")
+    rows = range(len(names))
+    ax.errorbar(x, rows, xerr=error, fmt="o", color=OKABE_ITO["blue"], capsize=3)
+    ax.set_yticks(rows, names)
+    # Not invert_yaxis, which would turn axes that share y once for each of them.
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)

@@ -1,0 +1,76 @@
+import sys
+
+import pytest
+import torch
+
+from ppl_vae.checkpoints import Checkpoints
+from ppl_vae.models import PPCA
+from ppl_vae.programs import seeded
+from ppl_vae.trackers import TensorBoard
+from ppl_vae.training import fit
+
+
+def trained(**kwargs):
+    with seeded(0):
+        ppca, x = PPCA((5,), latent_size=2), torch.randn(40, 5)
+    kwargs = {"epochs": 3, **kwargs}
+    history = fit(ppca.model, ppca.guide, x[:30], validation=x[30:], batch_size=10, show_progress=False, **kwargs)
+    return ppca, history
+
+
+def test_the_callback_sees_each_row_and_changes_nothing():
+    rows = []
+
+    def metrics(row):
+        torch.randn(7)
+        rows.append(dict(row))
+        row.clear()
+
+    ours, history = trained(metrics=metrics)
+    theirs, without = trained()
+    assert rows == history.rows
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert torch.equal(ours.W, theirs.W)
+    assert history["validation_elbo"] == without["validation_elbo"]
+
+
+def test_a_run_that_goes_on_tells_the_epochs_to_come(tmp_path):
+    epochs = []
+
+    def metrics(row):
+        epochs.append(row["epoch"])
+
+    stops = iter([False] * 4 + [True])  # in the second epoch of three steps each
+    with pytest.raises(KeyboardInterrupt):
+        trained(metrics=metrics, stop=lambda: next(stops), checkpoints=Checkpoints(tmp_path))
+    assert epochs == [1]
+    trained(metrics=metrics, checkpoints=Checkpoints(tmp_path), resume=True)
+    assert epochs == [1, 2, 3]
+
+
+def test_without_tensorboard_the_error_is_one_line(monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"expected tensorboard; got none \(pip install") as error:
+        TensorBoard(tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_holds_the_history(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, history = trained(metrics=TensorBoard(tmp_path))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = {"loss": "loss", "seconds": "seconds"}
+    for part in ("train", "validation"):
+        tags |= {f"{part}_{quantity}": f"{quantity}/{part}" for quantity in ("elbo", "reconstruction", "kl")}
+    assert set(events.Tags()["scalars"]) == set(tags.values())
+    for column, tag in tags.items():
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [
+            (epoch, pytest.approx(value, rel=1e-6))
+            for epoch, value in zip(history["epoch"], history[column], strict=True)
+        ]
