@@ -53,6 +53,11 @@ MODULE = """
 {% endblock %}
 """
 
+STYLE = """
+.pdoc table { display: block; overflow-x: auto; }
+.pdoc td code { white-space: nowrap; }
+"""
+
 NOTEBOOK = """
 {% extends "lab/index.html.j2" %}
 {% block html_head_js %}{% endblock %}
@@ -95,7 +100,7 @@ def reference(notebooks: Sequence[Entry]) -> dict[str, str]:
 
     render = pdoc.render
     render.configure(docformat="google")
-    templates = jinja2.DictLoader({"module.html.jinja2": MODULE, "site.html.jinja2": INDEX})
+    templates = jinja2.DictLoader({"module.html.jinja2": MODULE, "site.html.jinja2": INDEX, "custom.css": STYLE})
     render.env.loader = jinja2.ChoiceLoader([templates, *filter(None, [render.env.loader])])
     modules = {name: pdoc.doc.Module.from_name(name) for name in pdoc.extract.walk_specs([PACKAGE])}
     with warnings.catch_warnings():
@@ -214,10 +219,11 @@ def notebook_page(path: Path) -> tuple[str, str, str]:
             if "data" in output:
                 output.metadata["alt"] = f"Figure: {heading}"
     title, _, rest = notebook.cells[0].source.partition("\n")
+    title = notebook.metadata["title"] = title.lstrip("# ")
     loader = jinja2.DictLoader({"site.html.j2": NOTEBOOK})
     exporter = HTMLExporter(extra_loaders=[loader], template_file="site.html.j2", filters={"markdown2html": to_html})
     html, _ = exporter.from_notebook_node(notebook)
-    return title.lstrip("# "), to_html(rest.strip().partition("\n\n")[0]), html
+    return title, to_html(rest.strip().partition("\n\n")[0]), html
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

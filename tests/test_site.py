@@ -143,6 +143,7 @@ def test_notebooks_have_their_output_and_their_mathematics(pages):
     source = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert page.html.count("<math ") == source.count("$") // 2 > 0
     assert "MathJax" not in page.html
+    assert "<title>Swapping likelihoods</title>" in page.html
     assert "Swapping likelihoods" in "".join(pages["index.html"].text)
 
 
