@@ -184,6 +184,7 @@ def _blocks(docstring: str) -> Iterator[str]:
             in_section = in_section or bool(re.match(r"[A-Z]\w+:\n", block))
             in_section = in_section and (block.startswith(" ") or "\n " in block)
             text = re.sub(r"(`+[^`]+`+)|([*<])", lambda m: m[1] or ESCAPED[m[2]], block)
+            text = re.sub(r"^( *\d+)\. ", r"\1\\. ", text, flags=re.MULTILINE)  # a year, and no item of a list
             yield re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 

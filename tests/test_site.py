@@ -125,6 +125,7 @@ def test_docstrings_are_shown_as_they_were_written(pages):
         ("Sum\n\n    a * b\n\nof a*b.", "Sum\n\n    a * b\n\nof a\\*b."),
         ("Arguments:\n    x: shape (*, C).\n\n    y: (*).", "Arguments:\n    x: shape (\\*, C).\n\n    y: (\\*)."),
         ("Arguments:\n    x: (*).\n\nThat is\n\n    a * b", "Arguments:\n    x: (\\*).\n\nThat is\n\n    a * b"),
+        ("By A. Author,\n2017. Raises.", "By A. Author,\n2017\\. Raises."),
         ("So\n\n>>> 2 * 3\n6\n\n* 7", "So\n\n```pycon\n>>> 2 * 3\n6\n```\n\n\\* 7"),
     ],
 )
