@@ -40,7 +40,7 @@ def read_npy(path: Path, *, mapped: bool = False) -> Array:
                 file.seek(0)
                 return npy.read_array(file, allow_pickle=False)
         return np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # numpy has many for a damaged file
         raise ValueError(f"{path}: expected a whole .npy file, no objects; got {one_line(error)}") from error
@@ -62,7 +62,7 @@ def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Ar
             if (claimed := sum(member.file_size for member in members)) > limit:
                 raise ValueError(f"expected arrays of at most {limit:,} bytes; got {claimed:,} bytes, unpacked")
             return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
         raise ValueError(f"{path}: expected a whole .npz file, no objects; got {one_line(error)}") from error

@@ -92,6 +92,8 @@ class Checkpoints:
         for path in self.paths():
             try:
                 state = from_file(path)
+                if not (isinstance(state, dict) and isinstance(state.get("config"), dict)):
+                    raise ValueError("it has no config")
             except ValueError as error:
                 damaged.append(path)
                 reason = str(error)
@@ -177,6 +179,20 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return [_with_tensors(v, tensors) for v in value] if isinstance(value, list) else value
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("epoch", "step", "num_steps"), (int,)),
+    **dict.fromkeys(("losses", "generator", "before", "torch"), (Tensor,)),
+    **dict.fromkeys(("rows", "modules", "cuda"), (list,)),
+    "seconds": (float, int),
+    "optim": (dict,),
+    "weights": (list, type(None)),
+}
+
+
+def _values(part: Any) -> list[Any]:
+    return list(part.values()) if isinstance(part, dict) else [part]
+
+
 class TrainingState:
     """What training goes on from, as it changes: where it is, the parameters and buffers of `modules`, the optimiser's
     state, the generator of the data's order and noise, torch's own generators, and what is known of the epoch so far.
@@ -249,7 +265,18 @@ class TrainingState:
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raises `ValueError` for a state of other modules."""
+        """Raises `ValueError` for a state of other modules, or that is none."""
+        for name, kind in _KINDS.items():
+            if type(state.get(name)) not in kind:
+                got = type(state.get(name)).__name__
+                raise ValueError(f"checkpoint: {name}: expected {' or '.join(k.__name__ for k in kind)}; got {got}")
+        if not all(isinstance(t, Tensor) for part in state["modules"] for t in _values(part)):
+            raise ValueError("checkpoint: modules: expected tensors by name; got others")
+        if not (state["epoch"] >= 1 and 0 <= state["step"] <= len(self.losses) and state["num_steps"] >= 0):
+            at = f"epoch {state['epoch']}, step {state['step']}"
+            raise ValueError(f"checkpoint: expected an epoch from 1 and a step up to {len(self.losses)}; got {at}")
+        if not all(isinstance(v, int | float) for row in state["rows"] for v in _values(row)):
+            raise ValueError("checkpoint: rows: expected numbers by name; got others")
         then, now = (
             [{name: list(t.shape) for name, t in tensors.items()} for tensors in modules]
             for modules in (state["modules"], self._tensors())
@@ -261,6 +288,14 @@ class TrainingState:
                 raise ValueError(f"checkpoint: expected the state of these modules; got another's: {differing}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes on a state that `check` has let through. Raises `ValueError` where it doesn't fit all the same."""
+        try:
+            self._load(state)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(f"checkpoint: expected the state of this training; got another ({reason})") from None
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.losses.copy_(state["losses"])
         self.rows[:] = state["rows"]

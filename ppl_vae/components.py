@@ -139,6 +139,8 @@ def _parse(kind: Any, text: str, where: str) -> Any:
             return text.lower() == "true"
         raise UsageError(f"{where}: expected true or false; got {text!r}")
     try:
+        if kind in (int, float) and ("_" in text or len(text) > 30):  # which Python would read as a number
+            raise ValueError
         return kind(text)
     except ValueError:
-        raise UsageError(f"{where}: expected {kind.__name__}; got {text!r}") from None
+        raise UsageError(f"{where}: expected {kind.__name__}; got {text[:50]!r}") from None

@@ -239,8 +239,8 @@ def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
         config = TrainConfig(**values)
     except UnknownComponentError as error:
         raise ValueError(f"{path}: {error} (if it is one of yours, name its module with --plugin)") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, RuntimeError, MemoryError) as error:  # torch's for want of memory is the second
+        raise ValueError(f"{path}: {' '.join(str(error).split())[:500]}") from None
     if type(num_classes) is not int or not config.kind.learns_labels <= num_classes <= MOST_CLASSES:
         raise ValueError(
             f"{path}: num_classes: expected a number of classes for {config.model}; got {_shown(num_classes)}"

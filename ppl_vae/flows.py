@@ -66,19 +66,27 @@ class Flow(TorchDistribution):
         return torch.stack([self.transform(self.zeros + e_k) for e_k in torch.cat([e, -e])]).mean(0)
 
 
+MOST_WEIGHTS = 2**26
+
+
 def affine(size: int, context: int = 0, *, num_transforms: int, hidden_size: int) -> LazyTransform:
     """Affine autoregressive transforms of R^size in alternating order, given `context` numbers, near the identity."""
-    flow = zuko.flows.MAF(size, context, transforms=num_transforms, **_networks(hidden_size))
+    networks = _networks(size + context, hidden_size, 2 * size)
+    flow = zuko.flows.MAF(size, context, transforms=num_transforms, **networks)
     return _near_identity(flow.transform)
 
 
 def spline(size: int, context: int = 0, *, num_transforms: int, hidden_size: int, num_bins: int) -> LazyTransform:
     """As `affine`, with monotonic rational-quadratic splines of `num_bins` bins, on [-5, 5] in every dimension."""
-    flow = zuko.flows.NSF(size, context, transforms=num_transforms, bins=num_bins, **_networks(hidden_size))
+    networks = _networks(size + context, hidden_size, (3 * num_bins - 1) * size)
+    flow = zuko.flows.NSF(size, context, transforms=num_transforms, bins=num_bins, **networks)
     return _near_identity(flow.transform)
 
 
-def _networks(hidden_size: int) -> dict[str, Any]:
+def _networks(num_inputs: int, hidden_size: int, num_outputs: int) -> dict[str, Any]:
+    """Raises `ValueError` for a layer of more than 2^26 weights, whose masks alone would take seconds and gigabytes."""
+    if (largest := hidden_size * max(num_inputs, hidden_size, num_outputs)) > MOST_WEIGHTS:
+        raise ValueError(f"flow: expected layers of at most {MOST_WEIGHTS:,} weights; got {largest:,}")
     return {"hidden_features": (hidden_size, hidden_size), "activation": nn.ELU}  # smooth, as densities should be
 
 
