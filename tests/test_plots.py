@@ -421,7 +421,7 @@ def test_khat_shows_who_is_over_the_limit_and_the_worst_images() -> None:
     above, below = axes = plots.figure(5, 4, nrows=2)[1]
     x = pixels(7, 1, 4, 4)
     khat = [0.1, 0.8, np.nan, np.inf, 1.5, -np.inf, 0.7]
-    plots.khat_by_image(axes, torch.tensor(khat), x, worst=3)
+    plots.khat_by_image(axes, torch.tensor(khat, dtype=torch.float64), x, worst=3)
     trusted, over, _ = above.lines
     assert trusted.get_xydata() == pytest.approx(np.array([[0, 0.1], [6, 0.7]]))
     assert over.get_xydata() == pytest.approx(np.array([[1, 0.8], [4, 1.5]]))

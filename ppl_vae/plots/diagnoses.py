@@ -52,7 +52,7 @@ def khat_by_image(axes: Any, khat: ArrayLike, images: ArrayLike, *, worst: int =
     rest = "; ".join(f"{name}: {some.sum()}" for name, some in counts.items() if some.any())
     ax.set(xlabel=f"image\nnot drawn: {rest}" if rest else "image", ylabel="Pareto k-hat of the weights")
     ax.legend(fontsize=7, framealpha=0.9, edgecolor="none")
-    first = np.argsort(-np.nan_to_num(k, nan=-np.inf), kind="stable")[:worst]
+    first = np.argsort(-k, kind="stable")[:worst]  # NaN is last
     mosaic(below, tiles[None, first])
     labels = [f"{i}\n{Formatter.fix_minus(f'{k[i]:.2f}')}" for i in first]
     below.set_xticks(middles(len(first), tiles.shape[-1]), labels, size="small")
