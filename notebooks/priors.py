@@ -144,5 +144,6 @@ for ax, (name, vae) in zip(axes.flat, vaes.items(), strict=True):
     with seeded(0), evaluating(vae.guide):
         draws = vae.encode(x[:3]).sample((400,))
     plots.latent_scatter(ax, draws.flatten(0, 1), torch.arange(3).expand(400, 3).flatten(), names=["1st", "2nd", "3rd"])
+    ax.set(xlabel="$z_1$", ylabel="$z_2$")  # draws, where the function's own labels speak of means
     ax.set_title(name, fontsize=9)
 figure
