@@ -40,6 +40,14 @@ TRAIN = shlex.split(
 FILES = ["config.json", "history.csv", "metrics.json", "weights.safetensors"]
 
 
+@pytest.fixture(autouse=True)
+def sigint():
+    """As in a terminal, also where the tests are in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def results(folder):
     """What must be the same, byte for byte."""
     check(folder, *FILES)
@@ -95,6 +103,7 @@ def one_line(err):
 
 
 def serve(folder, arguments):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for name, descriptor in ((os.devnull, 1), ("stderr", 2)):
         with open(name, "w") as file:
@@ -190,6 +199,7 @@ def test_a_signal_ends_the_step_and_says_how_to_go_on(by, ppl_vae, undisturbed, 
         status, err = ppl_vae(*TRAIN)
     assert status == 128 + by
     assert "ppl-vae: stopped in epoch 2 of 5, after 5 of 16 steps, with a checkpoint. To go on:" in err
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-000000000021.safetensors").exists()
     again = shlex.split(err.splitlines()[-1])
     assert again == ["ppl-vae", *TRAIN, "--resume"]
     assert ppl_vae(*again[1:])[0] == 0
@@ -224,6 +234,23 @@ def test_a_signal_that_comes_as_the_run_is_finished_is_not_lost():
             assert stop() is None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("by", SIGNALS, ids=lambda s: s.name)
+def test_a_signal_of_which_compiled_code_makes_another_error_is_one(by, ppl_vae, few_swaps, monkeypatch):
+    def drawn(*args, **kwargs):
+        try:
+            signal.raise_signal(by)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid affine transformation matrix") from None  # as matplotlib does
+
+    monkeypatch.setattr(cli, "draw_run", drawn)
+    monkeypatch.setattr(swaps, "sample_images", drawn)
+    status, err = ppl_vae(*TRAIN)
+    assert (status, one_line(err)) == (128 + by, "ppl-vae: error: interrupted")
+    status, err = ppl_vae(*few_swaps, "--output", ".")
+    assert status == 128 + by
+    assert "ppl-vae: interrupted; what is finished is kept. To go on:\n" in err
 
 
 def test_what_is_in_the_folder_is_gone_on_with_or_overwritten_as_asked(ppl_vae, undisturbed, tmp_path, monkeypatch):
@@ -337,6 +364,7 @@ def test_a_run_whose_last_files_cannot_be_written_goes_on_too(name, ppl_vae, und
     assert status == 1
     assert one_line(err) == f"ppl-vae: error: run/{name}: No space left on device"
     assert not list(tmp_path.rglob("*.tmp"))
+    assert experiments.unfinished(tmp_path / "run")
     assert ppl_vae(*TRAIN, "--resume")[0] == 0
     assert results(tmp_path / "run") == undisturbed
 
