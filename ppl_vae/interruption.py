@@ -6,9 +6,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_raised: ContextVar[list[int] | None] = ContextVar("raised", default=None)  # by the `terminable` that is open
 
 
 @contextmanager
@@ -23,6 +25,8 @@ def stoppable() -> Iterator[Callable[[], int | None]]:
 
     def keep(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
+            if (raised := _raised.get()) is not None:
+                raised.append(number)
             raise KeyboardInterrupt
         received.append(number)
 
@@ -34,15 +38,29 @@ def stoppable() -> Iterator[Callable[[], int | None]]:
 
 @contextmanager
 def terminable() -> Iterator[list[int]]:
-    """Within it SIGTERM raises `KeyboardInterrupt` as SIGINT does. Yields a list of those that came."""
+    """Within it SIGTERM raises `KeyboardInterrupt` as SIGINT does, also where compiled code, as that of pictures, made
+    another error of it. Yields a list of those that came.
+    """
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
         raise KeyboardInterrupt
 
-    with _handling(interrupt):
-        yield received
+    token = _raised.set(received)
+    try:
+        with _handling(interrupt):
+            yield received
+    except Exception as error:
+        _raise_again(error)
+        raise
+    finally:
+        _raised.reset(token)
+
+
+def _raise_again(error: Exception) -> None:
+    if _raised.get():
+        raise KeyboardInterrupt from error
 
 
 @contextmanager
@@ -68,6 +86,7 @@ def attempted(part: str, failed: dict[str, str], say: Callable[[str], object]) -
     try:
         yield
     except Exception as error:
+        _raise_again(error)
         failed[part] = reason(error)
         say(f"{part}: failed: {failed[part]}")
 

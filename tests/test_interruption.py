@@ -40,6 +40,14 @@ TRAIN = shlex.split(
 FILES = ["config.json", "history.csv", "metrics.json", "weights.safetensors"]
 
 
+@pytest.fixture(autouse=True)
+def sigint():
+    """As in a terminal, also where the tests are in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def results(folder):
     """What must be the same, byte for byte."""
     check(folder, *FILES)
@@ -95,6 +103,7 @@ def one_line(err):
 
 
 def serve(folder, arguments):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for name, descriptor in ((os.devnull, 1), ("stderr", 2)):
         with open(name, "w") as file:
@@ -190,6 +199,7 @@ def test_a_signal_ends_the_step_and_says_how_to_go_on(by, ppl_vae, undisturbed, 
         status, err = ppl_vae(*TRAIN)
     assert status == 128 + by
     assert "ppl-vae: stopped in epoch 2 of 5, after 5 of 16 steps, with a checkpoint. To go on:" in err
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-000000000021.safetensors").exists()
     again = shlex.split(err.splitlines()[-1])
     assert again == ["ppl-vae", *TRAIN, "--resume"]
     assert ppl_vae(*again[1:])[0] == 0
@@ -224,6 +234,23 @@ def test_a_signal_that_comes_as_the_run_is_finished_is_not_lost():
             assert stop() is None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("by", SIGNALS, ids=lambda s: s.name)
+def test_a_signal_of_which_compiled_code_makes_another_error_is_one(by, ppl_vae, few_swaps, monkeypatch):
+    def drawn(*args, **kwargs):
+        try:
+            signal.raise_signal(by)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid affine transformation matrix") from None  # as matplotlib does
+
+    monkeypatch.setattr(cli, "draw_run", drawn)
+    monkeypatch.setattr(swaps, "sample_images", drawn)
+    status, err = ppl_vae(*TRAIN)
+    assert (status, one_line(err)) == (128 + by, "ppl-vae: error: interrupted")
+    status, err = ppl_vae(*few_swaps, "--output", ".")
+    assert status == 128 + by
+    assert "ppl-vae: interrupted; what is finished is kept. To go on:\n" in err
 
 
 def test_what_is_in_the_folder_is_gone_on_with_or_overwritten_as_asked(ppl_vae, undisturbed, tmp_path, monkeypatch):
@@ -337,6 +364,7 @@ def test_a_run_whose_last_files_cannot_be_written_goes_on_too(name, ppl_vae, und
     assert status == 1
     assert one_line(err) == f"ppl-vae: error: run/{name}: No space left on device"
     assert not list(tmp_path.rglob("*.tmp"))
+    assert experiments.unfinished(tmp_path / "run")
     assert ppl_vae(*TRAIN, "--resume")[0] == 0
     assert results(tmp_path / "run") == undisturbed
 
@@ -347,7 +375,7 @@ def test_a_run_whose_last_files_cannot_be_written_goes_on_too(name, ppl_vae, und
 @pytest.fixture
 def few_swaps(monkeypatch):
     models = SwapsConfig.models
-    kept = ("base", "prior-laplace", "prior-student-t")
+    kept = ("base", "prior-laplace")
 
     @functools.cache
     def few(self, dataset):
@@ -388,7 +416,7 @@ def test_an_experiment_goes_on_in_the_midst_of_what_it_was_at(ppl_vae, few_swaps
         assert "ppl-vae: interrupted; what is finished is kept. To go on:\n" in err
         assert not (folder / "base" / "seed-0" / "log_likelihood.json").exists()
     assert ppl_vae(*command)[0] == 0
-    assert trained == ["standard-normal"] * 2 + ["laplace", "student-t"]  # stopped, gone on with, and the others
+    assert trained == ["standard-normal", "standard-normal", "laplace"]  # stopped, gone on with, and the other
     assert groups_of(tmp_path / "a") == groups_of(tmp_path / "b")
     written = (folder / "base" / "seed-0" / "log_likelihood.npz").stat().st_mtime_ns
     assert ppl_vae(*command)[0] == 0
@@ -416,9 +444,9 @@ def test_parts_that_fail_are_named_at_the_end(ppl_vae, few_swaps, tmp_path, monk
     assert status == 1
     message = one_line(err)
     assert "failed: mnist-mini prior-laplace/seed-0 (KeyError: 'nobody thought of this'); ./nowhere.npz (" in message
-    assert {row["component"] for row in groups_of(tmp_path)["prior"]["rows"]} == {"standard-normal", "student-t"}
+    assert {row["component"] for row in groups_of(tmp_path)["prior"]["rows"]} == {"standard-normal"}
     assert ppl_vae(*few_swaps, "--output", ".")[0] == 0
-    assert len(groups_of(tmp_path)["prior"]["rows"]) == 3
+    assert len(groups_of(tmp_path)["prior"]["rows"]) == 2
 
 
 def test_a_study_goes_on_past_a_model_that_fails(ppl_vae, tmp_path, monkeypatch):
@@ -496,7 +524,7 @@ def test_a_damaged_file_is_refused_by_all_that_read_it(evaluated, tmp_path, monk
     for name, commands in READ_BY.items():
         path, generator = tmp_path / "run" / name, random.Random(name)
         content = path.read_bytes()
-        for _ in range(DAMAGES or 4):
+        for _ in range(DAMAGES or 3):
             path.write_bytes(damaged(content, generator))
             for command in commands:
                 before = {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
