@@ -170,8 +170,8 @@ def _run(folder: Path) -> Iterator[str]:
 def command_of(words: str, config: Any, default: Any) -> str:
     """The command that runs a config, a dataclass: what is not as in `default` is an option.
 
-    >>> command_of("ppl-vae train", TrainConfig(model="conv-vae", hidden=(300, 300)), TrainConfig())
-    'ppl-vae train --model conv-vae --hidden 300 300'
+    >>> command_of("ppl-vae train", TrainConfig(model="dense-vae", hidden=(300, 300)), TrainConfig())
+    'ppl-vae train --model dense-vae --hidden 300 300'
     """
     found = words.split()
     prefix = "swaps." if isinstance(config, SwapsConfig) else ""

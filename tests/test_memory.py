@@ -94,7 +94,7 @@ def stop():
 def run(config):
     steps[0] = 0
     try:
-        train(config, folder / "run", stop=stop, show_progress=False)
+        train(config, folder / f"run-{time.monotonic_ns()}", stop=stop, show_progress=False)
     except Stopped:
         pass
 peaks = [0.0]

@@ -113,7 +113,7 @@ def test_docstrings_are_shown_as_they_were_written(pages):
     assert re.search(r"<pre>[^<]*<code>p\(x, z\) = p\(z\) p\(x \| decoder\(z\)\)", pages["ppl_vae/models.html"].html)
     assert "https://arxiv.org/abs/1312.6114" in pages["ppl_vae/models.html"].links
     assert "encoder2: x to the parameters of q(z2|x)" in models
-    config = pages["ppl_vae/experiments.html"]
+    config = pages["ppl_vae/configs.html"]
     assert "Annotated" not in re.sub(r'<div class="pdoc-code.*?</div>', "", config.html, flags=re.DOTALL)
     assert "What is done to the images that the encoder sees" in "".join(config.text)
 
