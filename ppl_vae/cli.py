@@ -21,6 +21,7 @@ import torch
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Generator, Tensor
 
@@ -500,7 +501,7 @@ def say(text: str) -> None:
 
 def grid_of(title: str, first: Sequence[str], numbers: Sequence[str], caption: str = "") -> Table:
     """A table that fits 80 columns: names to the left, numbers to the right."""
-    grid = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="bold")
+    grid = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="bold")
     for heading in first:
         grid.add_column(heading, no_wrap=True)
     for heading in numbers:
@@ -512,7 +513,7 @@ def show_denoising(title: str, rows: dict[str, Any]) -> None:
     grid = grid_of(title, ["model"], ["MSE", "PSNR (dB)", "SSIM"])
     for name, row in rows.items():
         cells = (f"{row[m]['mean']:.{d}f} ± {row[m]['se']:.{d}f}" for m, d in (("mse", 5), ("psnr", 2), ("ssim", 4)))
-        grid.add_row(name, *cells)
+        grid.add_row(escape(name), *cells)
     console().print(grid)
 
 
@@ -529,7 +530,7 @@ def show_log_likelihood(title: str, rows: dict[str, Any]) -> None:
         cells = (f"{row[key]:.2f}" for key in ("log_p", "mc_se", "data_se", "elbo"))
         bad = row["khat_over_limit"]
         khat = "unknown" if bad is None else f"{bad}/{row['num_images']}"
-        grid.add_row(name, row["measure"], *cells, khat)
+        grid.add_row(escape(name), row["measure"], *cells, khat)
     console().print(grid)
 
 

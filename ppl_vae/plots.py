@@ -68,7 +68,7 @@ def save(figure: Figure, path: str | Path, *, title: str | None = None) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"expected a path that ends in .png; got {str(path)!r}")
     if title is not None:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)  # a name with dollars is no formula
     # In the same folder, as a rename is atomic only within a file system.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -221,7 +221,7 @@ def per_datum_differences(ax: Axes, differences: ArrayLike, names: tuple[str, st
     ax.axhline(d.mean(), color=OKABE_ITO["vermilion"], linestyle="--", label=f"mean {d.mean():.2f}")
     share = (d > 0).mean()
     ax.set(xlabel=f"data in order; {names[0]} is the better one for {share:.0%}", ylabel=f"difference [{unit}]")
-    ax.set_title(f"log p(x): {names[0]} less {names[1]}", fontsize=9)
+    ax.set_title(f"log p(x): {names[0]} less {names[1]}", fontsize=9, parse_math=False)
     ax.legend(fontsize=7, loc="upper left")
 
 

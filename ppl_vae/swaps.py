@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ppl_vae import plots
+from ppl_vae.arrays import read_npz
 from ppl_vae.components import choices
 from ppl_vae.data import Dataset, fingerprint, load
 from ppl_vae.evaluation.comparison import Unit, compare
@@ -250,8 +251,7 @@ def _draw(group: str, table: dict[str, Any], runs: dict[str, list[Path]], datase
     plots.save(fig, output / "figures" / f"{group}.png", title=f"{dataset.name}: each {group} against the best")
     samples = {}
     for row, name in zip(rows, names, strict=True):
-        with np.load(runs[row["name"]][0] / "samples.npz", allow_pickle=False) as arrays:
-            samples[name] = torch.from_numpy(arrays["samples"]) / 255
+        samples[name] = torch.from_numpy(read_npz(runs[row["name"]][0] / "samples.npz")["samples"]) / 255
     fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
     plots.rows_of_images(ax, samples)
     plots.save(fig, output / "figures" / f"{group}-samples.png", title=f"{dataset.name}: E[x|z], z from the prior")

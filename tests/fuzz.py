@@ -3,7 +3,8 @@
     python tests/fuzz.py idx -runs=100000
 
 with a reader of `readers.READERS`, and what libFuzzer takes. It ends with a traceback where a reader raises what it may
-not, or takes a gigabyte for a file of a few bytes, and with the number of inputs otherwise.
+not or the process has taken 2 GB, and with the number of inputs otherwise. The input is
+then in the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def main() -> None:
         def one_input(content: bytes) -> None:
             read(name, content, Path(folder))
 
-        atheris.Setup([*sys.argv, corpus, "-malloc_limit_mb=1024", "-rss_limit_mb=2048", "-max_len=8192"], one_input)
+        limits = (f"-artifact_prefix={tempfile.gettempdir()}/ppl-vae-{name}-", "-rss_limit_mb=2048", "-max_len=8192")
+        atheris.Setup([*sys.argv, corpus, *limits], one_input)
         atheris.Fuzz()
 
 

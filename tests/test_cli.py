@@ -12,6 +12,7 @@ from PIL import Image
 from ppl_vae.cli import ImputeCommand, main
 from ppl_vae.components import choices
 from ppl_vae.data import load
+from ppl_vae.experiments import load_evaluation
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.report import results_page
 
@@ -399,6 +400,24 @@ def test_ones_own_vectors(ppl_vae, tmp_path, name, model, likelihood, space):
     status, _, err = ppl_vae("denoise", "run")
     assert status == 1
     assert "expected a model of images, to remove noise from" in one_line(err)
+
+
+def test_images_in_colour_a_batch_of_more_than_all_one_sample_and_a_name_that_is_no_markup(ppl_vae, tmp_path):
+    np.save(tmp_path / "colour.npy", np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), dtype=np.uint8))
+    options = ["--dataset", "colour.npy", "--epochs", 1, "--batch-size", 1000, "--latent-size", 2]
+    name = r"$\foo$ <b>x[red]"
+    status, _, err = ppl_vae("train", "--model", "dense-vae:hidden=4", *options, "--output", name)
+    assert status == 0, err
+    status, out, err = ppl_vae("evaluate", name, "--num-samples", 1, "--num-images", 2)
+    assert status == 0, err
+    assert name in out
+    assert "Monte Carlo s.e. nan" in out
+    assert "unknown" in out
+    result = load_evaluation(tmp_path / name)
+    assert result.log_p.isfinite().all()
+    assert result.mc_se.isnan().all()
+    assert result.khat.isnan().all()
+    assert result.num_unreliable_or_none is None
 
 
 def test_what_makes_no_sense_of_vectors(ppl_vae, tmp_path):
