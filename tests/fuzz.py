@@ -3,8 +3,8 @@
     python tests/fuzz.py idx -runs=100000
 
 with a reader of `readers.READERS`, and what libFuzzer takes. It ends with a traceback where a reader raises what it may
-not or the process has taken 2 GB, and with the number of inputs otherwise. The input is then in the folder for
-temporary files.
+not or the process has taken 2 GB, and with the number of inputs otherwise. The input is
+then in the folder for temporary files.
 """
 
 from __future__ import annotations
