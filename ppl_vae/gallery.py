@@ -8,9 +8,11 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae.experiments import Run, codes, decode, history_of, restore, sample_images
+from ppl_vae.interruption import stoppable
 from ppl_vae.models import Autoencoder
 
 
+@stoppable()
 def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) -> list[Path]:
     """Draws `training` and, of images, `reconstructions`, for a VAE also `samples` and `interpolations`, and for a 2-d
     latent space `latent-grid` and `latent-codes`, as PNG under `folder/figures`. Returns the paths."""

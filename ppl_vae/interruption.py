@@ -18,8 +18,9 @@ def stoppable() -> Iterator[Callable[[], int | None]]:
     """Within it SIGINT and SIGTERM don't end the work: the function that it yields returns the first that came, for
     the work to end itself where it can go on from. SIGINT after that raises `KeyboardInterrupt` at once.
 
-    The handlers are afterwards those from before; a signal that came then is raised again, for them. In threads but the
-    main one, where signals don't arrive, it does nothing.
+    The handlers are afterwards those from before; a signal that came then is raised again, for them. So is all of what
+    draws pictures, as a decorator: matplotlib loses what is raised in its callbacks. In threads but the main one, where
+    signals don't arrive, it does nothing.
     """
     received: list[int] = []
 

@@ -36,7 +36,7 @@ from ppl_vae.experiments import (
 )
 from ppl_vae.files import check, write_checked
 from ppl_vae.gallery import draw_run
-from ppl_vae.interruption import attempted
+from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.models import VAE
 from ppl_vae.noise import Noise
 
@@ -218,6 +218,7 @@ def denoise_all(runs: dict[str, Run], dataset: Dataset, config: StudyConfig) -> 
     return {"noise": config.noise, "num_images": len(clean), "rows": rows}, shown
 
 
+@stoppable()
 def draw(metrics: dict[str, Any], denoised: dict[str, Tensor], output: Path) -> None:
     """The study's comparisons, as PNG under `figures/`."""
     figures = output / "figures"

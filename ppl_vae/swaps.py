@@ -38,7 +38,7 @@ from ppl_vae.experiments import (
     write_json,
 )
 from ppl_vae.files import check, write_checked
-from ppl_vae.interruption import attempted
+from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -244,6 +244,7 @@ def _mean(results: list[LogLikelihood]) -> LogLikelihood:
     )
 
 
+@stoppable()
 def _draw(group: str, table: dict[str, Any], runs: dict[str, list[Path]], dataset: Dataset, output: Path) -> None:
     (output / "figures").mkdir(exist_ok=True)
     rows = table["rows"]

@@ -29,7 +29,7 @@ from ppl_vae.experiments import (
     versions,
     write_json,
 )
-from ppl_vae.interruption import attempted
+from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.models import VAE
 from ppl_vae.noise import NoNoise
 
@@ -157,6 +157,7 @@ def _for_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+@stoppable()
 def _draw(models: dict[str, Any], study: Path, dataset: Dataset) -> None:
     fig, axes = plots.figure(3.2 * len(models), 3.4, ncols=len(models), squeeze=False)
     for ax, (name, row) in zip(axes[0], models.items(), strict=True):
