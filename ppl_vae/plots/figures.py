@@ -51,7 +51,7 @@ def save(figure: Figure, path: str | Path, *, title: str | None = None, dark: bo
     if path.suffix.lower() != ".png":
         raise ValueError(f"expected a path that ends in .png; got {str(path)!r}")
     if title is not None:
-        figure.suptitle(title.replace("$", r"\$"))  # a name is no formula
+        figure.suptitle(title, parse_math=False)  # a name with dollars is no formula
     # In the same folder, as a rename is atomic only within a file system.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
