@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -45,14 +50,15 @@ SHORT = "PPL_VAE_SHORT" in os.environ  # fewer steps and samples: what is assert
 EPOCHS, IMAGES, TEST, SAMPLES = (1, 500, 20, 50) if SHORT else (15, 9000, 200, 1000)
 GROUPS, GROUP_EPOCHS = (200, 40) if SHORT else (1000, 150)
 
+
 # %% [markdown]
 # ## A VAE of plain modules
 #
 # As in Pyro's tutorial, but for logits in place of probabilities, which saturate.
 
+
 # %%
-
-
+# a VAE as in Pyro's tutorial
 class TutorialVAE(nn.Module):
     def __init__(self, latent_size=20, hidden=400):
         super().__init__()
@@ -82,13 +88,14 @@ report = check_model(vae.model, vae.guide, x)
 assert report.ok
 print(report)
 
+
 # %% [markdown]
 # `check_model` tries out what evaluation will ask of the pair: to run in a plate of particles, to score each datum
 # apart, and some more. A decoder that flattens too much, say, trains well and could never be evaluated:
 
+
 # %%
-
-
+# the same with a mistake in it
 class Flattens(TutorialVAE):
     def model(self, x):
         pyro.module("decoder", self.decoder)
