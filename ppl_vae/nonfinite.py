@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
-from ppl_vae.programs import Program, evaluating, sample_sites
+from ppl_vae.programs import Program, evaluating, innermost, sample_sites
 
 TINY = 1e-4  # a scale below it is what the log-prob suffers from, and not what suffers
 
@@ -84,17 +83,11 @@ def _remedy(fn: Distribution, value: Tensor, observed: bool) -> str:
 
 
 def _described(fn: Distribution) -> str:
-    name, scale = type(_base(fn)).__name__, _scale(fn)
+    name, scale = type(innermost(fn)).__name__, _scale(fn)
     return name if scale is None else f"{name} with a scale of {scale:.3g}"
 
 
 def _scale(fn: Distribution) -> float | None:
     """The smallest, if the distribution has one."""
-    scale = getattr(_base(fn), "scale", None)
+    scale = getattr(innermost(fn), "scale", None)
     return None if scale is None else float(torch.as_tensor(scale).min())
-
-
-def _base(fn: Distribution) -> Distribution:
-    while isinstance(fn, Independent | ExpandedDistribution):
-        fn = fn.base_dist
-    return fn

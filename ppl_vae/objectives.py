@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
@@ -26,7 +25,7 @@ from torch.distributions import Distribution, Independent
 
 from ppl_vae.distributions import kl_divergence
 from ppl_vae.kl_weights import KLWeight
-from ppl_vae.programs import Program, mode, sample_sites
+from ppl_vae.programs import Program, innermost, mode, sample_sites
 
 
 class KLScale(Messenger):
@@ -361,7 +360,4 @@ def _per_dimension(fn: Distribution) -> Distribution:
 
 
 def _family(site: dict) -> str:
-    fn = site["fn"]
-    while isinstance(fn, Independent | ExpandedDistribution):
-        fn = fn.base_dist
-    return type(fn).__name__
+    return type(innermost(site["fn"])).__name__

@@ -11,9 +11,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
 
 Program = Callable[..., Any]
 
@@ -92,6 +94,17 @@ def sample_sites(trace: Trace, *, observed: bool) -> dict[str, dict]:
 
 def _is_random(site: Any) -> bool:
     return site["type"] == "sample" and not site["infer"].get("_deterministic")
+
+
+def innermost(fn: Distribution) -> Distribution:
+    """What a site's distribution is without `to_event` and `expand`.
+
+    >>> innermost(pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
+    Normal(loc: torch.Size([2]), scale: torch.Size([2]))
+    """
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def guide_trace_of(guide: Program, *args: Tensor, num_samples: int) -> Trace:

@@ -18,6 +18,7 @@ from ppl_vae.programs import (
     Program,
     evaluating,
     guide_trace_of,
+    innermost,
     log_prob_per_datum,
     model_trace_of,
     sample_sites,
@@ -225,10 +226,7 @@ def _laws(model: Program, guide: Program, *datum: Tensor) -> dict[str, str]:
 
 
 def _law(fn: Any) -> str:
-    size = fn.event_shape.numel()
-    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return f"{type(fn).__name__}^{size}"
+    return f"{type(innermost(fn)).__name__}^{fn.event_shape.numel()}"
 
 
 def _name(program: Program) -> str:
