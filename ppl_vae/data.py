@@ -62,6 +62,8 @@ class Rows(Tensor):
         match func, args:
             case torch.ops.aten.index.Tensor, (Rows() as x, [Tensor() as index]):
                 return x.rows(index)
+            case torch.ops.aten.index_select.default, (Rows() as x, 0, Tensor() as index):
+                return x.rows(index)
             case torch.ops.aten.slice.Tensor, (Rows() as x, 0, int() as start, int() as end):
                 return x.rows(slice(start, end))
             case torch.ops.aten.select.int, (Rows() as x, 0, int() as i):

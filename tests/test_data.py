@@ -425,6 +425,7 @@ def test_a_large_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     some = torch.tensor([7, 1, 3])
     for used in (
         lambda t: t[some],
+        lambda t: t.index_select(0, some),
         lambda t: t[2:30],
         lambda t: t[-2:],
         lambda t: t[:None],
@@ -448,6 +449,8 @@ def test_rows_read_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     data.fingerprint(rows)
     assert max(seen) == 7
     assert sum(seen) == 50 + 1  # and the first, for its size
+    rows.index_select(0, torch.tensor([3, 1]))  # as `fit` takes a batch
+    assert seen[-1] == 2
 
 
 # the user's folder
