@@ -161,9 +161,12 @@ def fit(
     ):
         step = Step(model, guide, objective, optim, compiled=bool(compiled))
 
-        def take(rows: Tensor, *, first: bool) -> Tensor:
+        def drawn(rows: Tensor) -> tuple[Tensor, ...]:
             # index_select copies rows in a tenth of the time that t[rows] takes
-            batch = encode(*(t.index_select(0, rows.to(t.device)) for t in data), generator=generator)
+            return encode(*(t.index_select(0, rows.to(t.device)) for t in data), generator=generator)
+
+        def take(rows: Tensor, *, first: bool) -> Tensor:
+            batch = drawn(rows)
             # The first batch is validated: a wrong shape is a clear error there, and costs time later.
             with pyro.validation_enabled(first), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, below
@@ -226,7 +229,7 @@ def fit(
             # Read once an epoch, so that no step waits for a loss.
             if not at.losses.isfinite().all():
                 bad = int((~at.losses.isfinite()).nonzero()[0])
-                batch = encode(*(t[batches[bad]] for t in data), generator=generator)
+                batch = drawn(batches[bad])
                 after = first_nonfinite(model, guide, *batch)
                 at.restore(at.weights)
                 before = first_nonfinite(model, guide, *batch)
