@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppl_vae.data import fingerprint
 from ppl_vae.evaluation.arviz_groups import arviz_groups
 from ppl_vae.evaluation.importance import LogWeights, blocks_of
-from ppl_vae.evaluation.pairs import check_rows, measure_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.pairs import check_rows, chunks_of, measure_of, rows_per_chunk, seed_of
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -148,7 +148,7 @@ def _decoded(
     values (data, *event)."""
     log_p, draws, observed = _Joined(), _Joined(), _Joined()
     num_samples = len(next(iter(z.values())))
-    for number, (samples, part) in enumerate(_chunks(num_samples, len(data[0]), rows)):
+    for number, (samples, part) in enumerate(chunks_of(num_samples, len(data[0]), rows)):
         torch.manual_seed(seed_of(seed, number))
         values = trace_of({name: value[samples, part] for name, value in z.items()})
         shape = (samples.stop - samples.start, part.stop - part.start)
@@ -169,7 +169,7 @@ def _prior_draws(
 ) -> tuple[Values, Values]:
     """Draws of the latent sites and, given them, of the observed ones, each (num_draws, data, *event)."""
     latent, draws = _Joined(), _Joined()
-    for number, (samples, part) in enumerate(_chunks(num_draws, len(data[0]), rows)):
+    for number, (samples, part) in enumerate(chunks_of(num_draws, len(data[0]), rows)):
         torch.manual_seed(seed_of(seed, number))
         trace = guide_trace_of(model, *(t[part] for t in data), num_samples=samples.stop - samples.start)
         for name in names:
@@ -190,15 +190,6 @@ class _Joined:
 
     def values(self) -> Values:
         return {name: torch.cat([torch.cat(c) for c in chunks.values()], 1) for name, chunks in self.parts.items()}
-
-
-def _chunks(num_samples: int, num_data: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """(samples, data) of about `rows` rows each."""
-    data_step = min(rows, num_data)
-    sample_step = max(rows // data_step, 1)
-    for d in range(0, num_data, data_step):
-        for k in range(0, num_samples, sample_step):
-            yield slice(k, min(k + sample_step, num_samples)), slice(d, min(d + data_step, num_data))
 
 
 def _like(x: Tensor, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.compilation import Compiled, flop_counter, repays
 from ppl_vae.data import fingerprint
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
-from ppl_vae.evaluation.pairs import check_latents, check_rows, measure_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.pairs import check_latents, check_rows, chunks_of, measure_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.results import KHAT_LIMIT, LogLikelihood
 from ppl_vae.evaluation.streaming import LogMeanExp
 from ppl_vae.programs import (
@@ -88,16 +88,10 @@ class LogWeights:
         """log w, and the values that the latent sites, `names`, have in it, (samples, data, *event)."""
         num_data = len(data[0])
         log_q, *values = self.draw(*data, num_samples=num_samples)
-        rows = self.rows or num_samples * num_data
-        data_step = min(rows, num_data)
-        sample_step = max(rows // data_step, 1)
         log_p = torch.empty_like(log_q)
-        for d in range(0, num_data, data_step):
-            part = slice(d, d + data_step)
-            for k in range(0, num_samples, sample_step):
-                samples = slice(k, k + sample_step)
-                chunk = (*(value[samples, part] for value in values), *(t[part] for t in data))
-                (log_p[samples, part],) = self.score(*chunk)
+        for samples, part in chunks_of(num_samples, num_data, self.rows or num_samples * num_data):
+            chunk = (*(value[samples, part] for value in values), *(t[part] for t in data))
+            (log_p[samples, part],) = self.score(*chunk)
         return log_p - log_q, *values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -142,6 +143,15 @@ def rows_per_chunk(model: Program, guide: Program, *datum: Tensor, memory: int |
         return max(1, CACHE_BYTES // largest)
     # an operation's input, its output, and what log-prob adds to them
     return max(1, memory // (4 * largest + (sum(per_row) if gradients else 0)))
+
+
+def chunks_of(num_samples: int, num_data: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """(samples, data) of chunks of about `rows` rows each, all samples of some data after one another."""
+    data_step = min(rows, num_data)
+    sample_step = max(rows // data_step, 1)
+    for d in range(0, num_data, data_step):
+        for k in range(0, num_samples, sample_step):
+            yield slice(k, min(k + sample_step, num_samples)), slice(d, min(d + data_step, num_data))
 
 
 def seed_of(seed: int, *numbers: int) -> int:
