@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -330,10 +331,10 @@ def test_a_failing_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: p
 
     def fail(*args: Any, **kwargs: Any) -> None:
         if fails == "savefig":
-            Path(args[1]).write_bytes(b"half")
+            args[1].write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(Figure if fails == "savefig" else Path, fails, fail)
+    monkeypatch.setattr(Figure if fails == "savefig" else os, fails, fail)
     with pytest.raises(OSError, match="disk full"):
         plots.save(figure, path)
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]

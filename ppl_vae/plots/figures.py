@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
+from ppl_vae.files import write_whole
 
 OKABE_ITO = {
     "black": "#000000",
@@ -52,14 +54,10 @@ def save(figure: Figure, path: str | Path, *, title: str | None = None, dark: bo
         raise ValueError(f"expected a path that ends in .png; got {str(path)!r}")
     if title is not None:
         figure.suptitle(title, parse_math=False)  # a name with dollars is no formula
-    # In the same folder, as a rename is atomic only within a file system.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with _inverted(figure) if dark else contextlib.nullcontext():
-            figure.savefig(partial, format="png", dpi=144, bbox_inches="tight", metadata={"Software": None})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    png = io.BytesIO()
+    with _inverted(figure) if dark else contextlib.nullcontext():
+        figure.savefig(png, format="png", dpi=144, bbox_inches="tight", metadata={"Software": None})
+    write_whole(path, png.getvalue())
 
 
 def axes_of(axes: Any, count: int) -> list[Axes]:
