@@ -22,15 +22,17 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor
 
+from ppl_vae.data import Dataset, load
 from ppl_vae.evaluation.comparison import compare
 from ppl_vae.experiments import Run, TrainConfig, codes, decode, load_evaluation, load_run, read_config, read_json
-from ppl_vae.files import write_whole
+from ppl_vae.files import check, write_whole
 from ppl_vae.models import PPCA, VAE, HierarchicalVAE
 from ppl_vae.report import gaps_lines, likelihood_caption, likelihood_table, study_section, swaps_section, table
 from ppl_vae.study import StudyConfig
 from ppl_vae.swaps import SwapsConfig
+from ppl_vae.training import COLLAPSED
 
-GRID, COLLAPSED = 25, 0.1
+GRID = 25
 ALT = {
     "training": "Loss, ELBO, reconstruction and KL by epoch",
     "reconstructions": "Test images above their reconstructions",
@@ -55,7 +57,8 @@ def write_page(
     `data_dir` is where data sets are looked for. Without a model's data, the page is without its explorer.
     Raises `FileNotFoundError` for a folder that holds nothing finished, and `ValueError` for damaged files.
     """
-    sections = [_section(folder, data_dir, say) for folder in folders]
+    dataset_of = cache(lambda name: load(name, data_dir))  # runs of an experiment share it
+    sections = [_section(folder, dataset_of, say) for folder in folders]
     warnings = [warning for folder in folders for warning in warnings_of(folder)]
     titles = [name_of(folder) for folder in folders]
     title = f"ppl_vae: {', '.join(titles)}"
@@ -88,16 +91,16 @@ def is_run(folder: Path) -> bool:
 def warnings_of(folder: Path) -> list[str]:
     """What a reader has to know before any number: of a folder and of the runs in it, a sentence each."""
     found = []
-    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    metrics = _json(folder, "metrics.json") if (folder / "metrics.json").is_file() else {}
     for name, why in metrics.get("failed", {}).items():
         found.append(f"{name_of(folder)}: {name} failed: {why}")
     evaluations = dict(metrics.get("log_likelihood", {}))
     for run in runs_of(folder):
         name = run.relative_to(folder).as_posix() if run != folder else name_of(folder)
         if (run / "log_likelihood.json").is_file():
-            evaluations.setdefault(name, read_json(run / "log_likelihood.json"))
-        kl = read_json(run / "metrics.json").get("last_epoch", {}).get("validation_kl")
-        if kl is not None and kl != 0 and kl < COLLAPSED:  # an autoencoder has no KL
+            evaluations.setdefault(name, _json(run, "log_likelihood.json"))
+        kl = _json(run, "metrics.json").get("last_epoch", {}).get("validation_kl")
+        if kl is not None and 0 < kl < COLLAPSED:  # an autoencoder has no KL
             found.append(f"{name}: posterior collapse: KL(q(z|x) || p(z)) is {kl:.2g} nats, codes say nothing of x")
     unsure = [f"{name} ({e['khat_over_limit']} of {e['num_images']})" for name, e in evaluations.items()
               if e["khat_over_limit"]]  # fmt: skip
@@ -117,21 +120,27 @@ def warnings_of(folder: Path) -> list[str]:
     return found
 
 
-def _section(folder: Path, data_dir: Path | None, say: Callable[[str], object]) -> str:
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    """What a run or an experiment left; `ValueError` where it is damaged."""
+    check(folder, name)
+    return read_json(folder / name)
+
+
+def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[str], object]) -> str:
     runs = runs_of(folder)
     if not runs and not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder}: expected a finished run or experiment; got a folder without metrics.json")
     say(f"{folder}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
     parts = [f"<h2>{escape(name_of(folder))}</h2>"]
     if is_run(folder):
-        return "\n".join([*parts, *_run(folder), *explorer(folder, data_dir)])
-    metrics = read_json(folder / "metrics.json")
+        return "\n".join([*parts, *_run(folder), *explorer(folder, dataset_of)])
+    metrics = _json(folder, "metrics.json")
     lines = study_section(folder).splitlines() if "denoising" in metrics else swaps_section(folder)
     parts += _blocks(lines[1:], folder.parent)
     parts += _reproduced(_experiment(metrics), metrics)
     for run in runs:
         name = escape(run.relative_to(folder).as_posix())
-        space = list(explorer(run, data_dir))
+        space = list(explorer(run, dataset_of))
         if space and read_config(run / "config.json")[0].latent_size == 2:  # the one that shows all of the space
             parts, space = [*parts, f"<h3>{name}</h3>", *space], []
         parts += [f"<details><summary>{name}</summary>", *_run(run), *space, "</details>"]
@@ -152,14 +161,15 @@ def _experiment(metrics: dict[str, Any]) -> str:
 
 def _run(folder: Path) -> Iterator[str]:
     """One run: its numbers, its figures, and its command."""
-    config, metrics = read_config(folder / "config.json")[0], read_json(folder / "metrics.json")
+    check(folder, "config.json")
+    config, metrics = read_config(folder / "config.json")[0], _json(folder, "metrics.json")
     rows = [[k.replace("_", " "), f"{v:.2f}"] for k, v in metrics["last_epoch"].items() if k not in ("epoch", "loss")]
     yield from _blocks([table(["after the last epoch", "nats per image"], rows)], folder)
     if (folder / "log_likelihood.json").is_file():
-        row = {"log_likelihood": {folder.name: read_json(folder / "log_likelihood.json")}}
+        row = {"log_likelihood": {folder.name: _json(folder, "log_likelihood.json")}}
         yield from _blocks([likelihood_table(row), "", likelihood_caption(row)], folder)
     if (folder / "gaps.json").is_file():
-        yield from _blocks(["- " + line for line in gaps_lines(read_json(folder / "gaps.json"))], folder)
+        yield from _blocks(["- " + line for line in gaps_lines(_json(folder, "gaps.json"))], folder)
     yield '<div class="figures">'
     for path in sorted((folder / "figures").glob("*.png")):
         yield _figure(path)
@@ -257,11 +267,11 @@ def _address(image: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def explorer(folder: Path, data_dir: Path | None) -> Iterator[str]:
+def explorer(folder: Path, dataset_of: Callable[[str], Dataset]) -> Iterator[str]:
     """E[x|z] of images on a grid of codes, decoded here and shown where the pointer or the arrow keys are: at normal
     quantiles of a 2-d code, else on the plane of the two main directions of the test images' codes."""
     try:
-        run = load_run(folder, data_dir=data_dir)
+        run = load_run(folder, dataset=dataset_of(read_config(folder / "config.json")[0].dataset))
     except (OSError, ValueError) as error:
         yield f'<p class="soft">No latent space to move through: {escape(str(error))}</p>'
         return

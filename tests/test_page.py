@@ -135,8 +135,9 @@ def test_warnings_are_at_the_top(folder, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
     metrics = json.loads((copy / "metrics.json").read_text())
-    metrics["last_epoch"]["validation_kl"] = 0.01
+    metrics["last_epoch"]["validation_kl"] = 0.004
     write_json(copy / "metrics.json", metrics)
+    (copy / "checksums.json").unlink()
     summary = json.loads((copy / "log_likelihood.json").read_text())
     changed = {"khat_over_limit": 2, "bound": "lower (interrupted before the tolerance was met)"}
     write_json(copy / "log_likelihood.json", summary | changed)
@@ -169,11 +170,23 @@ def test_a_picture_that_is_none_is_refused(folder, tmp_path):
 def test_without_its_data_a_run_has_no_explorer(folder, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
+    (copy / "checksums.json").unlink()
     config = json.loads((copy / "config.json").read_text()) | {"dataset": str(tmp_path / "gone.npz")}
     write_json(copy / "config.json", config)
     page = page_of(copy)
     assert "No latent space to move through" in page
     assert 'class="explorer"' not in page
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "log_likelihood.json", "config.json"])
+def test_a_number_that_was_changed_is_refused(folder, tmp_path, name):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    values = json.loads((copy / name).read_text())
+    key = next(k for k in ("seed", "log_p") if k in values)
+    write_json(copy / name, values | {key: values[key] + 1})
+    with pytest.raises(ValueError, match=f"{name}: expected the file as it was written"):
+        page_of(copy)
 
 
 def test_an_empty_folder_is_refused(tmp_path):
