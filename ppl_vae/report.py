@@ -391,7 +391,7 @@ def swaps_section(folder: Path) -> list[str]:
         "",
     ]
     for name, heading in GROUPS.items():
-        if name in metrics["groups"]:
+        if len(metrics["groups"].get(name, {"rows": ()})["rows"]) > 1:  # else there is nothing to compare yet
             lines += [f"### {heading}", "", swap_table(metrics["groups"][name]), ""]
             lines += [f"![Differences to the best {name}]({folder.name}/figures/{name}.png)", ""]
     if "likelihood" in metrics["groups"]:
