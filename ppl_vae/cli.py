@@ -103,7 +103,7 @@ class RunCommand(WithModels):
         if self.experiment not in experiments:
             raise UsageError(f"experiment: expected study, trust or swaps; got {self.experiment!r}")
         of_kind = self.output / ("study" if self.experiment == "trust" else self.experiment)
-        folders = {name: of_kind / Path(name).stem for name in self.dataset}
+        folders = {name: of_kind / folder_of(name) for name in self.dataset}
         if len({*folders.values()}) < len(self.dataset):
             raise UsageError(f"--dataset: expected names that differ; got {', '.join(self.dataset)}")
         start = time.perf_counter()
@@ -174,7 +174,7 @@ class TrainCommand(WithModels):
                 raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
             if self.resume and self.overwrite:
                 raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
-        output = self.output or Path("runs") / f"{self.config.model}-{Path(self.config.dataset).stem}".replace(":", "-")
+        output = self.output or Path("runs") / f"{self.config.model}-{folder_of(self.config.dataset)}".replace(":", "-")
         with locked(output):
             self._check(output)
             run = train(
@@ -560,6 +560,15 @@ def parse(arguments: list[str]) -> Any:
         if stop.code:
             raise UsageError(one_line(errors.getvalue())) from None
         raise
+
+
+def folder_of(dataset: str) -> str:
+    """The name of a folder for what is made of a data set, given by name or path: one below, wherever the data are.
+
+    >>> folder_of("mnist"), folder_of("faces/../mine.npz"), folder_of("/data/..")
+    ('mnist', 'mine', 'root')
+    """
+    return Path(dataset).resolve().stem or "root"
 
 
 def plugins(arguments: list[str]) -> list[str]:
