@@ -17,7 +17,7 @@ from PIL import Image
 
 from ppl_vae.experiments import TrainConfig, codes, decode, evaluate_run, load_run, save_evaluation, train, write_json
 from ppl_vae.gallery import draw_run
-from ppl_vae.page import GRID, plane, warnings_of, write_page
+from ppl_vae.page import GRID, _html, plane, warnings_of, write_page
 
 CONFIG = TrainConfig(model="dense-vae", hidden=(16,), latent_size=2, epochs=1, train_images=60, batch_size=50)
 
@@ -159,10 +159,22 @@ def test_runs_are_put_side_by_side_and_paired(folder, tmp_path):
     assert "do not compare" in page_of(folder, other)
 
 
-def test_a_picture_that_is_none_is_refused(folder, tmp_path):
+def test_no_line_of_markdown_is_an_element():
+    page = _html("<script>alert(1)</script>\n\na <b>b</b> ![c](http://a.example/c.png)")
+    assert [tag for tag, _ in Elements(page).found] == ["p", "p"]
+
+
+def gif():
+    data = io.BytesIO()
+    Image.new("L", (2, 2)).save(data, "GIF")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", gif()], ids=["svg", "gif"])
+def test_a_picture_that_is_no_png_is_refused(folder, tmp_path, content):
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
-    (copy / "figures" / "samples.png").write_bytes(b"<svg onload=alert(1)>")
+    (copy / "figures" / "samples.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"samples\.png: expected a PNG image"):
         page_of(copy)
 
@@ -244,7 +256,10 @@ def test_in_a_browser_the_explorer_reacts_to_mouse_and_keyboard(folder, browser)
     z1, z2 = map(float, re.findall(r"-?\d+\.\d+", says.text_content()))
     assert z1 < -2
     assert z2 < -2
-    assert page.evaluate("document.querySelector('.shown').toDataURL()") != shown
+    at_left = page.evaluate("document.querySelector('.shown').toDataURL()")
+    assert at_left != shown
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2)  # along the row
+    assert page.evaluate("document.querySelector('.shown').toDataURL()") != at_left
     assert wrong == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     page.close()
