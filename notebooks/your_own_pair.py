@@ -23,10 +23,14 @@
 # %%
 # %matplotlib inline
 import os
+import warnings
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import xarray as xr
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import torch_item
 from torch import nn
@@ -35,8 +39,11 @@ from ppl_vae import plots
 from ppl_vae.compilation import CompiledTrace_ELBO
 from ppl_vae.data import fingerprint, load
 from ppl_vae.encodings import Binarize
+from ppl_vae.evaluation.arviz_groups import elpd
 from ppl_vae.evaluation.checking import check_model
 from ppl_vae.evaluation.comparison import PerDatum, compare
+from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
+from ppl_vae.evaluation.export import to_arviz
 from ppl_vae.evaluation.gaps import active_units, gap_decomposition
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
@@ -45,6 +52,9 @@ from ppl_vae.noise import NoNoise
 from ppl_vae.optimizers import adam
 from ppl_vae.programs import own_param_store, seeded
 from ppl_vae.training import fit
+
+with warnings.catch_warnings(action="ignore"):  # ArviZ 0.x announces 1.x at each import
+    import arviz as az
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # fewer steps and samples: what is asserted holds in this form too
 EPOCHS, IMAGES, TEST, SAMPLES = (1, 500, 20, 50) if SHORT else (15, 9000, 200, 1000)
@@ -299,3 +309,65 @@ gaps = gap_decomposition(
 for name, gap in vars(gaps).items():
     print(f"{name:14} {gap.mean:7.4f} ± {gap.mc_se_of_mean:.4f} nats per subject")
     assert gap.mean > -4 * gap.mc_se_of_mean, name
+
+# %% [markdown]
+# ## In ArviZ
+#
+# `to_arviz` hands over what is known of a pair: draws of the guide (or resampled by their weights, and then named so),
+# of the prior, of what either predicts, log-likelihoods and log-weights, with names for the dimensions. It is an
+# `InferenceData` in ArviZ 0.x, which made these pictures; in 1.x it is a `DataTree`, and `plot_ppc` is
+# `plot_ppc_dist`.
+
+# %%
+exports = {
+    name: to_arviz(mixed.model, mixed.guide, new_y, new_t, num_samples=500, resample=True, **names)
+    for name, mixed in models.items()
+}
+for name, export in exports.items():
+    assert np.allclose(export.sample_stats.log_p, estimates[name].log_p, atol=1e-5)
+export
+
+# %% [markdown]
+# What do the models predict of subjects that nobody has seen? By how many answers more a subject says yes in the later
+# half than in the earlier, say: without slopes of their own, subjects change too little.
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
+gain = torch.tensor([-1] * (NUM_TIMES // 2) + [1] * (NUM_TIMES // 2))
+for ax, (name, export) in zip(axes, exports.items(), strict=True):
+    gains = export.map(
+        lambda y: (y * xr.DataArray(gain, dims="dimension")).sum("dimension").astype(int),
+        groups=["prior_predictive", "observed_data"],
+    )
+    az.plot_ppc(gains, group="prior", observed=True, num_pp_samples=50, random_seed=0, ax=ax, legend=ax is axes[1])
+    ax.set(title=name, xlabel="more often yes in the later half")
+_ = axes[1].get_legend().set(loc="upper left", bbox_to_anchor=(1, 1))
+
+# %% [markdown]
+# The random intercept of ten subjects, in units of its standard deviation $\tau_1$, with 94 % intervals, under either
+# model; and intercept and slope of one subject:
+
+# %%
+(ax,) = az.plot_forest(
+    list(exports.values()), model_names=list(exports), var_names=["u"], combined=True, figsize=(7, 6),
+    coords={"datum": range(10), "latent": [0]},
+)  # fmt: skip
+_ = ax.get_legend().set(loc="upper left", bbox_to_anchor=(1, 1))
+
+# %%
+axes = az.plot_pair(exports[best.name], var_names=["u"], coords={"datum": [0]}, marginals=True, figsize=(5, 5))
+
+# %% [markdown]
+# `arviz.compare` and `plot_khat` take `elpd` of an export: $\log p(x)$ by subject, with the $\hat k$ of its weights.
+# The difference is that of `compare` above, as a sum over subjects. It is not `arviz.loo` of the export, whose weights
+# are for parameters that all data share, and not for a $u_i$ that each subject has for itself.
+
+# %%
+elpds = {name: elpd(export) for name, export in exports.items()}
+table = az.compare(elpds, method="pseudo-BMA")
+assert np.isclose(-table.elpd_diff[other.name], len(new_y) * other.difference.mean, rtol=1e-3)
+table[["rank", "elpd_loo", "se", "elpd_diff", "dse", "warning"]]
+
+# %%
+ax = az.plot_khat(elpds[best.name], show_hlines=True, hlines_kwargs={"hlines": [KHAT_LIMIT]}, figsize=(7, 3))
+_ = ax.set(xlabel="subject", ylabel=r"Pareto $\hat k$ of its weights")
