@@ -16,7 +16,7 @@ file that it is pointed to with `--plugin`:
 | [KL weight](#kl-weights) | `objective.weighted(...)` | `--kl-weight` |
 | [kind of model](#kinds-of-model) | any Pyro pair; a `Kind` to have a name | `--model`; not listed by `--help` |
 | [optimiser, schedule](#optimisers-and-schedules) | `fit(optim=...)` | no: `--learning-rate`, `--schedule` |
-| [what is observed, when to stop](#hooks-of-fit) | `fit(encode=..., stop=...)` | no |
+| [what is observed, who is told, when to stop](#hooks-of-fit) | `fit(encode=..., metrics=..., stop=...)` | no |
 | [data set](#data-sets) | a tensor, or `load(path)` | `--dataset PATH`, without a plugin |
 | [Pyro pair](#a-pyro-pair-of-your-own) | `fit`, `check_model` and all of `evaluation` | no |
 | [training loop](#a-training-loop-of-your-own) | `SVI(loss=CompiledTrace_ELBO())` | no |
@@ -32,7 +32,9 @@ and estimates log p(x).
 >>> import pyro.distributions as dist
 >>> from torch import nn
 >>> from ppl_vae.evaluation.importance import log_likelihood
->>> from ppl_vae.experiments import Observe, TrainConfig, build, objective
+>>> from ppl_vae.configs import TrainConfig
+>>> from ppl_vae.experiments import build, objective
+>>> from ppl_vae.observation import Observe
 >>> from ppl_vae.training import fit
 >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) @ torch.ones(4, 4).tril()
 >>> def trained(**components):
@@ -235,7 +237,8 @@ schedule, a function of the number of steps; it alone is compiled into the step,
 ## Hooks of fit
 
 `encode` makes the programs' arguments of a batch of what is stored, anew at each step, with noise from the generator
-that it is given. `stop` is asked after each step, and what it returns, if anything, ends training.
+that it is given. `stop` is asked after each step, and what it returns, if anything, ends training. `metrics` is told
+of each epoch, a row of its history: any tracker is a few lines, and `ppl_vae.trackers.TensorBoard` is one.
 
 >>> from ppl_vae.training import Stopped
 >>> def jitter(batch, generator):
@@ -246,6 +249,15 @@ that it is given. `stop` is asked after each step, and what it returns, if anyth
 ... except Stopped as stopped:
 ...     print(f"{stopped}: {stopped.reason}")
 stopped in epoch 1 of 10, after 3 of 4 steps: my budget is spent
+>>> class BestEpoch:
+...     """Keeps the row of the epoch with the highest validation ELBO; `log_metrics(row)` of a tracker is as long."""
+...     best = {"validation_elbo": -math.inf}
+...     def __call__(self, row):
+...         self.best = max(self.best, row, key=lambda r: r["validation_elbo"])
+>>> best = BestEpoch()
+>>> history = fit(vae.model, vae.guide, x[:48], validation=x[48:], epochs=3, metrics=best, show_progress=False)
+>>> best.best["validation_elbo"] == max(history["validation_elbo"])
+True
 
 ## Data sets
 
