@@ -3,54 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import math
 import platform
 import shutil
 import time
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, TraceEnum_ELBO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Generator, Tensor, nn
-from torch.distributions import constraints
-from torch.nn.functional import one_hot
+from torch import Tensor
 
-from ppl_vae.arrays import read_npz
 from ppl_vae.checkpoints import Checkpoints, difference
 from ppl_vae.components import create
-from ppl_vae.configs import MOST_CLASSES, NO_NOISE, TrainConfig, at_most, read_config, read_json
-from ppl_vae.data import Dataset, chunks, fingerprint, load, select, split
-from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Dequantize, Encoding, Identity, Levels
-from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
-from ppl_vae.evaluation.gaps import active_units, aggregate_posterior, gap_decomposition, generalisation_gap
-from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.imputation import Imputation, impute
-from ppl_vae.evaluation.pairs import support_name
-from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.files import CHECKSUMS, check, write_checked, write_whole
+from ppl_vae.configs import TrainConfig, at_most, read_config, read_json
+from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.files import CHECKSUMS, check, to_json, write_checked
 from ppl_vae.interruption import stoppable
 from ppl_vae.kinds import Model, Parts
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
-from ppl_vae.networks import Dense, Divided, Log1p, Shape
-from ppl_vae.noise import Noise, NoNoise
+from ppl_vae.models import PPCA, Autoencoder, ConditionalVAE, SemiSupervisedVAE
+from ppl_vae.networks import Dense, Log1p, Shape
 from ppl_vae.objectives import Objective
+from ppl_vae.observation import Observe, num_classes, observation, rescale, split_images, split_labels, suited
 from ppl_vae.optimizers import adam, cosine
-from ppl_vae.programs import Program, evaluating, seeded
+from ppl_vae.programs import Program, seeded
 from ppl_vae.training import DivergedError, History, fit
 
+EVALUATION = ("log_likelihood.json", "log_likelihood.npz")  # in the folder of a run, as `ppl_vae.assessment` writes it
 CHECKPOINTS = "checkpoints"  # their folder in that of a run
 NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
@@ -73,82 +57,6 @@ def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Mode
             is_quiet=isinstance(rescale(config), Log1p),
         )
         return config.kind.build(parts)
-
-
-def rescale(config: TrainConfig) -> nn.Module | None:
-    """What the encoder's input passes through first. An image with noise is in [0, 1] already."""
-    config = config.resolved()
-    encoding, noise = create(Encoding, config.encoding or ""), create(Noise, config.noise)
-    if isinstance(encoding, Levels) and isinstance(noise, NoNoise):
-        return Divided(255)
-    support = create(Likelihood, config.likelihood or "").support
-    if isinstance(encoding, Identity) and support.is_discrete and support is not constraints.boolean:
-        return Log1p()
-    return None
-
-
-def _unscaled(config: TrainConfig, grey: Tensor) -> Tensor:
-    """Images in [0, 1] as the encoder expects them."""
-    return grey * 255 if isinstance(rescale(config), Divided) else grey
-
-
-def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The config with its defaults written out for this data set. Raises `ValueError` where the two don't fit."""
-    if len(dataset.train) > 1 and all(bool((part == dataset.train[:1]).all()) for part in chunks(dataset.train)):
-        raise ValueError(f"{dataset.name}: expected data that differ; got {len(dataset.train)} times the same")
-    if dataset.is_images:
-        config = config.resolved()
-        if isinstance(create(Encoding, config.encoding or ""), Identity):
-            raise ValueError(
-                f"encoding: expected one for images ({dataset.name}); got {config.encoding!r}, for vectors"
-            )
-        return config
-    for name, value in {"encoding": "identity", "noise": NO_NOISE}.items():
-        if getattr(config, name) not in (None, value):
-            raise ValueError(
-                f"{name}: expected {value!r} for vectors ({dataset.name}); got {getattr(config, name)!r}, for images"
-            )
-    config = dataclasses.replace(config, encoding="identity").resolved()
-    support = create(Likelihood, config.likelihood or "").support
-    if config.kind.encoding is None and not support.is_discrete and not dataset.train.is_floating_point():
-        raise ValueError(
-            f"{dataset.name}: expected floats for {config.likelihood}; got whole numbers, on which a density is no "
-            "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
-        )
-    for part in (*chunks(dataset.train), *chunks(dataset.test)) if config.kind.encoding is None else ():
-        x = part.float()
-        if not bool(support.check(x).all()):
-            raise ValueError(
-                f"{dataset.name}: expected values in {support_name(support)} for {config.likelihood}; got "
-                f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
-            )
-    return config
-
-
-@dataclass(frozen=True)
-class Observe:
-    """From 8-bit images, perhaps with their labels, to the arguments of the programs: x, then the noisy image for the
-    guide if there is noise, then the labels.
-
-    x is drawn first, so that under one seed it is the same for models with and without noise.
-    """
-
-    encoding: Encoding
-    noise: Noise
-
-    def __call__(self, images: Tensor, *labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
-        x = self.encoding(images, generator)
-        noisy = () if isinstance(self.noise, NoNoise) else (self.noise(images / 255, generator),)
-        return (x, *noisy, *labels)
-
-    def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
-        """As observed once under a seed: validation and test data."""
-        return self(images, generator=Generator().manual_seed(seed))
-
-
-def observation(config: TrainConfig) -> Observe:
-    config = config.resolved()
-    return Observe(create(Encoding, config.encoding or ""), create(Noise, config.noise))
 
 
 def objective(config: TrainConfig) -> ELBO:
@@ -190,57 +98,6 @@ class Run:
                 f"{self.config.model}; got {int(labels.min())} to {int(labels.max())}"
             )
         return (labels,)
-
-
-def num_classes(config: TrainConfig, dataset: Dataset) -> int:
-    """Of the labels, if the model takes them. Raises `ValueError` if it does and there are none."""
-    if not config.kind.learns_labels:
-        return 0
-    labels = dataset.train_labels
-    if labels is None or int(labels.min()) < 0:
-        got = "none" if labels is None else f"the label {int(labels.min())}"
-        raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {config.model}; got {got}")
-    if int(labels.max()) >= MOST_CLASSES:
-        raise ValueError(f"{dataset.name}: expected labels below {MOST_CLASSES}; got the label {int(labels.max())}")
-    return int(labels.max()) + 1
-
-
-def labelled(labels: Tensor, num_labels: int) -> Tensor:
-    """The labels with -1 in place of all but `num_labels` of them: the first of each class, as many of each.
-
-    >>> labelled(torch.tensor([0, 0, 0, 1, 1, 2]), 4)
-    tensor([ 0,  0, -1,  1, -1,  2])
-    """
-    place = one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class
-    first = place.argsort(stable=True)[:num_labels]
-    return torch.full_like(labels, -1).index_copy(0, first, labels[first])
-
-
-def split_images(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Training and validation images, uint8: the seed takes one sixth for validation (60,000 -> 50,000 + 10,000)."""
-    train, validation = _split(config, dataset)
-    return select(dataset.train, train), select(dataset.train, validation)
-
-
-def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The labels that training and validation are given beside the images: none, for most models, and -1 where the
-    label is latent, as it always is in the validation of a semi-supervised model."""
-    if not num_classes(config, dataset):
-        return (), ()
-    assert dataset.train_labels is not None
-    train, validation = (dataset.train_labels[indices] for indices in _split(config, dataset))
-    if config.kind.needs_labels:
-        return (train,), (validation,)
-    if config.num_labels is not None:
-        train = labelled(train, config.num_labels)
-    return (train,), (torch.full_like(validation, -1),)
-
-
-def _split(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    num_images = min(len(dataset.train), config.train_images or len(dataset.train))
-    if num_images < 6:
-        raise ValueError(f"training images: expected at least 6, to hold out one in six; got {num_images}")
-    return split(num_images, num_images // 6, seed=config.seed)
 
 
 def initialise(model: Model, images: Tensor, labels: tuple[Tensor, ...], observe: Observe, seed: int) -> None:
@@ -417,266 +274,9 @@ def load_weights(config: TrainConfig, shape: Shape, num_classes: int, path: Path
         raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
 
 
-def to_json(values: Any) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes JSON, so that a file under this name is whole."""
-    write_whole(path, to_json(values))
-
-
 def versions() -> dict[str, str]:
     names = ("ppl-vae", "torch", "pyro-ppl", "arviz", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-# What a trained model is asked for
-
-
-def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, str]]:
-    """The programs' arguments for the first test images, observed once under `seed`, and how that is named.
-
-    Raises `ValueError` for an autoencoder.
-    """
-    if isinstance(run.model, Autoencoder):
-        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
-    likelihood, encoding = create(Likelihood, run.config.likelihood or ""), run.observe.encoding
-    if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize | Identity):
-        raise ValueError(
-            f"{run.config.likelihood}: expected images encoded by dequantize; got {run.config.encoding}, whose "
-            "values are a discrete set, on which a density has no bound and is no likelihood"
-        )
-    images = run.dataset.test[:num_images]
-    names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
-    return (*run.observe.frozen(images, seed), *run.test_labels(num_images)), names
-
-
-def evaluate_run(
-    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, **options: Any
-) -> tuple[LogLikelihood, dict[str, Any]]:
-    """log p(x) of the first test images by `log_likelihood`, with its `options`, and a summary of it for JSON.
-
-    Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
-    """
-    data, names = held_out(run, num_images, seed)
-    result = log_likelihood(
-        *run.programs,
-        *data,
-        num_samples=num_samples,
-        seed=seed,
-        encoding=names["encoding"],
-        source=names["source"],
-        **options,
-    )
-    return result, summarise(run, result, data, seed)
-
-
-def anneal_run(
-    run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any
-) -> tuple[LogLikelihood, dict[str, Any]]:
-    """The same by `annealed_log_likelihood`, with its `options`."""
-    data, names = held_out(run, num_images, seed)
-    result = annealed_log_likelihood(
-        *run.programs,
-        *data,
-        seed=seed,
-        encoding=names["encoding"],
-        source=names["source"],
-        **options,
-    )
-    return result, summarise(run, result, data, seed)
-
-
-def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any) -> Sandwich:
-    """Both bounds of log p(x), by `bidirectional`, on data simulated from the model like its test images."""
-    data, _ = held_out(run, num_images, seed)
-    if not isinstance(run.observe.noise, NoNoise):
-        raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
-    sandwich = bidirectional(*run.programs, *data, num_data=num_images or 64, seed=seed, **options)
-    if not sandwich.upper.done.any():
-        raise KeyboardInterrupt  # before anything was done that could be kept
-    return sandwich
-
-
-def impute_run(
-    run: Run, seen: Tensor, *, num_images: int | None = None, seed: int = 0, **options: Any
-) -> tuple[Imputation, Tensor]:
-    """`impute` of the first test images where `seen`, (*event) or (data, *event), is false, and those images as
-    observed. Raises `ValueError` as `held_out` and `impute` do."""
-    data, _ = held_out(run, num_images, seed)
-    if not isinstance(run.observe.noise, NoNoise):
-        raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
-    return impute(*run.programs, *data, seen=seen, seed=seed, **options), data[0]
-
-
-def gaps_run(
-    run: Run,
-    log_p: LogLikelihood,
-    *,
-    num_samples: int,
-    num_images: int | None = None,
-    seed: int = 0,
-    num_steps: int = 500,
-    **options: Any,
-) -> dict[str, Any]:
-    """Where log p(x) - ELBO comes from on the first test images, and what codes tell of them, for JSON, in nats per
-    image. log_p is `evaluate_run`'s of them; as many training images are evaluated likewise, with its `options`.
-
-    Raises `ValueError` as `evaluate_run` and `gap_decomposition` do, and for a log_p that was interrupted.
-    """
-    if not log_p.done.all():
-        raise ValueError(f"log_p: expected all of {len(log_p)} images; got {int(log_p.done.sum())} done")
-    program, data = run.programs, held_out(run, num_images, seed)[0]
-    gaps = gap_decomposition(*program, *data, log_p=log_p, seed=seed, num_steps=num_steps)
-    images = split_images(run.config, run.dataset)[0][: len(log_p)]
-    labels = [t[: len(log_p)] for t in split_labels(run.config, run.dataset)[0]]
-    seen = Dataset(run.dataset.name, run.dataset.train, images, run.dataset.train_labels, *labels)
-    trained = dataclasses.replace(run, dataset=seen)
-    train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
-    generalisation, units = generalisation_gap(train_log_p, log_p), active_units(program[1], *data)
-    codes = aggregate_posterior(*program, *data, seed=seed)
-    parts = {name: getattr(gaps, name) for name in ("total", "approximation", "amortisation")}
-    parts |= {name: getattr(codes, name) for name in ("kl", "mutual_information", "marginal_kl")}
-    return {
-        **{k: {"mean": part.mean, "mc_se": part.mc_se_of_mean} for k, part in parts.items()},
-        "generalisation": dataclasses.asdict(generalisation),
-        "active_units": units.num_active,
-        "latent_size": units.variances.numel(),
-        "log_num_images": math.log(len(log_p)),
-        "num_images": len(log_p),
-        "num_steps": num_steps,
-        "seed": seed,
-    }
-
-
-def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
-    """A result for JSON, with the ELBO and its parts beside it, in nats per image, and how many units are active (None
-    for more than one latent site). That none is, the posterior has collapsed, is told by a `RuntimeWarning`."""
-    if not result.done.any():
-        raise KeyboardInterrupt  # before anything was done that could be kept
-    done = [t[result.done] for t in data]
-    parts = elbo_parts(*run.programs, *done, seed=seed)
-    try:
-        num_active = active_units(run.programs[1], *done).num_active
-    except ValueError:  # one datum, or not one latent site on the reals
-        num_active = None
-    if num_active == 0:
-        warnings.warn(
-            f"posterior collapse: expected active units; got 0 of {run.config.latent_size}: codes tell nothing of "
-            "their data. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return {
-        "likelihood": run.config.likelihood,
-        "measure": result.measure,
-        "space": result.space,
-        "bound": result.bound,
-        "encoding": result.encoding,
-        "fingerprint": result.fingerprint,
-        "source": result.source,
-        "num_images": int(result.done.sum()),
-        "num_samples": int(result.num_samples.max()),
-        "decoder_rows": result.decoder_rows,
-        "seed": seed,
-        "log_p": result.mean,
-        "mc_se": result.mc_se_of_mean,
-        "data_se": result.data_se_of_mean,
-        "khat_over_limit": result.num_unreliable_or_none,
-        "elbo": parts.elbo.double().mean().item(),
-        "reconstruction": parts.reconstruction.double().mean().item(),
-        "kl": parts.kl.double().mean().item(),
-        "active_units": num_active,
-    }
-
-
-PER_IMAGE = ("log_p", "mc_se", "ess", "khat", "num_samples")
-EVALUATION = ("log_likelihood.json", "log_likelihood.npz")
-
-
-def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
-    """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat, num_samples) `log_likelihood.npz`."""
-    arrays = io.BytesIO()
-    np.savez(arrays, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
-    summary = summary | {"versions": versions()}
-    write_checked(folder, {"log_likelihood.npz": arrays.getvalue(), "log_likelihood.json": to_json(summary)})
-
-
-def load_evaluation(folder: Path) -> LogLikelihood:
-    """The result that `ppl-vae evaluate` left in a run folder.
-
-    Raises `FileNotFoundError` where it left none, and `ValueError` for files that are damaged.
-    """
-    for name in EVALUATION:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
-            )
-    check(folder, *EVALUATION)
-    summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
-    try:
-        arrays = read_npz(path, PER_IMAGE)
-    except ValueError as error:
-        raise ValueError(f"{path}: expected an evaluation; got {str(error).removeprefix(f'{path}: ')}") from None
-    kinds = {name: np.dtype(np.int64 if name == "num_samples" else np.float64) for name in PER_IMAGE}
-    shapes = {array.shape for array in arrays.values()}
-    if {name: array.dtype for name, array in arrays.items()} != kinds or len(shapes) > 1 or len(shapes.pop()) != 1:
-        got = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"{path}: expected an evaluation, {', '.join(PER_IMAGE)} (images,); got {got or 'nothing'}")
-    text = dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space"), str)
-    summary.setdefault("space", "")
-    for name, kind in {**text, "decoder_rows": int}.items():
-        if type(summary.get(name)) is not kind:
-            got = str(summary.get(name))[:100]
-            raise ValueError(f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {got!r}")
-    fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return LogLikelihood(**fields, **{name: summary[name] for name in (*text, "decoder_rows")})
-
-
-def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
-    """The model's reconstruction of noisy images in [0, 1], shape (data, C, H, W), as brightness in [0, 1]. A model
-    that takes labels sees those of the test images."""
-    seen = (_unscaled(run.config, noisy), *run.test_labels(len(noisy)))
-    with evaluating(run.model.model):
-        chunks = zip(*(t.split(chunk) for t in seen), strict=True)
-        return torch.cat([run.observe.encoding.grey(run.model.reconstruct(*part)) for part in chunks])
-
-
-def generate(run: Run, num_samples: int) -> TorchDistribution:
-    """p(x|z) for z from the prior, batch shape (num_samples, *event), of a model that takes labels for each class in
-    turn. Raises `ValueError` for an autoencoder."""
-    if isinstance(run.model, Autoencoder):
-        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no prior to sample from")
-    if isinstance(run.model, ConditionalVAE):
-        return run.model.generate(torch.arange(num_samples) % run.model.num_classes)
-    return run.model.generate(num_samples)
-
-
-def sample_images(run: Run, num_images: int, *, seed: int = 0) -> Tensor:
-    """E[x|z] for z from the prior, as brightness in [0, 1], shape (num_images, C, H, W); see `generate`."""
-    with seeded(seed), evaluating(run.model.model):
-        return run.observe.encoding.grey(generate(run, num_images).mean)
-
-
-def sample_data(run: Run, num_data: int, *, seed: int = 0) -> Tensor:
-    """x ~ p(x|z) for z from the prior, shape (num_data, *event); see `generate`."""
-    with seeded(seed), evaluating(run.model.model):
-        return generate(run, num_data).sample()
-
-
-def codes(run: Run, grey: Tensor) -> Tensor:
-    """E_q[z|x], of the top layer if there are two, shape (data, latent), of images in [0, 1], (data, C, H, W)."""
-    assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
-    with evaluating(run.model.model):
-        return run.model.encode(_unscaled(run.config, grey)).mean
-
-
-def decode(run: Run, z: Tensor) -> Tensor:
-    """E[x|z] as brightness in [0, 1], shape (*, C, H, W), of codes (*, latent)."""
-    assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
-    with evaluating(run.model.model):
-        return run.observe.encoding.grey(run.model.decode(z))
 
 
 def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 CHECKSUMS = "checksums.json"
 
@@ -32,6 +33,15 @@ def write_whole(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
+
+
+def to_json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON, so that a file under this name is whole."""
+    write_whole(path, to_json(values))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ppl_vae import plots
-from ppl_vae.experiments import Run, codes, decode, history_of, restore, sample_images
+from ppl_vae.decoding import codes, decode, restore, sample_images
+from ppl_vae.experiments import Run, history_of
 from ppl_vae.interruption import stoppable
 from ppl_vae.models import Autoencoder
 

@@ -22,9 +22,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor
 
+from ppl_vae.assessment import load_evaluation
+from ppl_vae.configs import TrainConfig, read_config, read_json
 from ppl_vae.data import Dataset, load
+from ppl_vae.decoding import codes, decode
 from ppl_vae.evaluation.comparison import compare
-from ppl_vae.experiments import Run, TrainConfig, codes, decode, load_evaluation, load_run, read_config, read_json
+from ppl_vae.experiments import Run, load_run
 from ppl_vae.files import check, write_whole
 from ppl_vae.models import PPCA, VAE, HierarchicalVAE
 from ppl_vae.report import gaps_lines, likelihood_caption, likelihood_table, study_section, swaps_section, table

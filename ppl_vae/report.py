@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.experiments import read_json
+from ppl_vae.configs import read_json
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end -->"
 

@@ -17,28 +17,19 @@ from torch import Generator, Tensor
 from tyro.conf import Suppress
 
 from ppl_vae import plots
+from ppl_vae.assessment import evaluate_run
 from ppl_vae.components import create
+from ppl_vae.configs import TrainConfig, read_json
 from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.decoding import restore
 from ppl_vae.evaluation.denoising import PCA, quality_summary
-from ppl_vae.experiments import (
-    Run,
-    TrainConfig,
-    evaluate_run,
-    finished,
-    read_json,
-    restore,
-    seconds_per_step,
-    split_images,
-    to_json,
-    trained,
-    versions,
-    write_json,
-)
-from ppl_vae.files import check, write_checked
+from ppl_vae.experiments import Run, finished, seconds_per_step, trained, versions
+from ppl_vae.files import check, to_json, write_checked, write_json
 from ppl_vae.gallery import draw_run
 from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.models import VAE
 from ppl_vae.noise import Noise
+from ppl_vae.observation import split_images
 
 
 @dataclass(frozen=True)
@@ -188,7 +179,7 @@ def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, 
         seed=config.seed,
         show_progress=show_progress,
     )
-    if (result.num_samples < (config.num_samples or 1)).any():
+    if not result.complete:
         raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
     say(str(result))
     write_checked(folder, {path.name: to_json({"asked": asked, "log_likelihood": summary})})

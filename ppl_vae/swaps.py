@@ -20,24 +20,15 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae.arrays import read_npz
+from ppl_vae.assessment import evaluate_run, load_evaluation, save_evaluation
 from ppl_vae.components import choices
+from ppl_vae.configs import TrainConfig, read_config, read_json
 from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.decoding import sample_images
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.experiments import (
-    EVALUATION,
-    TrainConfig,
-    evaluate_run,
-    load_evaluation,
-    read_config,
-    read_json,
-    sample_images,
-    save_evaluation,
-    trained,
-    versions,
-    write_json,
-)
-from ppl_vae.files import check, write_checked
+from ppl_vae.experiments import EVALUATION, trained, versions
+from ppl_vae.files import check, write_checked, write_json
 from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
@@ -148,7 +139,7 @@ def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **
     write_checked(folder, {"samples.npz": samples.getvalue()})
     # the test images are observed under one seed, so that models of all seeds see the same
     result, summary = evaluate_run(run, num_samples=config.num_samples, num_images=config.num_images, seed=0, **options)
-    if (result.num_samples < config.num_samples).any():
+    if not result.complete:
         raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
     save_evaluation(folder, result, summary)
 

@@ -15,20 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae import plots
+from ppl_vae.assessment import anneal_run, evaluate_run, held_out, sandwich_run
+from ppl_vae.configs import read_json
 from ppl_vae.data import Dataset, load
 from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
 from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.experiments import (
-    Run,
-    anneal_run,
-    evaluate_run,
-    held_out,
-    load_run,
-    read_json,
-    sandwich_run,
-    versions,
-    write_json,
-)
+from ppl_vae.experiments import Run, load_run, versions
+from ppl_vae.files import write_json
 from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.models import VAE
 from ppl_vae.noise import NoNoise
@@ -114,8 +107,7 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
         start = time.perf_counter()
         result, summary = evaluate(run, **options, **images)
         seconds = round(time.perf_counter() - start, 1)
-        asked = 1 if "tolerance" in options else options.get("num_samples", 1)  # what is annealed has fewer chains
-        if "interrupted" in result.bound or (result.num_samples < asked).any():
+        if not result.complete:
             raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
         error = None if exact is None else (result.log_p - exact).square().mean().sqrt().item()
         kept = ("num_samples", "log_p", "mc_se", "khat_over_limit", "decoder_rows", "elbo", "measure")
@@ -125,7 +117,7 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
     annealed = {start: row(anneal_run, start=start, **chains) for start in ("guide", "prior")}
     start = time.perf_counter()
     sandwich = sandwich_run(run, start="better", **chains, **images)
-    if not sandwich.upper.done.all():
+    if not sandwich.upper.complete:
         raise KeyboardInterrupt
     trust = {
         "likelihood": run.config.likelihood,

@@ -17,9 +17,10 @@ from safetensors.torch import save
 from torch import Generator, nn
 
 from ppl_vae import data
+from ppl_vae.assessment import PER_IMAGE, load_evaluation
 from ppl_vae.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
 from ppl_vae.configs import TrainConfig, read_config
-from ppl_vae.experiments import PER_IMAGE, build, history_of, load_evaluation, load_weights
+from ppl_vae.experiments import build, history_of, load_weights
 from ppl_vae.optimizers import adam
 
 REFUSALS = (ValueError, OSError)

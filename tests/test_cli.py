@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ppl_vae.cli import ImputeCommand, main
+from ppl_vae.assessment import load_evaluation
+from ppl_vae.cli import main
+from ppl_vae.commands import ImputeCommand
 from ppl_vae.components import choices
 from ppl_vae.data import load
-from ppl_vae.experiments import load_evaluation
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.report import results_page
 
@@ -359,7 +360,7 @@ def test_an_interrupt_is_130(ppl_vae, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ppl_vae.cli.train", interrupted)
+    monkeypatch.setattr("ppl_vae.commands.train", interrupted)
     status, _, err = ppl_vae("train", *TINY)
     assert status == 130
     assert "interrupted" in one_line(err)

@@ -17,7 +17,8 @@ from torch import nn
 
 from ppl_vae.compilation import CALLS_BEFORE_ANOTHER_SHAPE, CompiledTrace_ELBO, Replay, Step, _adam_of, repays
 from ppl_vae.components import choices, create
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import build
 from ppl_vae.kl_weights import KLWeight, LinearWarmUp
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import VAE, Autoencoder

@@ -6,31 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_vae.assessment import anneal_run, evaluate_run, sandwich_run, save_evaluation
 from ppl_vae.components import UsageError
+from ppl_vae.configs import TrainConfig
 from ppl_vae.data import Dataset
+from ppl_vae.decoding import codes, restore, sample_images
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import (
-    TrainConfig,
-    anneal_run,
-    build,
-    codes,
-    evaluate_run,
-    finished,
-    history_of,
-    initialise,
-    labelled,
-    load_run,
-    observation,
-    restore,
-    sample_images,
-    sandwich_run,
-    save_evaluation,
-    seconds_per_step,
-    split_images,
-    split_labels,
-    train,
-)
+from ppl_vae.experiments import build, finished, history_of, initialise, load_run, seconds_per_step, train
 from ppl_vae.networks import Network
+from ppl_vae.observation import labelled, observation, split_images, split_labels
 from ppl_vae.priors import VampPrior
 from ppl_vae.programs import seeded
 from ppl_vae.training import DivergedError

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ppl_vae.configs import TrainConfig
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.experiments import build
 from ppl_vae.programs import seeded
 from ppl_vae.training import fit
 

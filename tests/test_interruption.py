@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppl_vae import cli, experiments, study, swaps
+from ppl_vae import commands, experiments, study, swaps
 from ppl_vae.cli import main
 from ppl_vae.files import check, locked, write_whole
 from ppl_vae.interruption import SIGNALS, stoppable
@@ -64,7 +64,7 @@ def results(folder):
 def ppl_vae(capsys, tmp_path, monkeypatch):
     """Runs a command in this process and in an empty folder: (exit status, standard error). Pictures are left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "draw_run", lambda *args, **kwargs: [])
+    monkeypatch.setattr(commands, "draw_run", lambda *args, **kwargs: [])
     monkeypatch.setattr(study, "draw_run", lambda *args, **kwargs: [])
     monkeypatch.setattr(study, "draw", lambda *args: None)
     monkeypatch.setattr(swaps, "_draw", lambda *args: None)
@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli, "draw_run", lambda *args, **kwargs: [])
+        patch.setattr(commands, "draw_run", lambda *args, **kwargs: [])
         main(TRAIN)
     return results(folder / "run")
 
@@ -246,7 +246,7 @@ def test_a_signal_of_which_compiled_code_makes_another_error_is_one(by, ppl_vae,
         except KeyboardInterrupt:
             raise ValueError("Invalid affine transformation matrix") from None  # as matplotlib does
 
-    monkeypatch.setattr(cli, "draw_run", drawn)
+    monkeypatch.setattr(commands, "draw_run", drawn)
     monkeypatch.setattr(swaps, "sample_images", drawn)
     status, err = ppl_vae(*TRAIN)
     assert (status, one_line(err)) == (128 + by, "ppl-vae: error: interrupted")
@@ -555,12 +555,12 @@ def evaluated(tmp_path_factory):
 def test_a_damaged_file_is_refused_by_all_that_read_it(evaluated, tmp_path, monkeypatch, capsys):
     shutil.copytree(evaluated, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    for name, commands in READ_BY.items():
+    for name, readers in READ_BY.items():
         path, generator = tmp_path / "run" / name, random.Random(name)
         content = path.read_bytes()
         for i in range(DAMAGES or 3):
             path.write_bytes(damaged(content, generator, i))
-            for command in commands:
+            for command in readers:
                 before = {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
                 with pytest.raises(SystemExit) as stop:
                     main(command)
@@ -570,7 +570,7 @@ def test_a_damaged_file_is_refused_by_all_that_read_it(evaluated, tmp_path, monk
                 assert {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} == before
         path.write_bytes(content)
         if DAMAGES:
-            print(f"{name}: refused at {DAMAGES} places by each of {len(commands)} commands")
+            print(f"{name}: refused at {DAMAGES} places by each of {len(readers)} commands")
     main(COMPARE)
 
 

@@ -11,7 +11,9 @@ import resource
 import torch
 from ppl_vae.evaluation import importance
 from ppl_vae.evaluation.streaming import LogMeanExp
-from ppl_vae.experiments import Observe, TrainConfig, build
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import build
+from ppl_vae.observation import Observe
 from ppl_vae.encodings import Binarize
 from ppl_vae.noise import NoNoise
 from ppl_vae.training import fit
@@ -70,7 +72,8 @@ import contextlib, dataclasses, pathlib, sys, threading, time
 import numpy as np
 from ppl_vae import experiments
 from ppl_vae.data import Rows
-from ppl_vae.experiments import TrainConfig, train
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import train
 from ppl_vae.training import Stopped
 
 def anonymous():

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributions import kl_divergence
 
 from ppl_vae.components import choices
-from ppl_vae.configs import model_names
+from ppl_vae.configs import TrainConfig, model_names
 from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.experiments import build
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import DenseDecoder, DenseEncoder

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import build
 from ppl_vae.optimizers import OneOptimizer, adam, cosine
 from ppl_vae.programs import seeded
 

@@ -15,7 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ppl_vae.experiments import TrainConfig, codes, decode, evaluate_run, load_run, save_evaluation, train, write_json
+from ppl_vae.assessment import evaluate_run, save_evaluation
+from ppl_vae.configs import TrainConfig
+from ppl_vae.decoding import codes, decode
+from ppl_vae.experiments import load_run, train
+from ppl_vae.files import write_json
 from ppl_vae.gallery import draw_run
 from ppl_vae.page import GRID, _html, plane, warnings_of, write_page
 

@@ -13,7 +13,8 @@ import torch
 
 from ppl_vae.cli import main
 from ppl_vae.components import create
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import build
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.programs import seeded
 from ppl_vae.training import fit

@@ -1,7 +1,10 @@
+import dataclasses
+
 import pytest
 
 from ppl_vae import study
-from ppl_vae.experiments import TrainConfig, train
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import train
 from ppl_vae.study import StudyConfig
 
 
@@ -13,8 +16,7 @@ def test_an_interrupted_evaluation_ends_the_study_and_is_not_taken_for_a_whole_o
 
     def interrupted(*args, **options):
         result, summary = evaluate(*args, **options)
-        result.num_samples[3:] -= 1
-        return result, summary
+        return dataclasses.replace(result, complete=False), summary
 
     monkeypatch.setattr(study, "evaluate_run", interrupted)
     with pytest.raises(KeyboardInterrupt):

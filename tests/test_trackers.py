@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ppl_vae.checkpoints import Checkpoints
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.configs import TrainConfig
+from ppl_vae.experiments import build
 from ppl_vae.programs import seeded
 from ppl_vae.trackers import TensorBoard
 from ppl_vae.training import fit

@@ -5,11 +5,13 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
+from ppl_vae.configs import TrainConfig
 from ppl_vae.encodings import Binarize
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import Observe, TrainConfig, build
+from ppl_vae.experiments import build
 from ppl_vae.noise import Masking
 from ppl_vae.nonfinite import first_nonfinite
+from ppl_vae.observation import Observe
 from ppl_vae.programs import seeded
 from ppl_vae.training import DivergedError, History, fit
 

@@ -272,6 +272,7 @@ def _anneal(
             decoder_rows=int((weights.count > 0).sum())
             * (len(starts) * PILOT_CHAINS + num_chains)
             * ((num_steps - 1) * leapfrog_steps + 1),
+            complete=bool((weights.count > 0).all()),
         )
         for name, weights in bounds.items()
     ]

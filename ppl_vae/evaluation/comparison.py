@@ -159,8 +159,9 @@ def _is(result: LogLikelihood, encoding: str) -> bool:
 def require_likelihoods(results: Mapping[str, LogLikelihood]) -> None:
     """Raises `ValueError` for a result on images scaled to [0, 1], or one that was interrupted."""
     for name, result in results.items():
-        if not result.done.all():
-            raise ValueError(f"result {name!r}: expected all of {len(result)} data; got {int(result.done.sum())} done")
+        if not result.complete:
+            got = f"interrupted with {int(result.done.sum())} of {len(result)} data done"
+            raise ValueError(f"result {name!r}: expected all its samples; got work that was {got}")
         if _is(result, "scale"):
             raise ValueError(f"result {name!r}: expected a likelihood; got a reconstruction loss ({result.encoding})")
 

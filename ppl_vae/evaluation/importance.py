@@ -33,7 +33,6 @@ from ppl_vae.progress import progress
 BLOCK_ROWS, BLOCK_DATA = 4096, 64
 
 ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
-INTERRUPTED = ", interrupted before the tolerance was met"
 
 
 def log_weights(model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int) -> Tensor:
@@ -134,8 +133,8 @@ def log_likelihood(
         source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
 
-    An interrupt (Ctrl-C) ends the work: the result is of the data that have samples by then, and says so, and whether
-    the tolerance was met.
+    An interrupt (Ctrl-C) ends the work: the result is of the samples that each datum has by then, and is not
+    `complete`.
 
     Raises `ValueError` as `log_weights` does, and for NaN in x or x outside of the support of its likelihood.
     """
@@ -152,7 +151,7 @@ def log_likelihood(
     check_rows(*data)
     statistics = LogMeanExp(len(x), max_samples, device=x.device)
     unsure: Tensor | None = None
-    interrupted = False
+    complete = True
     active, samples, doubling = torch.arange(len(x), device=x.device), num_samples, 0
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
@@ -175,7 +174,7 @@ def log_likelihood(
                     break
                 samples, doubling = int(statistics.count[active[0]]), doubling + 1
         except KeyboardInterrupt:
-            unsure, interrupted = None, tolerance is not None
+            unsure, complete = None, False
     result = LogLikelihood(
         log_p=statistics.log_mean().cpu(),
         mc_se=statistics.standard_error().cpu(),
@@ -185,10 +184,11 @@ def log_likelihood(
         measure=measure,
         encoding=encoding,
         fingerprint=fingerprint(x),
-        bound=f"lower (importance-weighted{INTERRUPTED * interrupted}, in expectation)",
+        bound="lower (importance-weighted, in expectation)",
         source=source,
         space=space,
         decoder_rows=int(statistics.count.sum()),
+        complete=complete,
     )
     if unsure is None or not unsure.any():
         return result
@@ -209,7 +209,7 @@ def _annealed(
     """The result with the data at `rest` annealed, in ever more steps until their error is below the tolerance.
     Where it can't be done (a discrete latent site), the result as it is: its k-hat says what it is worth."""
     fields = {name: getattr(result, name).clone() for name in ("log_p", "mc_se", "ess", "khat", "num_samples")}
-    decoder_rows, num_annealed, interrupted = result.decoder_rows, 0, False
+    decoder_rows, num_annealed, complete = result.decoder_rows, 0, True
     for num_steps in ANNEALING_STEPS:
         some = tuple(t[rest] for t in data)
         try:
@@ -231,15 +231,15 @@ def _annealed(
         num_annealed = max(num_annealed, int(done.sum()))
         for name, values in fields.items():
             values[rest.cpu()[done]] = getattr(annealed, name)[done]
-        interrupted = not bool(done.all())
-        if interrupted:
+        complete = annealed.complete
+        if not complete:
             break
         rest = rest[((annealed.mc_se > tolerance) | ~(annealed.khat <= KHAT_LIMIT)).to(rest.device)]
         if not len(rest):
             break
-    annealed_part = f"{num_annealed} of {len(result)} data annealed{INTERRUPTED * interrupted}"
+    annealed_part = f"{num_annealed} of {len(result)} data annealed"
     bound = f"lower (importance-weighted, {annealed_part}, in expectation)"
-    return dataclasses.replace(result, **fields, bound=bound, decoder_rows=decoder_rows)
+    return dataclasses.replace(result, **fields, bound=bound, decoder_rows=decoder_rows, complete=complete)
 
 
 def _sample(

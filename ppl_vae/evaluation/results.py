@@ -28,6 +28,7 @@ class LogLikelihood:
         source: fingerprint of what x was made from (8-bit images), "" where nobody said.
         space: the support of the observed sites and how many dimensions they have, "boolean^784".
         decoder_rows: rows (samples x data) that the model was evaluated on, for what it cost.
+        complete: whether each datum has all the samples that were asked for; not where the work was interrupted.
     """
 
     log_p: Tensor
@@ -42,6 +43,7 @@ class LogLikelihood:
     source: str = ""
     decoder_rows: int = 0
     space: str = ""
+    complete: bool = True
 
     def __len__(self) -> int:
         return len(self.log_p)
@@ -92,8 +94,11 @@ class LogLikelihood:
             f"K = {K}, median ESS {self.ess[self.done].median().item():.1f}; "
             f"data {self.encoding or 'as given'} [{self.fingerprint}]"
         )
-        if num_data < len(self):
-            text += f"\nwarning: interrupted with {num_data} of {len(self)} data done"
+        if not self.complete:
+            what = (
+                f"with {num_data} of {len(self)} data done" if num_data < len(self) else "before all samples were drawn"
+            )
+            text += f"\nwarning: interrupted {what}"
         if self.num_unreliable:
             text += f"\nwarning: k-hat > {KHAT_LIMIT} for {self.num_unreliable} of {len(self)} data: do not trust these"
         return text

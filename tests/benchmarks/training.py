@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
 from ppl_vae.compilation import CompiledTrace_ELBO, Step
+from ppl_vae.configs import TrainConfig
 from ppl_vae.encodings import Binarize
-from ppl_vae.experiments import Observe, TrainConfig, build
+from ppl_vae.experiments import build
 from ppl_vae.noise import NoNoise
 from ppl_vae.objectives import Elbo
+from ppl_vae.observation import Observe
 from ppl_vae.optimizers import adam
 
 Run = Callable[[], object]

@@ -125,8 +125,10 @@ def test_refuses_results_that_do_not_compare(other: LogLikelihood, message: str)
         (lambda: compare({}), "results: expected at least one; got none"),
         (lambda: compare({"a": result([0], encoding="Scale()")}), "got a reconstruction loss (Scale())"),
         (
-            lambda: compare({"a": dataclasses.replace(result([0, math.nan]), num_samples=torch.tensor([9, 0]))}),
-            "result 'a': expected all of 2 data; got 1 done",
+            lambda: compare(
+                {"a": dataclasses.replace(result([0, math.nan]), num_samples=torch.tensor([9, 0]), complete=False)}
+            ),
+            "result 'a': expected all its samples; got work that was interrupted with 1 of 2 data done",
         ),
         (lambda: compare({"a": result([0])}, unit="bits"), "unit: expected 'nats' or 'bits per dimension'; got 'bits'"),
         (lambda: compare({"a": result([0])}, unit="bits per dimension"), "num_dims: expected at least 1"),

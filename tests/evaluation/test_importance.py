@@ -9,9 +9,10 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from ppl_vae.configs import TrainConfig
 from ppl_vae.evaluation import annealing, importance, pairs
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
-from ppl_vae.experiments import TrainConfig, build
+from ppl_vae.experiments import build
 from ppl_vae.programs import evaluating, seeded
 
 
@@ -461,6 +462,8 @@ def test_an_interrupt_returns_what_is_done(ppca, monkeypatch):
     monkeypatch.setattr(importance.LogWeights, "__call__", interrupted)
     result = log_likelihood(pair.model, pair.guide, x, num_samples=10)
     assert result.done.sum() == 128
+    assert whole.complete
+    assert not result.complete
     assert torch.equal(result.log_p[:128], whole.log_p[:128])
     assert bool(result.log_p[128:].isnan().all())
     assert result.mean == pytest.approx(whole.log_p[:128].mean().item())
@@ -486,7 +489,8 @@ def test_an_interrupt_with_a_tolerance_says_that_it_was_not_met(ppca, monkeypatc
     monkeypatch.setattr(importance, "_sample", interrupted)
     result = log_likelihood(pair.model, pair.guide, x, **options)
     assert torch.equal(result.log_p, few.log_p)
-    assert "interrupted before the tolerance was met" in str(result)
+    assert not result.complete
+    assert "interrupted before all samples were drawn" in str(result)
     monkeypatch.setattr(importance, "_sample", original)
 
     log_weights_of_chains, calls = annealing._log_weights, []
@@ -500,11 +504,13 @@ def test_an_interrupt_with_a_tolerance_says_that_it_was_not_met(ppca, monkeypatc
     more = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=1e-9, max_samples=200)
     monkeypatch.setattr(annealing, "_log_weights", interrupted_chains)
     result = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=1e-9, max_samples=200)
-    assert "4 of 4 data annealed, interrupted before the tolerance was met" in str(result)
+    assert not result.complete
+    assert "4 of 4 data annealed" in result.bound
     assert bool((result.num_samples == importance.ANNEALING_CHAINS).all())
     assert not torch.equal(result.log_p, more.log_p)  # which is of the second round
     result = log_likelihood(pair.model, pair.guide, x, num_samples=100, tolerance=1e-9, max_samples=200)
-    assert "0 of 4 data annealed, interrupted before the tolerance was met" in str(result)
+    assert not result.complete
+    assert "0 of 4 data annealed" in result.bound
     assert result.num_samples.tolist() == [200] * 4
 
 
