@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
                 command()
     except UsageError as error:
         fail(str(error), 2)
-    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError, ImportError) as error:
         fail(reason(error), 1)
     except Stopped as stopped:
         stop(f"{stopped}, with a checkpoint", command, arguments, cast(int, stopped.reason))

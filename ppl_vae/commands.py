@@ -42,6 +42,7 @@ from ppl_vae.report import gaps_lines, swap_table, trust_table
 from ppl_vae.study import StudyConfig, run_study
 from ppl_vae.swaps import SwapsConfig, run_swaps
 from ppl_vae.terminal import console, fail, grid_of, say, show_denoising, show_log_likelihood
+from ppl_vae.trackers import TensorBoard
 from ppl_vae.trust import TrustConfig, run_trust
 
 RunFolder = tyro.conf.Positional[Path]
@@ -144,6 +145,8 @@ class TrainCommand(WithModels):
     checkpoint_minutes: float | None = 5.0
     """... and where so many minutes have gone by since the last one, also in the midst of an epoch; None for not by
     time."""
+    tensorboard: Path | None = None
+    """A folder for TensorBoard, which is told of each epoch (pip install 'ppl-vae[tensorboard]')."""
 
     def __call__(self) -> None:
         with usage():
@@ -163,6 +166,7 @@ class TrainCommand(WithModels):
                 overwrite=self.overwrite,
                 checkpoint_epochs=self.checkpoint_epochs,
                 checkpoint_minutes=self.checkpoint_minutes,
+                metrics=self.tensorboard and TensorBoard(self.tensorboard),
             )
             draw_run(run, output, seed=self.config.seed)
         say(f"Run folder: {output}")

@@ -103,6 +103,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text, name = " ".join(str(error).split()), type(error).__name__
-    if isinstance(error, ValueError | OSError | ArithmeticError | MemoryError):
+    if isinstance(error, ValueError | OSError | ArithmeticError | MemoryError | ImportError):
         return text or name
     return f"{name}: {text}"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ppl_vae.checkpoints import Checkpoints
+from ppl_vae.cli import main
 from ppl_vae.configs import TrainConfig
 from ppl_vae.experiments import build
 from ppl_vae.programs import seeded
@@ -77,3 +78,21 @@ def test_tensorboard_holds_the_history(tmp_path):
             (epoch, pytest.approx(value, rel=1e-6))
             for epoch, value in zip(history["epoch"], history[column], strict=True)
         ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_command_tells_tensorboard(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr("ppl_vae.commands.draw_run", lambda *args, **kwargs: [])
+    few = ["train", "--model", "dense-vae", "--train-images", "12", "--epochs", "1", "--output", str(tmp_path / "run")]
+    main([*few, "--tensorboard", str(tmp_path / "told")])
+    assert [path.name.split(".")[0] for path in (tmp_path / "told").iterdir()] == ["events"]
+    monkeypatch.setattr("ppl_vae.commands.TensorBoard", absent)
+    with pytest.raises(SystemExit) as stop:
+        main([*few, "--overwrite", "--tensorboard", str(tmp_path / "told")])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.endswith("ppl-vae: error: TensorBoard: expected tensorboard; got none\n")
+
+
+def absent(folder):
+    raise ImportError("TensorBoard: expected tensorboard; got none")
