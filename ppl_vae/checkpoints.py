@@ -73,7 +73,7 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"checkpoint-{num_steps:012}.safetensors"
-        write_whole(path, to_bytes({**state, "config": dict(self.config)}))
+        write_whole(path, to_bytes({**state, "config": dict(self.config), "version": torch.__version__}))
         for old in self.paths()[KEPT:]:
             old.unlink()
         self._last = time.monotonic()
@@ -81,7 +81,8 @@ class Checkpoints:
 
     def load(self, **expected: Any) -> dict[str, Any] | None:
         """The newest state that is whole, or None if there are no files. One that is damaged is told by a warning,
-        and the one before is taken.
+        and the one before is taken; so is one of another version of torch, whose numbers may differ in their last
+        bits.
 
         Raises `ValueError` where none is whole, and where `config`, or an entry of the state that is `expected` to be
         what it is now, differs.
@@ -99,6 +100,13 @@ class Checkpoints:
                 reason = str(error)
                 continue
             self._check(path, state, expected)
+            if (version := state.get("version", torch.__version__)) != torch.__version__:
+                warnings.warn(
+                    f"{path}: expected torch {version}, as it was written with; got {torch.__version__}: goes on, but "
+                    "not bit for bit",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             for other in damaged:
                 warnings.warn(
                     f"{other}: expected a whole checkpoint; got a damaged one ({reason}): goes on from {path.name}",

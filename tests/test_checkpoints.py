@@ -245,6 +245,15 @@ def test_another_run_is_not_gone_on_with(x, tmp_path):
 # --- damage
 
 
+def test_another_version_of_torch_goes_on_and_says_so(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"epoch": 1}, 1)
+    assert checkpoints.load()["epoch"] == 1  # and warns of nothing
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    with pytest.warns(RuntimeWarning, match=r"expected torch \d.*; got 2\.99\.0: goes on, but not bit for bit"):
+        assert checkpoints.load()["epoch"] == 1
+
+
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_taken(x, tmp_path):
     expected = train(x)
     generator = random.Random(0)
