@@ -57,7 +57,10 @@ class DiagonalNormal(Posterior):
 
 
 class FullNormal(Posterior):
-    """z ~ N(mean, L L^T), with L = diag(scale) + a strictly lower triangle, all three from the encoder.
+    """z ~ N(mean, L L^T), with L = diag(scale) (I + N / sqrt(latent_size)), and N strictly lower, from the encoder.
+
+    As it begins, with entries of N about 1, L L^T is then of the size of scale^2. With a lower triangle that does not
+    follow the scale, the noise of all its entries together silences codes before they have learned anything.
 
     Diederik P. Kingma, Max Welling: An Introduction to Variational Autoencoders, 2019, arXiv:1906.02691.
     """
@@ -71,8 +74,9 @@ class FullNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         mean, log_variance, lower = params.tensor_split((self.latent_size, 2 * self.latent_size), -1)
         i, j = self.rows_columns
-        L = (0.5 * log_variance).exp().diag_embed()
-        L[..., i, j] = lower
+        scale = (0.5 * log_variance).exp()
+        L = scale.diag_embed()
+        L[..., i, j] = scale[..., i] * lower / math.sqrt(self.latent_size)
         return dist.MultivariateNormal(mean, scale_tril=L)
 
 

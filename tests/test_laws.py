@@ -74,11 +74,13 @@ def build(names, seed=0):
 
 def data_of(vae):
     """Data that the model might have made, shape (N, *SHAPE): in the support, whatever it is. Of 16 draws they are the
-    largest, since counts that are all 0 have no gradient to the encoder's weights."""
+    largest counts, since those that are all 0 have no gradient to the encoder's weights; or the smallest of others,
+    since a spline has none for codes far outside of its box."""
     with seeded(1), torch.no_grad():
         z = torch.randn(16, LATENT, dtype=torch.float64)  # a prior with heavy tails makes counts beyond reason
         x = vae.likelihood(vae.decoder(z)).sample()
-    return x[x.flatten(1).sum(-1).argsort()[-N:]]
+    order = x.abs().flatten(1).sum(-1).argsort()
+    return x[order[-N:] if vae.likelihood.support.is_discrete else order[:N]]
 
 
 def recorded(guide):

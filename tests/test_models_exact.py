@@ -47,7 +47,7 @@ def normal_layer(A, b, C, width=1.0):
     """From u to the parameters of a `FullNormal`, N(A u + b, width^2 C)."""
     T = width * torch.linalg.cholesky(C)
     i, j = torch.tril_indices(*C.shape, -1)
-    rest = torch.cat([2 * T.diag().log(), T[i, j]])
+    rest = torch.cat([2 * T.diag().log(), T[i, j] / T.diag()[i] * len(T) ** 0.5])
     return linear(torch.cat([A, torch.zeros(len(rest), A.shape[1])]), torch.cat([b, rest]))
 
 

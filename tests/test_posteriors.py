@@ -153,9 +153,20 @@ def test_it_is_saved_whole_and_named_without_noise(name):
 def test_a_full_normal_has_the_covariance_of_its_factor():
     posterior = build("full-normal", 3)
     q = posterior(torch.tensor([1.0, 2, 3, 0, 0, math.log(4), 0.1, 0.2, 0.3], dtype=torch.float64))
-    L = torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0.2, 0.3, 2]], dtype=torch.float64)
+    N = torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [0.2, 0.3, 0]], dtype=torch.float64)
+    L = torch.tensor([1.0, 1, 2], dtype=torch.float64).diag() @ (torch.eye(3) + N / 3**0.5)
     assert q.mean.tolist() == [1, 2, 3]
     torch.testing.assert_close(q.covariance_matrix, L @ L.T)
+
+
+def test_a_full_normal_of_many_dimensions_begins_about_as_wide_as_a_diagonal_one():
+    """The variance of dimension i is scale_i^2 (1 + sum_j N_ij^2 / latent_size), with j < i."""
+    posterior = build("full-normal", 400)
+    params = params_of(posterior)
+    variance = posterior(params).covariance_matrix.diagonal()
+    ratio = variance / params[400:800].exp()
+    assert ratio.min() >= 1 - 1e-9
+    assert ratio.mean() < 1 + params[800:].square().mean()
 
 
 def test_a_low_rank_normal_has_the_covariance_it_says():
