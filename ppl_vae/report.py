@@ -397,7 +397,8 @@ def swaps_section(folder: Path) -> list[str]:
     if "likelihood" in metrics["groups"]:
         lines += [
             "Bits per dimension of the 256 levels, less is better. A density of dequantised images gives a bound on "
-            "their mass, by D ln 256: it falls short where the density varies within a level; a mass does not.",
+            "their mass, by D ln 256: it falls short where the density varies within a level; a mass does not. Poisson "
+            "and the negative binomials also have mass above level 255, which no image has.",
             "",
         ]
     if metrics["failed"]:
@@ -494,6 +495,7 @@ def readme_blocks(results: Path) -> dict[str, str]:
         "denoising": denoising_table(metrics),
         "log-likelihood": likelihood_table(metrics),
         "priors": swap_table(swaps["groups"]["prior"]),
+        "likelihoods": swap_table(swaps["groups"]["likelihood"]),
         "benchmarks": benchmark_table(read_json(results / "benchmarks" / "benchmarks.json")),
     }
 
