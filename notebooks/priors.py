@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Swapping priors and posteriors
 #
-# The best prior for a given encoder is its aggregate posterior, $q(z) = \frac1N \sum_i q(z|x_i)$: what is left of the
-# KL with any other prior is $\mathrm{KL}(q(z) \| p(z))$. With a code of two dimensions the two can be looked at. A few
-# minutes on two CPU cores.
+# The best prior for the ELBO of a given encoder is its aggregate posterior, $q(z) = \frac1N \sum_i q(z|x_i)$: any other
+# adds $\mathrm{KL}(q(z) \| p(z))$ to its KL. With a code of two dimensions the two can be looked at. A few minutes on
+# two CPU cores.
 
 # %%
 # %matplotlib inline

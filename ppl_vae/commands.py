@@ -402,7 +402,7 @@ class ImputeCommand(WithModels):
             **options,
             "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
             "squared_error": {"mean": error, "se": error_se},
-            "khat_over_limit": int((result.khat > KHAT_LIMIT).sum()),
+            "khat_over_limit": None if result.khat.isnan().any() else int((result.khat > KHAT_LIMIT).sum()),
             "versions": versions(),
         }
         write_json(self.run / "imputation.json", summary)

@@ -106,7 +106,7 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
     def row(evaluate: Callable[..., tuple[LogLikelihood, dict[str, Any]]], **options: Any) -> dict[str, Any]:
         start = time.perf_counter()
         result, summary = evaluate(run, **options, **images)
-        seconds = round(time.perf_counter() - start, 1)
+        seconds = round(time.perf_counter() - start, 3)
         if not result.complete:
             raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
         error = None if exact is None else (result.log_p - exact).square().mean().sqrt().item()

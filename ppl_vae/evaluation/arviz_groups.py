@@ -97,14 +97,15 @@ def elpd(data: Any) -> Any:
 
     The weights of the networks are held fixed, so log p(x) is the log predictive density of a datum that they were
     not fitted to, whatever else was seen, and the effective number of parameters, p, is 0. `arviz.compare` then gives
-    the sum over data of paired differences, and their standard error over the data. It can't see that two models were
+    the sum over data of paired differences, and their standard error over the data, which knows nothing of the bias
+    of log p(x), a lower bound in expectation. It can't see that two models were
     given different data, or that a mass is compared with a density: `ppl_vae.evaluation.comparison.compare` refuses
     that. Below -700 nats exp(log p) is 0, where its weights by stacking fail: ask for method="pseudo-BMA".
     """
     stats = data["sample_stats"]
     log_p, khat, K = stats["log_p"], stats["khat"], int(stats.attrs["K"])
     total, se = float(log_p.sum()), math.sqrt(log_p.size * float(log_p.var()))
-    unreliable = bool((khat > KHAT_LIMIT).any())
+    unreliable = not bool((khat <= KHAT_LIMIT).all())  # unknown for few samples
     if _ARVIZ_0:
         values = {"elpd_loo": total, "se": se, "p_loo": 0.0, "n_samples": K, "n_data_points": log_p.size}
         pointwise = {"warning": unreliable, "loo_i": log_p, "pareto_k": khat, "scale": "log", "good_k": KHAT_LIMIT}

@@ -113,8 +113,8 @@ def compare(
 
     With d_i = log p_a(x_i) - log p_best(x_i), the difference is mean d, its s.e. over the data sd(d) / sqrt(N): most
     of what varies between data is common to both models and cancels. Its Monte Carlo s.e. is kept apart,
-    sqrt(sum_i mc_se_a,i^2 + mc_se_best,i^2) / N: too large, if anything, where both used the same noise. (The
-    s.e. over the data has that noise in it already.)
+    sqrt(sum_i mc_se_a,i^2 + mc_se_best,i^2) / N, as of independent noise: under one seed it may be too large or
+    too small. (The s.e. over the data has that noise in it already.)
 
     Arguments:
         unit: "nats" per datum, of log p(x), or "bits per dimension", of -log p(x) / (D ln 2), where less is better.

@@ -32,6 +32,7 @@ from ppl_vae.progress import progress
 # which a block is then decoded: so that the result under one seed does not depend on the memory at hand.
 BLOCK_ROWS, BLOCK_DATA = 4096, 64
 
+ADAPTIVE = "no bound (importance-weighted{}, until the error seemed small)"
 ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
 
 
@@ -123,7 +124,9 @@ def log_likelihood(
             above it, or whose k-hat is above 0.7, up to `max_samples` (64 times as many by default). What is still
             above goes to annealing from the better of guide and prior, if its latent sites are continuous. To stop
             when the estimated error is small favours samples that missed large weights, and a mode that the guide
-            never draws from shows in no weight: the tolerance is not a bound on the error.
+            never draws from shows in no weight: the tolerance is not a bound on the error. Since K depends on the
+            weights, neither is the estimate one of log p(x), even in expectation: where rare small weights would pull
+            it down, it stops before they are drawn.
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
             but for the tail of 3 sqrt(K) weights that the diagnosis keeps for each datum.
@@ -184,7 +187,7 @@ def log_likelihood(
         measure=measure,
         encoding=encoding,
         fingerprint=fingerprint(x),
-        bound="lower (importance-weighted, in expectation)",
+        bound="lower (importance-weighted, in expectation)" if tolerance is None else ADAPTIVE.format(""),
         source=source,
         space=space,
         decoder_rows=int(statistics.count.sum()),
@@ -237,8 +240,7 @@ def _annealed(
         rest = rest[((annealed.mc_se > tolerance) | ~(annealed.khat <= KHAT_LIMIT)).to(rest.device)]
         if not len(rest):
             break
-    annealed_part = f"{num_annealed} of {len(result)} data annealed"
-    bound = f"lower (importance-weighted, {annealed_part}, in expectation)"
+    bound = ADAPTIVE.format(f", {num_annealed} of {len(result)} data annealed")
     return dataclasses.replace(result, **fields, bound=bound, decoder_rows=decoder_rows, complete=complete)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
+from ppl_vae.evaluation.diagnostics import KHAT_LIMIT, MIN_SAMPLES_FOR_KHAT
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +99,9 @@ class LogLikelihood:
                 f"with {num_data} of {len(self)} data done" if num_data < len(self) else "before all samples were drawn"
             )
             text += f"\nwarning: interrupted {what}"
+        if unknown := int((self.khat.isnan() & self.done).sum()):
+            few = f"K < {MIN_SAMPLES_FOR_KHAT}"
+            text += f"\nwarning: k-hat unknown for {unknown} of {len(self)} data ({few}): do not trust their error"
         if self.num_unreliable:
             text += f"\nwarning: k-hat > {KHAT_LIMIT} for {self.num_unreliable} of {len(self)} data: do not trust these"
         return text

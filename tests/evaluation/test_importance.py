@@ -448,6 +448,34 @@ def test_what_stays_unreliable_is_annealed(ppca):
     assert result.decoder_rows > plain.decoder_rows
 
 
+def test_to_stop_when_the_error_seems_small_is_no_bound():
+    """x is unlikely under 1 in 100 draws of z. Most of the data stop before they have seen one, and lie too high."""
+    p_z, p_x, N = 0.01, torch.tensor([0.9, 1e-4]), 4000
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(probs=torch.where(z > p_z, *p_x)), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(0.0, 1.0))
+
+    exact = math.log((1 - p_z) * 0.9 + p_z * 1e-4)
+
+    def error(**options):
+        result = log_likelihood(model, guide, torch.ones(N), num_samples=50, **options)
+        errors = result.log_p - exact
+        return result.bound, errors.mean().item(), errors.std().item() / N**0.5
+
+    bound, bias, se = error()
+    assert bound == "lower (importance-weighted, in expectation)"
+    assert bias < 4 * se
+    bound, bias, se = error(tolerance=0.01)
+    assert bound.startswith("no bound (importance-weighted, ")
+    assert bias > 4 * se
+
+
 def test_an_interrupt_returns_what_is_done(ppca, monkeypatch):
     pair, x = ppca(N=150)
     whole = log_likelihood(pair.model, pair.guide, x, num_samples=10)
