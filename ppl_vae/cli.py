@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn, cast
@@ -17,7 +18,7 @@ from typing import Any, NoReturn, cast
 import tyro
 
 from ppl_vae.commands import COMMANDS, RunCommand, TrainCommand, usage
-from ppl_vae.components import UsageError, load_plugin
+from ppl_vae.components import UsageError, load_plugin, plugin_module
 from ppl_vae.interruption import reason, terminable
 from ppl_vae.terminal import fail
 from ppl_vae.training import Stopped
@@ -43,11 +44,23 @@ def main(arguments: list[str] | None = None) -> None:
         fail(reason(error), 1)
     except Stopped as stopped:
         stop(f"{stopped}, with a checkpoint", command, arguments, cast(int, stopped.reason))
+    except Exception as error:
+        if not plugins(arguments):
+            raise
+        fail(f"{reason(error)} ({place(error, plugins(arguments))})", 1)
     except KeyboardInterrupt:
         number = signals[0] if signals else signal.SIGINT
         if not isinstance(command, RunCommand):
             fail("interrupted", 128 + number)
         stop("interrupted; what is finished is kept", command, arguments, number)
+
+
+def place(error: Exception, plugins: list[str]) -> str:
+    """Where in the user's own module an error that nobody foresaw came up, or just that there is one."""
+    files = {module.__file__ for name in plugins if (module := plugin_module(name)) is not None}
+    lines = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename in files]  # fmt: skip
+    return f"at {lines[-1]}" if lines else f"with plugin {', '.join(plugins)}"
 
 
 def stop(message: str, command: Any, arguments: list[str], number: int) -> NoReturn:

@@ -242,6 +242,7 @@ class EvaluateCommand(WithModels):
             result, summary = evaluate_run(run, num_samples=self.num_samples, tolerance=self.tolerance, **shared)
         save_evaluation(self.run, result, summary)
         say(str(result))
+        say(f"Per image: {self.run / 'log_likelihood.npz'}")
         show_log_likelihood(str(self.run), {self.run.name: summary})
         if self.gaps:
             gaps = gaps_run(run, result, num_samples=self.num_samples, tolerance=self.tolerance, **shared)
@@ -308,6 +309,8 @@ class SampleCommand(WithModels):
         suffix = ".png" if run.dataset.is_images else ".npy"
         if self.output is not None and self.output.suffix.lower() != suffix:
             raise UsageError(f"--output: expected a path that ends in {suffix} for {run.dataset!r}; got {self.output}")
+        if self.output is not None:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
         if not run.dataset.is_images:
             output = self.output or self.run / "samples.npy"
             np.save(output, sample_data(run, self.num_images, seed=self.seed).numpy())
@@ -447,6 +450,7 @@ class ReportCommand(WithModels):
             raise UsageError("folders: expected folders of runs or experiments; got none")
         if self.output.suffix.lower() not in (".html", ".htm"):
             raise UsageError(f"--output: expected a path that ends in .html; got {self.output}")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         write_page(self.folders, self.output, data_dir=self.data_dir, say=say)
         say(str(self.output))
 

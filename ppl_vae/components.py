@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -83,6 +84,8 @@ def create(base: type[T], spec: str, **given: Any) -> T:
     for item in filter(None, rest.split(",")):
         key, equals, text = item.partition("=")
         key = key.replace("-", "_")
+        if equals and key in named and key not in hints:
+            raise UsageError(f"{what} {name}: expected a type at the argument {key} of {cls.__name__}; got none")
         if not equals or key not in accepted:
             expected = ", ".join(f"{p}=..." for p in accepted) or "no arguments"
             raise UsageError(f"{what} {name}: expected {expected}; got {item!r}")
@@ -108,7 +111,7 @@ def load_plugin(name: str) -> None:
     path = list(sys.path)
     try:
         if name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(f"plugin_{Path(name).stem}", name)
+            spec = importlib.util.spec_from_file_location(_module_name(name), name)
             assert spec is not None
             assert spec.loader is not None
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
@@ -121,6 +124,15 @@ def load_plugin(name: str) -> None:
         raise UsageError(f"plugin: expected a module or .py file that imports; got {name!r} ({reason})") from error
     finally:
         sys.path[:] = path
+
+
+def plugin_module(name: str) -> ModuleType | None:
+    """The module that `load_plugin` imported under this name."""
+    return sys.modules.get(_module_name(name))
+
+
+def _module_name(name: str) -> str:
+    return f"plugin_{Path(name).stem}" if name.endswith(".py") else name
 
 
 def _written(value: Any) -> str:

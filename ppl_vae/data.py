@@ -394,15 +394,19 @@ def _int64(array: Array, where: str) -> Tensor:
 def _images(array: Array, where: str) -> Tensor:
     if array.ndim == 2 and array.size and array.dtype.kind in "fiub" and array.dtype != np.uint8:
         return _vectors(array, where)
+    if array.ndim not in (2, 3, 4) or array.size == 0:
+        raise ValueError(
+            f"{where}: expected vectors (N, D), or images (N, H, W), (N, C, H, W) or (N, H, W, C), none 0; got shape "
+            f"{array.shape}"
+        )
     if array.dtype != np.uint8:
-        seen = ""
+        seen, remedy = "", "multiply by 255 if they are in [0, 1], round, and store as uint8"
         if array.size and array.dtype.kind in "biuf":
             seen = f" from {np.fmin.reduce(array, axis=None)} to {np.fmax.reduce(array, axis=None)}"
             seen += " with NaN" if np.isnan(array).any() else ""
-        raise ValueError(
-            f"{where}: expected uint8 pixels from 0 to 255; got {array.dtype}{seen} "
-            "(multiply by 255 if they are in [0, 1], round, and store as uint8)"
-        )
+            if 1 < np.fmax.reduce(array, axis=None) <= 255 and np.fmin.reduce(array, axis=None) >= 0:
+                remedy = "round, and store as uint8"
+        raise ValueError(f"{where}: expected uint8 pixels from 0 to 255; got {array.dtype}{seen} ({remedy})")
     shape = array.shape
     if array.ndim == 3:
         array = array[:, None]

@@ -102,7 +102,10 @@ def reason(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    text, name = " ".join(str(error).split()), type(error).__name__
+    text, name = (
+        " ".join(str(error).partition("Trace Shapes:")[0].split()),
+        type(error).__name__,
+    )  # of Pyro, a screenful
     if isinstance(error, ValueError | OSError | ArithmeticError | MemoryError | ImportError):
         return text or name
     return f"{name}: {text}"

@@ -68,8 +68,15 @@ class Parts:
     def decoder(self, num_inputs: int) -> nn.Module:
         return self._begun(self.network.decoder(num_inputs, self.event_shape, self.likelihood.params_per_dim))
 
+    def autoencoder(self) -> tuple[nn.Module, nn.Module]:
+        params_per_dim = self.likelihood.params_per_dim
+        encoder, decoder = self.network.autoencoder(self.event_shape, self.latent_size, params_per_dim)
+        return self._seeing(encoder), self._begun(decoder)
+
     def _features(self, num_outputs: int) -> nn.Module:
-        encoder = self.network.encoder(self.event_shape, num_outputs)
+        return self._seeing(self.network.encoder(self.event_shape, num_outputs))
+
+    def _seeing(self, encoder: nn.Module) -> nn.Module:
         return encoder if self.rescale is None else nn.Sequential(self.rescale, encoder)
 
     def _begun(self, network: nn.Module) -> nn.Module:
@@ -81,9 +88,7 @@ class Parts:
 
 
 def _autoencoder(parts: Parts) -> Autoencoder:
-    likelihood = parts.likelihood
-    networks = parts.network.autoencoder(parts.event_shape, parts.latent_size, likelihood.params_per_dim)
-    return Autoencoder(*networks, likelihood=likelihood)
+    return Autoencoder(*parts.autoencoder(), likelihood=parts.likelihood)
 
 
 def _vae(parts: Parts) -> VAE:

@@ -55,12 +55,15 @@ def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             )
     config = dataclasses.replace(config, encoding="identity").resolved()
     support = create(Likelihood, config.likelihood or "").support
-    if config.kind.encoding is None and not support.is_discrete and not dataset.train.is_floating_point():
+    is_loss = config.kind.encoding is not None  # of an autoencoder, for which cross entropy and squared error will do
+    if is_loss and support is constraints.boolean:
+        support = constraints.unit_interval
+    if not is_loss and not support.is_discrete and not dataset.train.is_floating_point():
         raise ValueError(
             f"{dataset.name}: expected floats for {config.likelihood}; got whole numbers, on which a density is no "
             "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
         )
-    for part in (*chunks(dataset.train), *chunks(dataset.test)) if config.kind.encoding is None else ():
+    for part in (*chunks(dataset.train), *chunks(dataset.test)):
         x = part.float()
         if not bool(support.check(x).all()):
             raise ValueError(

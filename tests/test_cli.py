@@ -431,6 +431,11 @@ def test_what_makes_no_sense_of_vectors(ppl_vae, tmp_path):
     np.save(tmp_path / "floats.npy", floats)
     np.save(tmp_path / "infinite.npy", np.where(np.eye(90, 5) == 1, np.inf, floats))
     for arguments, message in [
+        (
+            ["counts.npy", "--model", "dense-ae", "--likelihood", "bernoulli"],
+            "expected values in interval(lower_bound=0.0, upper",
+        ),
+        (["floats.npy", "--model", "dense-ae", "--likelihood", "poisson"], "floats: expected values in integergreater"),
         (["counts.npy", "--likelihood", "gaussian"], "counts: expected floats for gaussian; got whole numbers"),
         (["counts.npy"], "counts: expected values in boolean for bernoulli; got some outside, in [0, "),
         (["floats.npy", "--likelihood", "poisson"], "for poisson; got some outside, in [-"),
@@ -445,3 +450,63 @@ def test_what_makes_no_sense_of_vectors(ppl_vae, tmp_path):
         assert message in one_line(err), arguments
     assert not (tmp_path / "run").exists()
     assert "expected images; got vectors of 5 numbers" in ppl_vae("run", "--dataset", "counts.npy")[2]
+
+
+MISTAKES = """
+import torch
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
+class NoSupport(Likelihood):
+    params_per_dim = 1
+    def forward(self, params):
+        return None
+class NotDefined(Prior):
+    def forward(self):
+        return nothing_of_this_name
+class Untyped(Prior):
+    def __init__(self, latent_size, scale=1.0):
+        super().__init__(latent_size)
+    def forward(self):
+        return None
+class NoInit(Posterior):
+    def forward(self, params):
+        return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--likelihood", "no-support"], "'support' (with plugin mine.py)"),
+        (["--prior", "not-defined"], "NameError: name 'nothing_of_this_name' is not defined (at "),
+        (["--prior", "untyped:scale=2"], "prior untyped: expected a type at the argument scale of Untyped; got none"),
+        (["--posterior", "no-init"], "'num_params' (with plugin mine.py)"),
+    ],
+)
+def test_a_mistake_in_a_plugin_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MISTAKES)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--model", "dense-vae", "--plugin", "mine.py", "--train-images", "20", *arguments])
+    assert stop.value.code in (1, 2)
+    assert message in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(20), "expected vectors (N, D), or images (N, H, W)"),
+        (np.zeros((2, 3, 4, 5, 6)), "got shape (2, 3, 4, 5, 6)"),
+        (np.full((20, 5, 5), 254), "got int64 from 254 to 254 (round, and store as uint8)"),
+        (
+            np.full((20, 5, 5), 0.5),
+            "from 0.5 to 0.5 (multiply by 255 if they are in [0, 1], round, and store as uint8)",
+        ),
+    ],
+)
+def test_arrays_of_another_shape_or_type(tmp_path, capsys, array, message):
+    np.save(tmp_path / "own.npy", array)
+    with pytest.raises(SystemExit):
+        main(["train", "--dataset", str(tmp_path / "own.npy"), "--output", str(tmp_path / "run")])
+    assert message in one_line(capsys.readouterr().err)

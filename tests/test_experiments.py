@@ -88,6 +88,17 @@ def test_models_with_and_without_noise_observe_the_same_test_images(dataset):
     assert bool((noisy[1] <= dataset.test / 255).all())
 
 
+@pytest.mark.parametrize("model", ["dense-ae", "conv-ae", "dense-vae"])
+def test_encoders_see_levels_and_counts_rescaled(model):
+    config = TrainConfig(model=model, likelihood="discretized-logistic", hidden=None)
+    encoder = build(config, (1, 28, 28)).encoder
+    levels = torch.randint(0, 256, (3, 1, 28, 28), generator=torch.Generator().manual_seed(0)).float()
+    seen = []
+    encoder[-1].register_forward_hook(lambda module, x, y: seen.append(x[0]))
+    encoder(levels)
+    assert torch.equal(seen[0], levels / 255)
+
+
 def test_defaults_follow_from_the_model_and_the_likelihood():
     def resolved(**kwargs):
         config = TrainConfig(**kwargs).resolved()

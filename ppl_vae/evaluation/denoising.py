@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 
 def image_quality(restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
@@ -29,6 +28,8 @@ def image_quality(restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
             raise ValueError(
                 f"{name} images: expected values in [0, 1]; got {images.min().item():.4g} to {images.max().item():.4g}"
             )
+    from torchmetrics.functional.image import structural_similarity_index_measure  # seconds, for every command
+
     mse = (restored - clean).square().flatten(1).mean(1)
     ssim = structural_similarity_index_measure(restored, clean, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)
