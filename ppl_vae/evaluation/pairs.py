@@ -55,7 +55,8 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str]
     """What log p(x) measures, "mass" or "density", and the space that it is spread over ("boolean^784"), from the
     support of the observed sites, which x must lie in.
 
-    Raises `ValueError` for data outside of it, for a model that observes nothing, and for plates beside the data's.
+    Raises `ValueError` for data outside of it, for a model that observes nothing, and for no data plate or plates
+    beside it.
     """
     datum = [t[:1] for t in data]
     _check_plates(guide, *datum)
@@ -100,6 +101,8 @@ def _check_plates(program: Program, *datum: Tensor) -> None:
         if set(plates.values()) - {-1}:
             got = ", ".join(f"{plate!r} at dim {dim}" for plate, dim in plates.items())
             raise ValueError(f"site {name!r}: expected one data plate, at dim -1; got {got}")
+        if site["type"] == "sample" and not plates and not site["fn"].batch_shape:
+            raise ValueError(f"site {name!r}: expected one data plate, at dim -1; got none")
 
 
 def _observed(model: Program, guide: Program, *data: Tensor) -> dict[str, dict]:

@@ -306,6 +306,18 @@ def no_latent_in_guide(x):
         pyro.sample("other", dist.Normal(0.0, 1.0))
 
 
+def test_a_pair_without_a_data_plate_is_named():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"^site 'z': expected one data plate, at dim -1; got none$"):
+        log_likelihood(model, guide, torch.zeros(5), num_samples=3)
+
+
 def test_what_has_no_estimate_is_named(ppca):
     pair, x = ppca(N=4)
     with pytest.raises(ValueError, match="the guide: expected a latent site; got none"):
