@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
 def place(error: Exception, plugins: list[str]) -> str:
     """Where in the user's own module an error that nobody foresaw came up, or just that there is one."""
     files = {module.__file__ for name in plugins if (module := plugin_module(name)) is not None}
-    lines = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename in files]  # fmt: skip
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    lines = [f"{frame.filename}:{frame.lineno}" for frame in frames]
     return f"at {lines[-1]}" if lines else f"with plugin {', '.join(plugins)}"
 
 

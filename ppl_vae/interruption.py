@@ -102,10 +102,8 @@ def reason(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    text, name = (
-        " ".join(str(error).partition("Trace Shapes:")[0].split()),
-        type(error).__name__,
-    )  # of Pyro, a screenful
+    without_shapes = str(error).partition("Trace Shapes:")[0]  # a screenful, of Pyro
+    text, name = " ".join(without_shapes.split()), type(error).__name__
     if isinstance(error, ValueError | OSError | ArithmeticError | MemoryError | ImportError):
         return text or name
     return f"{name}: {text}"
