@@ -30,7 +30,7 @@ from ppl_vae.data import names
 from ppl_vae.decoding import restore, sample_data, sample_images
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
-from ppl_vae.evaluation.results import KHAT_LIMIT
+from ppl_vae.evaluation.results import num_unreliable_or_none
 from ppl_vae.experiments import finished, load_run, train, unfinished, versions
 from ppl_vae.files import check, locked, write_json
 from ppl_vae.gallery import draw_run
@@ -405,7 +405,7 @@ class ImputeCommand(WithModels):
             **options,
             "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
             "squared_error": {"mean": error, "se": error_se},
-            "khat_over_limit": None if result.khat.isnan().any() else int((result.khat > KHAT_LIMIT).sum()),
+            "khat_over_limit": num_unreliable_or_none(result.khat),
             "versions": versions(),
         }
         write_json(self.run / "imputation.json", summary)

@@ -98,9 +98,9 @@ def elpd(data: Any) -> Any:
     The weights of the networks are held fixed, so log p(x) is the log predictive density of a datum that they were
     not fitted to, whatever else was seen, and the effective number of parameters, p, is 0. `arviz.compare` then gives
     the sum over data of paired differences, and their standard error over the data, which knows nothing of the bias
-    of log p(x), a lower bound in expectation. It can't see that two models were
-    given different data, or that a mass is compared with a density: `ppl_vae.evaluation.comparison.compare` refuses
-    that. Below -700 nats exp(log p) is 0, where its weights by stacking fail: ask for method="pseudo-BMA".
+    of log p(x), a lower bound in expectation. It can't see that two models were given different data, or that a mass
+    is compared with a density: `ppl_vae.evaluation.comparison.compare` refuses that. Below -700 nats exp(log p) is 0,
+    where its weights by stacking fail: ask for method="pseudo-BMA".
     """
     stats = data["sample_stats"]
     log_p, khat, K = stats["log_p"], stats["khat"], int(stats.attrs["K"])

@@ -15,7 +15,7 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.evaluation.comparison import PerDatum
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.pairs import check_latents, check_rows, rows_per_chunk, seed_of, support_name
-from ppl_vae.evaluation.results import KHAT_LIMIT, MIN_SAMPLES_FOR_KHAT
+from ppl_vae.evaluation.results import khat_warnings
 from ppl_vae.evaluation.streaming import LogMeanExp
 from ppl_vae.programs import (
     Program,
@@ -73,12 +73,7 @@ class Imputation:
                 f"; log p(missing | seen) = {p.mean:.3f} nats per datum (no bound), Monte Carlo s.e. "
                 f"{p.mc_se_of_mean:.3f}, s.e. over {int(known.sum())} data {p.data_se_of_mean:.3f}"
             )
-        if unknown := int(self.khat.isnan().sum()):
-            few = f"K < {MIN_SAMPLES_FOR_KHAT}"
-            text += f"\nwarning: k-hat unknown for {unknown} of {len(self)} data ({few}): do not trust their error"
-        if unreliable := int((self.khat > KHAT_LIMIT).sum()):
-            text += f"\nwarning: k-hat > {KHAT_LIMIT} for {unreliable} of {len(self)} data: do not trust these"
-        return text
+        return text + khat_warnings(self.khat, len(self))
 
 
 def impute(
@@ -102,13 +97,13 @@ def impute(
 
     codes are drawn anew in proportion to w, and the missing dimensions from p(x_missing | z).
 
-    The proposal r is a mixture of the guide at 8 guesses at x, with 7/8 of the draws, and the prior: a guide that knows
-    whole data is too sure of a part, and the prior bounds the weights by 8 p(x_seen|z), for
-    K divisible by 8. Guesses start from E[x] of the
-    model, or from `fill`, and in each of `num_rounds` rounds are drawn anew from p(x_missing | z), given such z. They
-    are then frozen, and weights are of fresh draws, so that E[w] = p(x_seen), and its logarithm is a lower bound in
-    expectation. Values of x that are not seen have no part in any of this. log p(x) is `log_likelihood`'s, with as many
-    samples from the guide at x itself, so that log p(x_missing | x_seen) is for judging a model where x is known.
+    The proposal r is a mixture of the guide at 8 guesses at x, with 7/8 of the draws, and the prior: a guide that
+    knows whole data is too sure of a part, and the prior bounds the weights by 8 p(x_seen|z), for K divisible by 8.
+    Guesses start from E[x] of the model, or from `fill`, and in each of `num_rounds` rounds are drawn anew from
+    p(x_missing | z), given such z. They are then frozen, and weights are of fresh draws, so that E[w] = p(x_seen),
+    and its logarithm is a lower bound in expectation. Values of x that are not seen have no part in any of this. log
+    p(x) is `log_likelihood`'s, with as many samples from the guide at x itself, so that log p(x_missing | x_seen) is
+    for judging a model where x is known.
 
     The rounds are the pseudo-Gibbs sampling of Danilo J. Rezende, Shakir Mohamed, Daan Wierstra: Stochastic
     Backpropagation and Approximate Inference in Deep Generative Models, 2014, arXiv:1401.4082, appendix F, weighted as

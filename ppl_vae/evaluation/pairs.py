@@ -96,12 +96,14 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str]
 
 
 def _check_plates(program: Program, *datum: Tensor) -> None:
-    for name, site in prune_subsample_sites(poutine.trace(program).get_trace(*datum)).nodes.items():
+    trace = prune_subsample_sites(poutine.trace(program).get_trace(*datum))
+    random = sample_sites(trace, observed=True) | sample_sites(trace, observed=False)
+    for name, site in trace.nodes.items():
         plates = {f.name: f.dim for f in site.get("cond_indep_stack", ()) if f.vectorized}
         if set(plates.values()) - {-1}:
             got = ", ".join(f"{plate!r} at dim {dim}" for plate, dim in plates.items())
             raise ValueError(f"site {name!r}: expected one data plate, at dim -1; got {got}")
-        if site["type"] == "sample" and not plates and not site["fn"].batch_shape:
+        if name in random and not plates and not site["fn"].batch_shape:
             raise ValueError(f"site {name!r}: expected one data plate, at dim -1; got none")
 
 

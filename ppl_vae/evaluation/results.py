@@ -78,7 +78,7 @@ class LogLikelihood:
     @property
     def num_unreliable_or_none(self) -> int | None:
         """The same, or None where K < 25 leaves a k-hat unknown."""
-        return None if self.khat.isnan().any() else self.num_unreliable
+        return num_unreliable_or_none(self.khat)
 
     def __str__(self) -> str:
         samples, num_data = self.num_samples[self.done], int(self.done.sum())
@@ -99,9 +99,20 @@ class LogLikelihood:
                 f"with {num_data} of {len(self)} data done" if num_data < len(self) else "before all samples were drawn"
             )
             text += f"\nwarning: interrupted {what}"
-        if unknown := int((self.khat.isnan() & self.done).sum()):
-            few = f"K < {MIN_SAMPLES_FOR_KHAT}"
-            text += f"\nwarning: k-hat unknown for {unknown} of {len(self)} data ({few}): do not trust their error"
-        if self.num_unreliable:
-            text += f"\nwarning: k-hat > {KHAT_LIMIT} for {self.num_unreliable} of {len(self)} data: do not trust these"
-        return text
+        return text + khat_warnings(self.khat[self.done], len(self))
+
+
+def num_unreliable_or_none(khat: Tensor) -> int | None:
+    """How many of the k-hats, shape (data,), are over 0.7, or None where K < 25 leaves one unknown."""
+    return None if khat.isnan().any() else int((khat > KHAT_LIMIT).sum())
+
+
+def khat_warnings(khat: Tensor, num_data: int) -> str:
+    """What k-hats, shape (data,), say against the estimates of `num_data` data, each in a line of its own."""
+    text = ""
+    if unknown := int(khat.isnan().sum()):
+        few = f"K < {MIN_SAMPLES_FOR_KHAT}"
+        text += f"\nwarning: k-hat unknown for {unknown} of {num_data} data ({few}): do not trust their error"
+    if unreliable := int((khat > KHAT_LIMIT).sum()):
+        text += f"\nwarning: k-hat > {KHAT_LIMIT} for {unreliable} of {num_data} data: do not trust these"
+    return text

@@ -318,6 +318,17 @@ def test_a_pair_without_a_data_plate_is_named():
         log_likelihood(model, guide, torch.zeros(5), num_samples=3)
 
 
+def test_what_is_deterministic_needs_no_plate(ppca):
+    pair, x = ppca()
+
+    def model(x):
+        pyro.deterministic("of_all_data", torch.tensor(1.5))
+        pair.model(x)
+
+    expected = log_likelihood(pair.model, pair.guide, x, num_samples=10)
+    assert torch.equal(log_likelihood(model, pair.guide, x, num_samples=10).log_p, expected.log_p)
+
+
 def test_what_has_no_estimate_is_named(ppca):
     pair, x = ppca(N=4)
     with pytest.raises(ValueError, match="the guide: expected a latent site; got none"):
