@@ -160,6 +160,13 @@ def test_resampled_draws_cannot_be_weighted_again():
         assert data[group].attrs["sampled_from"] == "importance resampling"
 
 
+@pytest.mark.parametrize(("khats", "warning"), [([0.1, 0.7], False), ([0.1, 0.71], True), ([0.1, math.nan], True)])
+def test_elpd_warns_of_a_khat_that_is_high_or_unknown(khats, warning):
+    data, _ = ppca()
+    data["sample_stats"]["khat"][:] = np.resize(khats, N)
+    assert elpd(data).warning == warning
+
+
 def test_compare_gives_the_paired_differences():
     exports = {"right": ppca(width=1.5)[0], "wide": ppca(width=4.0)[0]}
     a, b = (data["sample_stats"]["log_p"].values for data in exports.values())

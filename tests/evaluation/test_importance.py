@@ -80,6 +80,13 @@ def test_khat_diagnoses_and_never_smooths(ppca):
     torch.testing.assert_close(result.log_p, log_w.logsumexp(0) - math.log(60), atol=1e-5, rtol=0)
 
 
+def test_an_unknown_khat_is_said(ppca):
+    pair, x = ppca(N=5)
+    few = log_likelihood(pair.model, pair.guide, x, num_samples=24)
+    assert str(few).endswith("\nwarning: k-hat unknown for 5 of 5 data (K < 25): do not trust their error")
+    assert "unknown" not in str(log_likelihood(pair.model, pair.guide, x, num_samples=25))
+
+
 def test_weights_are_per_datum(ppca):
     """Trap 4: each datum's weights are those that it has alone, and not the batch's jointly."""
     pair, x = ppca(N=20)
