@@ -38,7 +38,9 @@ from ppl_vae.interruption import attempted
 from ppl_vae.noise import Noise
 from ppl_vae.page import write_page
 from ppl_vae.plots import figure, images, rows_of_images, save
-from ppl_vae.report import gaps_lines, swap_table, trust_table
+from ppl_vae.report.study import gaps_lines
+from ppl_vae.report.swaps import swap_table
+from ppl_vae.report.trust import trust_table
 from ppl_vae.study import StudyConfig, run_study
 from ppl_vae.swaps import SwapsConfig, run_swaps
 from ppl_vae.terminal import console, fail, grid_of, say, show_denoising, show_log_likelihood

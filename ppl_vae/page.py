@@ -24,13 +24,16 @@ from torch import Tensor
 
 from ppl_vae.assessment import load_evaluation
 from ppl_vae.configs import TrainConfig, read_config, read_json
-from ppl_vae.data import Dataset, load
+from ppl_vae.data import load
+from ppl_vae.dataset import Dataset
 from ppl_vae.decoding import codes, decode
 from ppl_vae.evaluation.comparison import compare
 from ppl_vae.experiments import Run, load_run
 from ppl_vae.files import check, write_whole
 from ppl_vae.models import PPCA, VAE, HierarchicalVAE
-from ppl_vae.report import gaps_lines, likelihood_caption, likelihood_table, study_section, swaps_section, table
+from ppl_vae.report.markdown import table
+from ppl_vae.report.study import gaps_lines, likelihood_caption, likelihood_table, study_section
+from ppl_vae.report.swaps import swaps_section
 from ppl_vae.study import StudyConfig
 from ppl_vae.swaps import SwapsConfig
 from ppl_vae.training import COLLAPSED

@@ -15,7 +15,7 @@ from ppl_vae.commands import ImputeCommand
 from ppl_vae.components import choices
 from ppl_vae.data import load
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.report import results_page
+from ppl_vae.report.pages import results_page
 
 TINY = ["--hidden", "8", "--latent-size", "2", "--epochs", "1", "--batch-size", "16", "--train-images", "60"]
 

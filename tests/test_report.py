@@ -3,17 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from ppl_vae.report import (
-    benchmark_table,
-    denoising_table,
-    fill,
-    likelihood_table,
-    profile_lines,
-    readme_blocks,
-    results_page,
-    target_table,
-    verdict,
-)
+from ppl_vae.report.benchmarks import benchmark_table, profile_lines, target_table
+from ppl_vae.report.markdown import fill
+from ppl_vae.report.pages import readme_blocks, results_page
+from ppl_vae.report.study import denoising_table, likelihood_table, verdict
 
 ROOT = Path(__file__).parent.parent
 

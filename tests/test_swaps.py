@@ -12,7 +12,7 @@ from ppl_vae.data import load
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
-from ppl_vae.report import swap_table, swaps_section
+from ppl_vae.report.swaps import swap_table, swaps_section
 from ppl_vae.swaps import SwapsConfig, run_swaps
 from ppl_vae.training import DivergedError, History
 

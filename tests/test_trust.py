@@ -7,7 +7,7 @@ import torch
 from ppl_vae.configs import TrainConfig
 from ppl_vae.data import Dataset
 from ppl_vae.experiments import train
-from ppl_vae.report import savings, trust_section
+from ppl_vae.report.trust import savings, trust_section
 from ppl_vae.trust import TrustConfig, run_trust
 
 

@@ -1,0 +1,133 @@
+"""The benchmarks as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.configs import read_json
+from ppl_vae.report.markdown import table
+
+CONTENDERS = {
+    "ours": "this package",
+    "ours_eager": "this package, not compiled",
+    "svi_compiled": "Pyro's SVI with `CompiledTrace_ELBO`",
+    "pyro_svi": "Pyro's SVI, images in memory",
+    "pyro_tutorial": "Pyro's tutorial, with its data loader",
+    "pyro_vectorized": "Pyro's vectorised handlers",
+    "pyro_naive": "Pyro, one sample after another",
+    "by_hand": "torch by hand",
+    "by_hand_compiled": "torch by hand, `torch.compile`",
+    "numpyro_jit": "NumPyro under jit",
+    "pythae": "pythae",
+    "bare_products": "the bare products (the floor)",
+}
+
+TARGETS = [
+    # case, contender, and the least of its time in units of this package's
+    ("dense 400-20, batch 128", "pyro_svi", 2.4),
+    ("dense 400-20, batch 128", "pyro_tutorial", 8.0),
+    ("dense 400-20, batch 128", "by_hand_compiled", 1.0),
+    ("dense 400-20, batch 128", "numpyro_jit", 1.0),
+    ("dense 400-20, batch 128", "bare_products", 1 / 1.8),
+    ("conv, batch 128", "pyro_svi", 1.6),
+    ("dense 400-20, K = 1,000", "pythae", 6.0),
+    ("dense 400-20, K = 1,000", "pyro_vectorized", 1.9),
+    ("dense 400-20, K = 1,000", "numpyro_jit", 1.4),
+    ("dense 400-20, K = 1,000", "bare_products", 1 / 1.6),
+]
+
+
+def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:
+    """Quartiles of a contender's time in units of this package's, taken within each round."""
+    times = zip(case["seconds"][contender], case["seconds"]["ours"], strict=True)
+    low, middle, high = statistics.quantiles([theirs / ours for theirs, ours in times], n=4, method="inclusive")
+    return low, middle, high
+
+
+def benchmark_table(benchmarks: dict[str, Any], *, spread: bool = False) -> str:
+    """Time in units of this package's, the median over rounds and with `spread` its quartiles, a row a contender."""
+    cases = benchmarks["cases"]
+
+    def cell(case: dict[str, Any], contender: str) -> str:
+        if contender == "ours":
+            seconds = statistics.median(case["seconds"]["ours"])
+            return f"{seconds * 1e3:.2f} ms" if case["unit"] == "step" else f"{seconds * 1e6:.2f} µs"
+        if contender not in case["seconds"]:
+            return "—"
+        low, middle, high = ratios(case, contender)
+        return f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if spread else "")
+
+    present = [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
+    rows = [[CONTENDERS[name], *(cell(case, name) for case in cases)] for name in present]
+    return table(["", *(case["case"] for case in cases)], rows)
+
+
+def target_table(benchmarks: dict[str, Any]) -> str:
+    """What was to be reached, and what was."""
+    cases = {case["case"]: case for case in benchmarks["cases"]}
+    rows = []
+    for name, contender, least in TARGETS:
+        if contender in cases.get(name, {"seconds": {}})["seconds"]:
+            _, reached, _ = ratios(cases[name], contender)
+            verdict = "reached" if reached >= least else "not reached"
+            rows.append([CONTENDERS[contender], name, f"≥ {least:.2f}", f"{reached:.2f}", verdict])
+    return table(["contender", "case", "wanted", "measured", ""], rows)
+
+
+def benchmark_section(folder: Path) -> list[str]:
+    """How fast, from `benchmarks.json`."""
+    benchmarks = read_json(folder / "benchmarks.json")
+    versions = ", ".join(f"{k} {v}" for k, v in benchmarks["versions"].items())
+    return [
+        "## Speed",
+        "",
+        "Time per training step, or per decoder row of importance sampling, in units of this package's (first row): "
+        "the median over rounds, and its quartiles. Above 1 is slower than this package.",
+        "",
+        benchmark_table(benchmarks, spread=True),
+        "",
+        f"{benchmarks['rounds']} rounds, each contender in a process of its own, on {benchmarks['threads']} threads of "
+        f"{benchmarks['processor']}; {versions}. By `python tests/benchmarks --output results/benchmarks`.",
+        "",
+        target_table(benchmarks),
+        "",
+        *profile_lines(folder),
+        *chunk_lines(folder),
+    ]
+
+
+def profile_lines(folder: Path) -> list[str]:
+    """Where the time of a step goes, from `profile.json` if there is one."""
+    if not (folder / "profile.json").is_file():
+        return []
+    profile = read_json(folder / "profile.json")
+    seconds = profile["seconds"]
+    rows = [[name, f"{t * 1e3:.2f}", f"{t / sum(seconds.values()):.0%}"] for name, t in seconds.items()]
+    return [
+        f"Where a step of this package goes ({profile['case']}, by torch's profiler, which slows it a little):",
+        "",
+        table(["", "ms", "share"], rows),
+        "",
+        "What is left above the products is bound by memory (Adam reads and writes seven numbers for each parameter) "
+        "and by torch's generator, which draws one number after another. Next would be noise drawn in vectors, at the "
+        "price of another stream than the uncompiled run's, and one call for the whole step in place of one a kernel.",
+        "",
+    ]
+
+
+def chunk_lines(folder: Path) -> list[str]:
+    """Time per decoder row by how many are decoded at a time, from `chunks.json` if there is one."""
+    if not (folder / "chunks.json").is_file():
+        return []
+    found = read_json(folder / "chunks.json")["seconds"]
+    sizes = list(next(iter(found.values())))
+    rows = [[name, *(f"{seconds[size] * 1e6:.2f}" for size in sizes)] for name, seconds in found.items()]
+    return [
+        "Importance sampling by how many rows (samples x images) are decoded at a time, in µs a row, compiled: it "
+        "hardly matters. `log_likelihood` takes what fits the last cache, about 4,000 rows of 784 pixels:",
+        "",
+        table(["", *(f"{int(size):,} rows" for size in sizes)], rows),
+        "",
+    ]
