@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_vae.arrays import read_npz
 from ppl_vae.components import create
 from ppl_vae.configs import read_json
-from ppl_vae.data import Dataset, fingerprint
+from ppl_vae.dataset import Dataset, fingerprint
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.encodings import Dequantize, Identity
 from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional

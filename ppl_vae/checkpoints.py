@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
-from ppl_vae.data import fingerprint
+from ppl_vae.dataset import fingerprint
 from ppl_vae.files import write_whole
 
 KEPT = 2

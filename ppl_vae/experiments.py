@@ -20,7 +20,8 @@ from torch import Tensor
 from ppl_vae.checkpoints import Checkpoints, difference
 from ppl_vae.components import create
 from ppl_vae.configs import TrainConfig, at_most, read_config, read_json
-from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.data import load
+from ppl_vae.dataset import Dataset, fingerprint
 from ppl_vae.files import CHECKSUMS, check, to_json, write_checked
 from ppl_vae.interruption import stoppable
 from ppl_vae.kinds import Model, Parts

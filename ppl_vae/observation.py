@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.components import create
 from ppl_vae.configs import MOST_CLASSES, NO_NOISE, TrainConfig
-from ppl_vae.data import Dataset, chunks, select, split
+from ppl_vae.dataset import Dataset, chunks, select, split
 from ppl_vae.encodings import Encoding, Identity, Levels
 from ppl_vae.evaluation.pairs import support_name
 from ppl_vae.likelihoods import Likelihood

@@ -20,7 +20,8 @@ from ppl_vae import plots
 from ppl_vae.assessment import evaluate_run
 from ppl_vae.components import create
 from ppl_vae.configs import TrainConfig, read_json
-from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.data import load
+from ppl_vae.dataset import Dataset, fingerprint
 from ppl_vae.decoding import restore
 from ppl_vae.evaluation.denoising import PCA, quality_summary
 from ppl_vae.experiments import Run, finished, seconds_per_step, trained, versions

@@ -23,7 +23,8 @@ from ppl_vae.arrays import read_npz
 from ppl_vae.assessment import evaluate_run, load_evaluation, save_evaluation
 from ppl_vae.components import choices
 from ppl_vae.configs import TrainConfig, read_config, read_json
-from ppl_vae.data import Dataset, fingerprint, load
+from ppl_vae.data import load
+from ppl_vae.dataset import Dataset, fingerprint
 from ppl_vae.decoding import sample_images
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood

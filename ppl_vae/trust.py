@@ -17,7 +17,8 @@ from typing import Any
 from ppl_vae import plots
 from ppl_vae.assessment import anneal_run, evaluate_run, held_out, sandwich_run
 from ppl_vae.configs import read_json
-from ppl_vae.data import Dataset, load
+from ppl_vae.data import load
+from ppl_vae.dataset import Dataset
 from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments import Run, load_run, versions

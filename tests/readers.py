@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save
 from torch import Generator, nn
 
-from ppl_vae import data
+from ppl_vae import data, readers, torchvision_sets
 from ppl_vae.assessment import PER_IMAGE, load_evaluation
 from ppl_vae.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
 from ppl_vae.configs import TrainConfig, read_config
+from ppl_vae.dataset import fingerprint
 from ppl_vae.experiments import build, history_of, load_weights
 from ppl_vae.optimizers import adam
 
@@ -52,12 +53,12 @@ def _pixels(*shape: int) -> np.ndarray:
 
 
 def _mapped(path: Path) -> object:
-    before, data.MAPPED_FROM = data.MAPPED_FROM, 0
+    before, readers.MAPPED_FROM = readers.MAPPED_FROM, 0
     try:
         dataset = data.load(str(path))
-        return data.fingerprint(dataset.train, dataset.test)
+        return fingerprint(dataset.train, dataset.test)
     finally:
-        data.MAPPED_FROM = before
+        readers.MAPPED_FROM = before
 
 
 def training_state() -> TrainingState:
@@ -109,11 +110,11 @@ def _evaluation(path: Path) -> object:
 READERS = {
     "idx": Reader(
         "t10k-images-idx3-ubyte",
-        data._read_idx,
+        torchvision_sets._read_idx,
         struct.pack(">4I", 2051, 3, 4, 5) + _pixels(60).tobytes(),
     ),
     "idx-labels": Reader(
-        "t10k-labels-idx1-ubyte", data._read_idx, struct.pack(">2I", 2049, 20) + _pixels(20).tobytes()
+        "t10k-labels-idx1-ubyte", torchvision_sets._read_idx, struct.pack(">2I", 2049, 20) + _pixels(20).tobytes()
     ),
     "npy": Reader("x.npy", lambda path: data.load(str(path)), _npy(_pixels(12, 4, 4))),
     "npy-mapped": Reader("x.npy", _mapped, _npy(_pixels(12, 4, 4))),

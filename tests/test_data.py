@@ -13,6 +13,8 @@ from PIL import Image
 
 from ppl_vae import data
 from ppl_vae.components import UsageError
+from ppl_vae.data import DataError
+from ppl_vae.dataset import Dataset, Rows, fingerprint, select, split
 
 Arrays = dict[str, Any]  # of NumPy arrays
 
@@ -46,7 +48,7 @@ def write_images(folder: Path, names: list[str], array: np.ndarray[Any, Any]) ->
 
 def together(train: torch.Tensor, test: torch.Tensor, num_data: int) -> torch.Tensor:
     """Undo the division of images without a test part."""
-    indices = torch.cat(data.split(num_data, len(test), seed=0))
+    indices = torch.cat(split(num_data, len(test), seed=0))
     return torch.cat([train, test])[indices.argsort()]
 
 
@@ -189,7 +191,7 @@ def test_missing_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.Monkey
         write_raw(Path(self.root), "MNIST")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
-    assert_raises("mnist", data.DataError, "download is off", data_dir=tmp_path, download=False)
+    assert_raises("mnist", DataError, "download is off", data_dir=tmp_path, download=False)
     assert len(data.load("mnist", tmp_path).train) == 14
 
 
@@ -220,15 +222,15 @@ def test_a_failed_download_tells_which_files_go_where(tmp_path: Path, name: str,
         "mnist-mini",
         "fashion-mnist-mini",
     )
-    assert_raises(name, data.DataError, *fragments, data_dir=tmp_path)
-    assert issubclass(data.DataError, OSError)
+    assert_raises(name, DataError, *fragments, data_dir=tmp_path)
+    assert issubclass(DataError, OSError)
 
 
 @pytest.mark.usefixtures("offline")
 def test_only_the_missing_file_is_got_no(tmp_path: Path) -> None:
     write_raw(tmp_path, "MNIST")
     (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte").unlink()
-    assert_raises("mnist", data.DataError, "got no t10k-labels-idx1-ubyte (", data_dir=tmp_path)
+    assert_raises("mnist", DataError, "got no t10k-labels-idx1-ubyte (", data_dir=tmp_path)
 
 
 def test_a_download_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,11 +419,11 @@ def test_a_large_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "a.npy"
     np.save(path, array)
     read = data.load(str(path))
-    monkeypatch.setattr(data, "MAPPED_FROM", path.stat().st_size)
+    monkeypatch.setattr("ppl_vae.readers.MAPPED_FROM", path.stat().st_size)
     mapped = data.load(str(path))
     assert type(read.train) is torch.Tensor
-    assert type(mapped.train) is data.Rows
-    assert data.fingerprint(mapped.train, mapped.test) == data.fingerprint(read.train, read.test)
+    assert type(mapped.train) is Rows
+    assert fingerprint(mapped.train, mapped.test) == fingerprint(read.train, read.test)
     some = torch.tensor([7, 1, 3])
     for used in (
         lambda t: t[some],
@@ -433,20 +435,20 @@ def test_a_large_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.Mo
         lambda t: t / 255,
         lambda t: t.flatten(1),
         lambda t: torch.cat([t, t[:3]]),
-        lambda t: data.select(t, some)[:2],
+        lambda t: select(t, some)[:2],
     ):
         assert torch.equal(used(mapped.train), used(read.train))
-    assert data.select(mapped.train, some).source is mapped.train.source
+    assert select(mapped.train, some).source is mapped.train.source
     assert mapped.train[some].is_contiguous()
 
 
 def test_rows_read_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = data.Rows.rows
-    monkeypatch.setattr(data.Rows, "rows", lambda self, index: seen.append(len(self.at[index])) or whole(self, index))
-    rows = data.Rows(torch.from_numpy(pixels(60, 1, 5, 4)), torch.arange(50))
-    monkeypatch.setattr(data, "_CHUNK", 7 * 20)
-    data.fingerprint(rows)
+    whole = Rows.rows
+    monkeypatch.setattr(Rows, "rows", lambda self, index: seen.append(len(self.at[index])) or whole(self, index))
+    rows = Rows(torch.from_numpy(pixels(60, 1, 5, 4)), torch.arange(50))
+    monkeypatch.setattr("ppl_vae.dataset._CHUNK", 7 * 20)
+    fingerprint(rows)
     assert max(seen) == 7
     assert sum(seen) == 50 + 1  # and the first, for its size
     rows.index_select(0, torch.tensor([3, 1]))  # as `fit` takes a batch
@@ -615,46 +617,46 @@ def images(*shape: int) -> torch.Tensor:
 )
 def test_dataset_checks_its_fields(fields: dict[str, torch.Tensor]) -> None:
     good = {"train": images(3, 1, 5, 4), "test": images(2, 1, 5, 4)}
-    assert data.Dataset("good", **good).image_shape == (1, 5, 4)
+    assert Dataset("good", **good).image_shape == (1, 5, 4)
     with pytest.raises(ValueError, match=r"^bad: expected .*; got .*$"):
-        data.Dataset("bad", **good | fields)
+        Dataset("bad", **good | fields)
 
 
 def test_fingerprint() -> None:
     tensor = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
-    mark = data.fingerprint(tensor)
+    mark = fingerprint(tensor)
     assert mark == hashlib.sha256(b"torch.uint8[2, 3, 4]" + bytes(range(24))).hexdigest()[:16]
-    assert data.fingerprint(tensor.transpose(0, 2).contiguous().transpose(0, 2)) == mark
+    assert fingerprint(tensor.transpose(0, 2).contiguous().transpose(0, 2)) == mark
     changed = tensor.clone()
     changed[1, 2, 3] += 1
     others = [(changed,), (tensor.reshape(3, 2, 4),), (tensor.char(),), (tensor, tensor), tensor.unbind(), ()]
-    assert len({mark, *(data.fingerprint(*other) for other in others)}) == 1 + len(others)
-    assert data.fingerprint(torch.tensor(1.0, requires_grad=True)) == data.fingerprint(torch.tensor(1.0))
-    assert data.fingerprint(torch.zeros(0), tensor.bool(), torch.zeros(2, dtype=torch.bfloat16))
+    assert len({mark, *(fingerprint(*other) for other in others)}) == 1 + len(others)
+    assert fingerprint(torch.tensor(1.0, requires_grad=True)) == fingerprint(torch.tensor(1.0))
+    assert fingerprint(torch.zeros(0), tensor.bool(), torch.zeros(2, dtype=torch.bfloat16))
 
 
 def test_split_is_seeded_and_disjoint() -> None:
-    train, validation = data.split(100, 20, seed=1)
+    train, validation = split(100, 20, seed=1)
     assert (train.shape, validation.shape) == ((80,), (20,))
     assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(100))
     assert torch.equal(train, train.sort().values)
     assert torch.equal(validation, validation.sort().values)
-    assert torch.equal(validation, data.split(100, 20, seed=1)[1])
-    assert not torch.equal(validation, data.split(100, 20, seed=2)[1])
+    assert torch.equal(validation, split(100, 20, seed=1)[1])
+    assert not torch.equal(validation, split(100, 20, seed=2)[1])
     assert validation.tolist() != list(range(80, 100))
 
 
 @pytest.mark.parametrize("num_validation", [-1, 0, 10, 11])
 def test_split_leaves_neither_part_empty(num_validation: int) -> None:
-    assert len(data.split(10, 9, seed=0)[0]) == 1
+    assert len(split(10, 9, seed=0)[0]) == 1
     with pytest.raises(ValueError, match=f"^expected num_validation from 1 to .*9; got {num_validation}$"):
-        data.split(10, num_validation, seed=0)
+        split(10, num_validation, seed=0)
 
 
 def test_global_generators_are_left_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", pixels(12, 5, 4))
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
-    data.split(10, 3, seed=0)
+    split(10, 3, seed=0)
     data.load(str(tmp_path / "a.npy"))
     data.load("mnist-mini")
     assert torch.equal(torch.get_rng_state(), torch_state)

@@ -71,7 +71,7 @@ MAPPED = """
 import contextlib, dataclasses, pathlib, sys, threading, time
 import numpy as np
 from ppl_vae import experiments
-from ppl_vae.data import Rows
+from ppl_vae.dataset import Rows
 from ppl_vae.configs import TrainConfig
 from ppl_vae.experiments import train
 from ppl_vae.training import Stopped

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.data import fingerprint
+from ppl_vae.dataset import fingerprint
 from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack
 from ppl_vae.evaluation.pairs import check_rows, measure_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.results import LogLikelihood

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppl_vae.data import fingerprint
+from ppl_vae.dataset import fingerprint
 from ppl_vae.evaluation.arviz_groups import arviz_groups
 from ppl_vae.evaluation.importance import LogWeights, blocks_of
 from ppl_vae.evaluation.pairs import check_rows, chunks_of, measure_of, rows_per_chunk, seed_of

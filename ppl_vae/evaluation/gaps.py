@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppl_vae.data import fingerprint
+from ppl_vae.dataset import fingerprint
 from ppl_vae.evaluation.comparison import PerDatum, require_likelihoods, require_same
 from ppl_vae.evaluation.importance import log_weights
 from ppl_vae.evaluation.pairs import check_latents, check_rows, support_name

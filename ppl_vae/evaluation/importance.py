@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.compilation import Compiled, flop_counter, repays
-from ppl_vae.data import fingerprint
+from ppl_vae.dataset import fingerprint
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.pairs import check_latents, check_rows, chunks_of, measure_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.results import KHAT_LIMIT, LogLikelihood
