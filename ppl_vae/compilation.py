@@ -1,18 +1,15 @@
-"""Compiled SVI: the step of any Pyro pair, traced once per shape, compiled, and replayed with fresh noise.
+"""Compiled SVI: the step of any Pyro pair as a graph (`ppl_vae.graphs`).
 
 Pyro's handlers run when a step is traced and never again: what is left is the tensor program, forward and backward
 and, in `fit`, with the optimiser in it. `torch.compile` straight on the loss breaks at every handler and gains nothing.
-
-What a trace bakes in are Python values: a float that the program changes from step to step has to be a tensor.
 """
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pyro
 import torch
@@ -20,125 +17,14 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.distributions import Distribution
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode, make_fx
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from ppl_vae import graphs
+from ppl_vae.graphs import Replay, Tensors, flop_counter, layout, uncompiled
 from ppl_vae.objectives import Elbo, Objective
-from ppl_vae.optimizers import OneOptimizer
+from ppl_vae.optimizers import OneOptimizer, adam_of, adam_update
 from ppl_vae.programs import Program, modules_of
-
-Tensors = tuple[Tensor, ...]
-
-CALLS_BEFORE_ANOTHER_SHAPE = 200  # a last, shorter batch is compiled when it has come so often
-
-
-class Replay:
-    """A function of tensors as a compiled graph. It is traced by running it, once: `first` is what it returned.
-
-    Everything else that the function touches (parameters, buffers, constants) is the very tensor at each replay,
-    in-place changes included. Arguments are inputs of their own, also where one tensor is given twice. Noise is drawn
-    by torch's own generators in the same order as when not compiled, so that a seed gives the same noise. Raises what
-    the tracing raises: a function whose path hangs on values has no graph.
-    """
-
-    def __init__(self, function: Callable[..., Tensors], *args: Tensor):
-        kept: list[Tensors] = []
-
-        def run(*args: Tensor) -> Tensors:
-            with _NoValues():
-                kept.append(function(*args))
-            return kept[-1]
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.graph = make_fx(run, DECOMPOSITIONS, tracing_mode="real")(*(t.detach() for t in args))
-        self.first = tuple(t.detach() for t in kept[-1])
-        self.constants = _lift_constants(self.graph)
-        # The callers' keys say what a graph is good for, so that its guards need not be looked up at each call.
-        options: dict[str, Any] = {"fallback_random": True, "guard_filter_fn": lambda guards: [False for _ in guards]}
-        validates = Distribution._validate_args
-        self._compiled = torch.compile(self.graph, dynamic=False, options=options)
-        Distribution.set_default_validate_args(validates)  # the first in a process turns it off, for good
-
-    @torch.no_grad()
-    def __call__(self, *args: Tensor) -> Tensors:
-        return self._compiled(*self.constants, *(t.detach() for t in args))
-
-
-def _bernoulli_loss(logits: Tensor, x: Tensor, weight: Any = None, pos_weight: Any = None, reduction: int = 1) -> Any:
-    """log(1 + e^-|l|) as it stands, to 6e-8 nats in float32: `log1p` takes ten times as long, half of all that isn't a
-    matrix product, for digits that are lost when it is added to the rest."""
-    if weight is not None or pos_weight is not None or reduction != 0:
-        return NotImplemented
-    return (1 - x) * logits + (-logits).relu() + (1 + (-logits.abs()).exp()).log()
-
-
-DECOMPOSITIONS = {torch.ops.aten.binary_cross_entropy_with_logits.default: _bernoulli_loss}
-
-
-class _NoValues(TorchDispatchMode):
-    """Raises `RuntimeError` where a tensor from outside of the trace becomes a Python value: `make_fx` raises for the
-    tensors of the trace, and takes the value of others once and for all."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.data_dependent_output in func.tags:
-            traced = cast(ProxyTorchDispatchMode, get_proxy_mode()).tracer.tensor_tracker
-            if any(isinstance(t, Tensor) and t not in traced for t in pytree.tree_leaves(args)):
-                raise RuntimeError(f"expected a path that hangs on no value; got {func}, of a parameter or buffer")
-        return func(*args, **(kwargs or {}))
-
-
-def _lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that a graph holds; each once, so that in-place changes of it are seen."""
-    inputs: dict[int, tuple[Tensor, Any]] = {}
-    first = next(iter(graph.graph.nodes))
-    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
-        tensor = getattr(graph, node.target)
-        if id(tensor) not in inputs:
-            with graph.graph.inserting_before(first):
-                inputs[id(tensor)] = tensor, graph.graph.placeholder(f"constant_{len(inputs)}")
-        node.replace_all_uses_with(inputs[id(tensor)][1])
-        graph.graph.erase_node(node)
-    graph.graph.lint()
-    graph.recompile()
-    return [tensor for tensor, _ in inputs.values()]
-
-
-class Compiled:
-    """A function of tensors, without gradients, compiled for each shape of theirs and each choice of keywords.
-
-    The first call runs as it is, the second is traced, and the next are replayed; another shape than the first is
-    compiled when it has come 200 times. Where there is no graph it says so once and goes on uncompiled.
-    """
-
-    def __init__(self, function: Callable[..., Tensors]):
-        self.function = function
-        self._calls: dict[Hashable, int] = {}
-        self._replays: dict[Hashable, Replay] = {}
-        self._failed = False
-
-    def __call__(self, *tensors: Tensor, **static: Hashable) -> Tensors:
-        key = tuple(map(_layout, tensors)), tuple(static.items())
-        self._calls[key] = self._calls.get(key, 0) + 1
-        first = not self._replays or key in self._replays
-        if self._failed or self._calls[key] <= (1 if first else CALLS_BEFORE_ANOTHER_SHAPE):
-            return self.function(*tensors, **static)
-        rng = torch.random.get_rng_state()
-        try:
-            if key in self._replays:
-                return self._replays[key](*tensors)
-            self._replays[key] = Replay(functools.partial(self.function, **static), *tensors)
-            return self._replays[key].first
-        except Exception as error:
-            torch.random.set_rng_state(rng)
-            self._failed = True
-            warnings.warn(uncompiled(error), RuntimeWarning, stacklevel=2)
-            return self.function(*tensors, **static)
 
 
 class _Params:
@@ -213,7 +99,7 @@ class CompiledTrace_ELBO(ELBO):
                 return loss
             del self._replays[key]
         count, params = self._calls.get(key, (0, _Params()))
-        wanted = 1 if not self._replays else CALLS_BEFORE_ANOTHER_SHAPE
+        wanted = 1 if not self._replays else graphs.CALLS_BEFORE_ANOTHER_SHAPE
         # In another param store parameters are made anew, which must not become part of a graph.
         if self._failed or count < wanted or not params.declare():
             params = _Params()
@@ -327,7 +213,7 @@ class Step:
     def _trace(self, key: Hashable, *batch: Tensor) -> Tensor:
         params = _Params()
         with_grads: list[Tensor] = []
-        adam = _adam_of(self.optim)
+        adam = adam_of(self.optim)
         state = _State(self.model, self.guide, self.objective, optim=self.optim)
 
         def step(*batch: Tensor) -> Tensors:
@@ -383,75 +269,6 @@ def gradients(loss: Tensor, params: _Params) -> tuple[list[Tensor], list[Tensor]
     return [p for p, _ in pairs], [grad for _, grad in pairs]
 
 
-def _adam_of(optim: PyroOptim) -> Optimizer | None:
-    """The torch optimiser of which `adam_update` is the step, if it is one."""
-    optimizer = optim.optimizer if isinstance(optim, OneOptimizer) else None
-    if optimizer is None or type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
-        return None
-    return None if any(optimizer.param_groups[0].get(name) for name in ("amsgrad", "maximize")) else optimizer
-
-
-def adam_update(
-    optimizer: Optimizer, params: list[Tensor], grads: list[Tensor], lr: Tensor, clip_norm: float | None = None
-) -> None:
-    """A step of Adam or AdamW on the optimiser's own state, in operations that fuse in a graph; lr has shape ().
-
-    For each parameter, with g its gradient and t its count of steps,
-
-        m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
-        p <- p - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
-    """
-    (group,) = optimizer.param_groups
-    (b1, b2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
-    if clip_norm is not None:
-        norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
-        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        grads = [grad * factor for grad in grads]
-    for p, g in zip(params, grads, strict=True):
-        state = optimizer.state[p]
-        m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        if weight_decay and (isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay")):
-            p.mul_(1 - lr * weight_decay)
-        elif weight_decay:
-            g = g + weight_decay * p
-        t.add_(1)
-        m.lerp_(g, 1 - b1)
-        v.mul_(b2).addcmul_(g, g, value=1 - b2)
-        rate, scale = lr / (1 - b1 ** t.double()), (1 - b2 ** t.double()).sqrt()  # 1 - 0.999^t cancels in float32
-        p.sub_(rate * m / (v.sqrt() / scale + eps))
-
-
-def flop_counter() -> FlopCounterMode:
-    """Counts the floating-point operations of what runs inside: `get_total_flops()`.
-
-    Without torch's tracker of modules, which fails under `no_grad` where a module's input is a parameter.
-    """
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = cast(Any, _NoModules())
-    return counter
-
-
-class _NoModules(nullcontext):
-    parents = frozenset({"Global"})
-
-
-def repays(num_steps: int, flops: int) -> bool:
-    """Whether compiling a step of so many floating-point operations pays back in `num_steps`.
-
-    From the counts alone and not from a clock, so that a run is the same each time. What a step saves was measured
-    on two cores: the handlers' time, and about a third of the arithmetic's.
-    """
-    return num_steps * (SAVED_PER_STEP + SAVED_PER_FLOP * flops) > COMPILE_SECONDS
-
-
-COMPILE_SECONDS, SAVED_PER_STEP, SAVED_PER_FLOP = 20.0, 4e-3, 0.3 / 50e9
-
-
-def uncompiled(error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"not compiled, the results are the same but slower: {type(error).__name__}: {reason[:200]}"
-
-
 class _State:
     """What a failed trace may have changed: random generators, buffers, and the optimiser's state."""
 
@@ -487,7 +304,7 @@ def _keyed(
     """What a graph is good for, the tensors that it takes, and the arguments of the programs from such tensors."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    shapes = tuple(_layout(t) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
+    shapes = tuple(layout(t) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
     modules = tuple(_state_of(m) for module in all_modules(model, guide, objective) for m in module.modules())
 
     def call(tensors: Any) -> Any:
@@ -495,10 +312,6 @@ def _keyed(
         return pytree.tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
     return (model, guide, str(spec), shapes, modules, _torch_settings()), tensors, call
-
-
-def _layout(t: Tensor) -> Hashable:
-    return t.shape, t.stride(), t.dtype, t.device
 
 
 def _state_of(module: nn.Module) -> Hashable:

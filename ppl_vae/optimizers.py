@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 Schedule = Callable[[int], float]
 """From the number of steps taken to the factor of the learning rate."""
@@ -180,3 +180,41 @@ def cosine(num_steps: int, *, warm_up: int = 0) -> Schedule:
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (num_steps - warm_up)))
 
     return factor
+
+
+def adam_of(optim: PyroOptim) -> Optimizer | None:
+    """The torch optimiser of which `adam_update` is the step, if it is one."""
+    optimizer = optim.optimizer if isinstance(optim, OneOptimizer) else None
+    if optimizer is None or type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
+        return None
+    return None if any(optimizer.param_groups[0].get(name) for name in ("amsgrad", "maximize")) else optimizer
+
+
+def adam_update(
+    optimizer: Optimizer, params: list[Tensor], grads: list[Tensor], lr: Tensor, clip_norm: float | None = None
+) -> None:
+    """A step of Adam or AdamW on the optimiser's own state, in operations that fuse in a graph; lr has shape ().
+
+    For each parameter, with g its gradient and t its count of steps,
+
+        m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
+        p <- p - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+    """
+    (group,) = optimizer.param_groups
+    (b1, b2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
+    if clip_norm is not None:
+        norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        grads = [grad * factor for grad in grads]
+    for p, g in zip(params, grads, strict=True):
+        state = optimizer.state[p]
+        m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        if weight_decay and (isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay")):
+            p.mul_(1 - lr * weight_decay)
+        elif weight_decay:
+            g = g + weight_decay * p
+        t.add_(1)
+        m.lerp_(g, 1 - b1)
+        v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        rate, scale = lr / (1 - b1 ** t.double()), (1 - b2 ** t.double()).sqrt()  # 1 - 0.999^t cancels in float32
+        p.sub_(rate * m / (v.sqrt() / scale + eps))

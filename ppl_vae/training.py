@@ -20,10 +20,11 @@ from pyro.optim import PyroOptim
 from torch import Generator, Tensor
 
 from ppl_vae.checkpoints import Checkpoints, TrainingState
-from ppl_vae.compilation import CompiledTrace_ELBO, Step, all_modules, repays
+from ppl_vae.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.dataset import fingerprint
 from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.files import locked, write_whole
+from ppl_vae.graphs import repays
 from ppl_vae.nonfinite import Finding, first_nonfinite
 from ppl_vae.objectives import Elbo
 from ppl_vae.optimizers import OneOptimizer, adam

@@ -150,7 +150,7 @@ def test_inductors_run_goes_on_bit_for_bit(x, tmp_path):
 
 
 def test_one_batch_an_epoch_and_whether_a_run_is_compiled_go_on_too(x, tmp_path, uncompiled_graph, monkeypatch):
-    monkeypatch.setattr("ppl_vae.compilation.COMPILE_SECONDS", 1e-6)  # by default, then
+    monkeypatch.setattr("ppl_vae.graphs.COMPILE_SECONDS", 1e-6)  # by default, then
     expected = train(x[:6])
     assert not same(train(x[:6], compiled=False), expected)  # the two round apart, so that this test sees which it is
     for step in (1, 3):

@@ -15,16 +15,17 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from ppl_vae.compilation import CALLS_BEFORE_ANOTHER_SHAPE, CompiledTrace_ELBO, Replay, Step, _adam_of, repays
+from ppl_vae.compilation import CompiledTrace_ELBO, Step
 from ppl_vae.components import choices, create
 from ppl_vae.configs import TrainConfig
 from ppl_vae.experiments import build
+from ppl_vae.graphs import CALLS_BEFORE_ANOTHER_SHAPE, Replay, repays
 from ppl_vae.kl_weights import KLWeight, LinearWarmUp
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import DenseDecoder, DenseEncoder
 from ppl_vae.objectives import DoublyReparameterized, Elbo, Objective
-from ppl_vae.optimizers import OneOptimizer, adam, cosine
+from ppl_vae.optimizers import OneOptimizer, adam, adam_of, cosine
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
@@ -415,7 +416,7 @@ def test_a_subclass_of_adam_runs_its_own_step():
 
     optim = OneOptimizer(Mine)
     optim.join([nn.Parameter(torch.zeros(()))])
-    assert _adam_of(optim) is None
+    assert adam_of(optim) is None
 
 
 def test_two_steps_do_not_share_anything(uncompiled_graph):
@@ -482,7 +483,7 @@ def test_a_state_that_is_loaded_between_replays_is_the_graphs(uncompiled_graph):
 
 
 def test_a_shorter_batch_another_mode_and_another_dtype_have_their_own_graphs(uncompiled_graph, monkeypatch):
-    monkeypatch.setattr("ppl_vae.compilation.CALLS_BEFORE_ANOTHER_SHAPE", 2)
+    monkeypatch.setattr("ppl_vae.graphs.CALLS_BEFORE_ANOTHER_SHAPE", 2)
     pair, elbo = Regularised(), CompiledTrace_ELBO()
     for step in range(20):
         pair.train(step % 3 != 0)
@@ -518,7 +519,7 @@ def test_arguments_that_are_no_tensors_and_parameters_that_appear_later(uncompil
     runs = []
     for compiled in (False, True):
         with seeded(0), pyro.get_param_store().scope(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ppl_vae.compilation.CALLS_BEFORE_ANOTHER_SHAPE", 1)
+            patch.setattr("ppl_vae.graphs.CALLS_BEFORE_ANOTHER_SHAPE", 1)
             elbo = CompiledTrace_ELBO() if compiled else Trace_ELBO()
             svi = SVI(model, lambda x, **kwargs: None, OneOptimizer(torch.optim.SGD, lr=0.01), loss=elbo)
             runs.append([svi.step(torch.arange(3.0), **kwargs) for kwargs in calls])

@@ -10,12 +10,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ppl_vae.compilation import Compiled, flop_counter, repays
 from ppl_vae.dataset import fingerprint
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.pairs import check_latents, check_rows, chunks_of, measure_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.results import KHAT_LIMIT, LogLikelihood
 from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -130,7 +130,7 @@ def log_likelihood(
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
             but for the tail of 3 sqrt(K) weights that the diagnosis keeps for each datum.
-        compiled: whether blocks of samples are traced and compiled (`ppl_vae.compilation`). By default where the
+        compiled: whether blocks of samples are traced and compiled (`ppl_vae.graphs`). By default where the
             number of samples repays it. The same noise is drawn either way.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
         source: fingerprint of those images, for comparisons across encodings.
