@@ -157,6 +157,8 @@ class TrainCommand(WithModels):
                 raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
             if self.resume and self.overwrite:
                 raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
+            if self.config.hidden is not None and not hasattr(self.config.network(), "hidden"):
+                raise UsageError(f"--hidden: expected a dense network; got {self.config.model}")
         output = self.output or Path("runs") / f"{self.config.model}-{folder_of(self.config.dataset)}".replace(":", "-")
         with locked(output):
             self._check(output)
