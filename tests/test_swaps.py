@@ -2,6 +2,8 @@ import dataclasses
 import gc
 import json
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from ppl_vae import swaps
 from ppl_vae.components import choices
 from ppl_vae.data import load
+from ppl_vae.distributions import LevelCategorical
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -127,3 +130,21 @@ def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch
     assert [row["name"] for row in metrics["groups"]["prior"]["rows"]] == ["base"]
     assert metrics["groups"]["prior"]["rows"][0]["sd_of_seeds"] is None
     assert "prior-laplace/seed-0: NaN" in "\n".join(swaps_section(tmp_path))
+
+
+def test_the_categorical_likelihood_in_parts_is_the_same_to_rounding():
+    """How its results were made: log p(x) and all gradients, with a last part that is shorter."""
+    script = runpy.run_path(str(Path(__file__).parent.parent / "results" / "swaps" / "categorical.py"))
+    rng = torch.Generator().manual_seed(0)
+    shapes = (5, 30), (40 * 256, 30), (40 * 256,)
+    inputs = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
+    x = torch.randint(256, (5, 40), generator=rng)
+    h, W, b = inputs
+    whole = LevelCategorical(logits=(h @ W.T + b).view(5, 40, 256)).log_prob(x)
+    in_parts = script["LogProb"].apply(h, W, b, x, True)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-4)
+    grads = (torch.autograd.grad(-log_p.sum(), inputs) for log_p in (in_parts, whole))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with pytest.raises(AssertionError):  # of another loss
+        torch.autograd.grad(script["LogProb"].apply(h, W, b, x, True).mean(), inputs)

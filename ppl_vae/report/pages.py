@@ -16,7 +16,9 @@ def results_page(results: Path) -> str:
         "# Results",
         "",
         "Rendered from the `metrics.json` files by `python -m ppl_vae.report results README.md`. Beside each lie the "
-        "runs that it summarises: config, seed, versions, history by epoch and figures; of the study also the weights.",
+        "runs that it summarises: config, seed, versions, history by epoch and figures; of the study also the weights. "
+        "The runs of the categorical likelihood are by [swaps/categorical.py](swaps/categorical.py), which takes its "
+        "last layer in parts.",
         "",
     ]
     for path in sorted(results.glob("*/*/metrics.json")):
