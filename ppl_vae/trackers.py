@@ -22,6 +22,7 @@ The history that `fit` returns has all rows whether there is a tracker or not, a
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path | str):
-        self.writer = _writer(folder)
+        self.folder = str(folder)
+        self._writer_of = _summary_writer()
+
+    @functools.cached_property
+    def writer(self) -> Any:
+        """torch's `SummaryWriter`, made with the first row: a training that is refused leaves no folder."""
+        return self._writer_of(self.folder)
 
     def __call__(self, row: dict[str, float]) -> None:
         step = int(row["epoch"])
@@ -57,9 +64,9 @@ def tag(column: str) -> str:
     return f"{quantity}/{part}" if part in ("train", "validation") else column
 
 
-def _writer(folder: Path | str) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
         raise ImportError("TensorBoard: expected tensorboard; got none (pip install 'ppl-vae[tensorboard]')") from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter

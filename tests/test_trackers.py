@@ -67,8 +67,11 @@ def test_tensorboard_holds_the_history(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, history = trained(metrics=TensorBoard(tmp_path))
-    events = EventAccumulator(str(tmp_path)).Reload()
+    folder = tmp_path / "told"
+    metrics = TensorBoard(folder)
+    assert not folder.exists()  # nor is it when a training is refused
+    _, history = trained(metrics=metrics)
+    events = EventAccumulator(str(folder)).Reload()
     tags = {"loss": "loss", "seconds": "seconds"}
     for part in ("train", "validation"):
         tags |= {f"{part}_{quantity}": f"{quantity}/{part}" for quantity in ("elbo", "reconstruction", "kl")}
