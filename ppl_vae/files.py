@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,16 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def to_json(values: Any) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+    """JSON, in which a number that is not finite, as the error of a single sample, is null: JSON has no NaN."""
+    return (json.dumps(_known(values), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _known(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -23,6 +24,15 @@ def say(text: str) -> None:
 def fail(message: str, status: int) -> NoReturn:
     print(f"ppl-vae: error: {message}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number from a JSON file, where null is one that is not known.
+
+    >>> number(0.125), number(None)
+    ('0.12', 'unknown')
+    """
+    return "unknown" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def grid_of(title: str, first: Sequence[str], numbers: Sequence[str], caption: str = "") -> Table:
@@ -53,7 +63,7 @@ def show_log_likelihood(title: str, rows: dict[str, Any]) -> None:
         "compare. Where k̂ > 0.7, read a lower bound.",
     )
     for name, row in rows.items():
-        cells = (f"{row[key]:.2f}" for key in ("log_p", "mc_se", "data_se", "elbo"))
+        cells = (number(row[key]) for key in ("log_p", "mc_se", "data_se", "elbo"))
         bad = row["khat_over_limit"]
         khat = "unknown" if bad is None else f"{bad}/{row['num_images']}"
         grid.add_row(escape(name), row["measure"], *cells, khat)

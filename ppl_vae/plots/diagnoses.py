@@ -19,7 +19,7 @@ def convergence(
     """Mean log p(x) by importance sampling against K, with a band of two Monte Carlo standard errors, between the
     ELBO and the annealed value, in nats per datum. `num_samples`, `means` and `errors` have shape (points,);
     other shapes raise ValueError."""
-    K, mean, error = np.asarray(num_samples), np.asarray(means), np.asarray(errors)
+    K, mean, error = (np.asarray(values, dtype=float) for values in (num_samples, means, errors))
     if not K.shape == mean.shape == error.shape or K.ndim != 1 or not K.size:
         raise ValueError(f"expected K, means and errors (points,); got {K.shape}, {mean.shape} and {error.shape}")
     ax.fill_between(K, mean - 2 * error, mean + 2 * error, color=OKABE_ITO["blue"], alpha=0.25, lw=0)

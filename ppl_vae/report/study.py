@@ -8,13 +8,14 @@ from typing import Any
 from ppl_vae.configs import read_json
 from ppl_vae.report.markdown import table
 from ppl_vae.report.trust import trust_section
+from ppl_vae.terminal import number
 
 
 def denoising_table(metrics: dict[str, Any]) -> str:
     """Mean and standard error over the test images of MSE, PSNR and SSIM, a row a model."""
 
     def cell(row: dict, metric: str, digits: int) -> str:
-        return f"{row[metric]['mean']:.{digits}f} ± {row[metric]['se']:.{digits}f}"
+        return f"{number(row[metric]['mean'], digits)} ± {number(row[metric]['se'], digits)}"
 
     rows = [
         [
@@ -62,12 +63,7 @@ def likelihood_table(metrics: dict[str, Any]) -> str:
             name,
             row["likelihood"],
             row["measure"],
-            f"{row['log_p']:.2f}",
-            f"{row['mc_se']:.2f}",
-            f"{row['data_se']:.2f}",
-            f"{row['elbo']:.2f}",
-            f"{row['reconstruction']:.2f}",
-            f"{row['kl']:.2f}",
+            *(number(row[key]) for key in ("log_p", "mc_se", "data_se", "elbo", "reconstruction", "kl")),
             "unknown" if row["khat_over_limit"] is None else f"{row['khat_over_limit']}/{row['num_images']}",
         ]
         for name, row in metrics["log_likelihood"].items()
@@ -103,15 +99,15 @@ def gaps_lines(gaps: dict[str, Any]) -> list[str]:
     """Where log p(x) - ELBO comes from and what codes tell of their images, a sentence a line, from `gaps.json`."""
 
     def of(name: str) -> str:
-        return f"{gaps[name]['mean']:.2f} ± {gaps[name]['mc_se']:.2f}"
+        return f"{number(gaps[name]['mean'])} ± {number(gaps[name]['mc_se'])}"
 
     ahead = gaps["generalisation"]
     return [
         f"nats per image, ± MC; {gaps['num_images']} images:",
         f"log p(x) - ELBO {of('total')} = approximation {of('approximation')} + amortisation {of('amortisation')}; "
         "by as much as log p(x) is put too low, so are the first two",
-        f"log p(x) of training images - of test images {ahead['mean']:.2f} ± {ahead['mc_se']:.2f}, ± data "
-        f"{ahead['data_se']:.2f}",
+        f"log p(x) of training images - of test images {number(ahead['mean'])} ± {number(ahead['mc_se'])}, "
+        f"± data {number(ahead['data_se'])}",
         f"KL(q(z|x) || p(z)) {of('kl')} = I(x; z) {of('mutual_information')} + KL(q(z) || p(z)) {of('marginal_kl')}",
         f"I(x; z) is at most log {gaps['num_images']} = {gaps['log_num_images']:.2f}, whatever the codes",
         f"active units: {gaps['active_units']} of {gaps['latent_size']}",

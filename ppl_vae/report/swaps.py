@@ -7,6 +7,7 @@ from typing import Any
 
 from ppl_vae.configs import read_json
 from ppl_vae.report.markdown import table
+from ppl_vae.terminal import number
 
 GROUPS = {
     "prior": "Priors, under Bernoulli with the diagonal normal posterior",
@@ -23,10 +24,10 @@ def swap_table(group: dict[str, Any]) -> str:
     digits = 2 if nats else 3
     rows = []
     for i, row in enumerate(group["rows"]):
-        difference = f"{row['difference']:.{digits}f} ± {row['difference_se']:.{digits}f}" if i else "—"
+        difference = f"{number(row['difference'], digits)} ± {number(row['difference_se'], digits)}" if i else "—"
         khat = "unknown" if row["khat_over_limit"] is None else f"{row['khat_over_limit']}/{row['num_images']}"
-        spread = "—" if row["sd_of_seeds"] is None else f"{row['sd_of_seeds']:.{digits}f}"
-        cells = [f"{row[key]:.{digits}f}" for key in ("value", "data_se", "mc_se")]
+        spread = "—" if row["sd_of_seeds"] is None else number(row["sd_of_seeds"], digits)
+        cells = [number(row[key], digits) for key in ("value", "data_se", "mc_se")]
         cells = [row["component"], *cells, difference, str(row["num_seeds"]), spread, khat]
         rows.append(cells if nats else [*cells, row["measure"]])
     header = ["", "log p(x)" if nats else "bits per dimension", "± data", "± MC", "to the best", "seeds", "sd of seeds"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ppl_vae.configs import read_json
 from ppl_vae.report.markdown import table
+from ppl_vae.terminal import number
 
 
 def trust_table(trust: dict[str, Any]) -> str:
@@ -15,10 +16,10 @@ def trust_table(trust: dict[str, Any]) -> str:
     rows = []
     for name, row in trust["models"].items():
         estimates = [*row["importance"], *row["annealed"].values()]
-        cells = [f"{r['log_p']:.2f} ± {r['mc_se']:.2f}" for r in estimates]
+        cells = [f"{number(r['log_p'])} ± {number(r['mc_se'])}" for r in estimates]
         gap = row["sandwich"]
         exact = f"{row['exact']:.2f}" if "exact" in row else ""
-        rows.append([name, f"{row['elbo']:.2f}", *cells, exact, f"{gap['gap']:.2f} ± {gap['gap_se']:.2f}"])
+        rows.append([name, f"{row['elbo']:.2f}", *cells, exact, f"{number(gap['gap'])} ± {number(gap['gap_se'])}"])
         costs = []
         for r in row["importance"]:
             khat = "unknown" if r["khat_over_limit"] is None else r["khat_over_limit"]
@@ -40,7 +41,7 @@ def exact_table(trust: dict[str, Any]) -> str:
         methods |= {f"`log_likelihood(tolerance={r['tolerance']})`": r for r in row["tolerance"]}
         for method, r in methods.items():
             error = r["log_p"] - row["exact"]
-            numbers = [f"{error:+.3f}", f"{r['mc_se']:.3f}", f"{r['rms_error']:.3f}"]
+            numbers = [f"{error:+.3f}", number(r["mc_se"], 3), f"{r['rms_error']:.3f}"]
             rows.append([name, method, *numbers, f"{r['decoder_rows']:,}"])
     header = ["model", "method", "error of the mean", "its Monte Carlo s.e.", "rms error by image", "rows"]
     return table(header, rows) if rows else ""
