@@ -36,6 +36,7 @@ from ppl_vae.report.study import gaps_lines, likelihood_caption, likelihood_tabl
 from ppl_vae.report.swaps import swaps_section
 from ppl_vae.study import StudyConfig
 from ppl_vae.swaps import SwapsConfig
+from ppl_vae.terminal import number
 from ppl_vae.training import COLLAPSED
 
 GRID = 25
@@ -169,7 +170,7 @@ def _run(folder: Path) -> Iterator[str]:
     """One run: its numbers, its figures, and its command."""
     check(folder, "config.json")
     config, metrics = read_config(folder / "config.json")[0], _json(folder, "metrics.json")
-    rows = [[k.replace("_", " "), f"{v:.2f}"] for k, v in metrics["last_epoch"].items() if k not in ("epoch", "loss")]
+    rows = [[k.replace("_", " "), number(v)] for k, v in metrics["last_epoch"].items() if k not in ("epoch", "loss")]
     yield from _blocks([table(["after the last epoch", "nats per image"], rows)], folder)
     if (folder / "log_likelihood.json").is_file():
         row = {"log_likelihood": {folder.name: _json(folder, "log_likelihood.json")}}

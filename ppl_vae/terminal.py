@@ -27,12 +27,12 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number from a JSON file, where null is one that is not known.
+    """A number as it is shown; in JSON files null is one that is not known, or not finite.
 
     >>> number(0.125), number(None)
     ('0.12', 'unknown')
     """
-    return "unknown" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return "unknown" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def grid_of(title: str, first: Sequence[str], numbers: Sequence[str], caption: str = "") -> Table:
@@ -48,7 +48,10 @@ def grid_of(title: str, first: Sequence[str], numbers: Sequence[str], caption: s
 def show_denoising(title: str, rows: dict[str, Any]) -> None:
     grid = grid_of(title, ["model"], ["MSE", "PSNR (dB)", "SSIM"])
     for name, row in rows.items():
-        cells = (f"{row[m]['mean']:.{d}f} ± {row[m]['se']:.{d}f}" for m, d in (("mse", 5), ("psnr", 2), ("ssim", 4)))
+        cells = (
+            f"{number(row[m]['mean'], d)} ± {number(row[m]['se'], d)}"
+            for m, d in (("mse", 5), ("psnr", 2), ("ssim", 4))
+        )
         grid.add_row(escape(name), *cells)
     console().print(grid)
 

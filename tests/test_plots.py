@@ -203,6 +203,13 @@ def test_log_likelihoods_are_dots_with_errors_from_the_top(ax: Axes) -> None:
     assert ax.get_xlabel() == "mean log p(x) ± 1 s.e. [bits]"
 
 
+def test_an_error_that_is_not_known_is_not_drawn() -> None:
+    fig, ax = plots.figure(4, 3)
+    plots.log_likelihood_bars(ax, ["plain"], [-90.0], [None])  # null, from a file
+    fig.canvas.draw()
+    assert list(ax.lines[0].get_xdata()) == [-90.0]
+
+
 @pytest.mark.parametrize("sharey", [False, True])
 def test_denoising_has_an_axes_a_metric(sharey: bool) -> None:
     means = {"MSE": [1, 2, 3], "psnr": [20, 19, 18], "LPIPS": [0, 1, 0]}

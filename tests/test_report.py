@@ -32,6 +32,14 @@ def test_the_verdict_names_what_does_not_beat_pca():
     assert "squared error: none" in verdict(metrics(bad=0.2))
 
 
+def test_one_image_has_no_verdict():
+    found = metrics(good=0.6)
+    for row in found["denoising"]["rows"].values():
+        row["ssim"]["se"] = None  # as in the file: one image has no error
+    assert verdict(found) == "One image tells nothing of their order."
+    assert "| 0.6000 ± unknown |" in denoising_table(found)
+
+
 def test_tables_show_the_numbers():
     table = denoising_table(metrics(net=0.61234))
     assert "| net | noisy → clean | 0.61234 ± 0.00100 | 0.61 ± 0.00 | 0.6123 ± 0.0010 |" in table

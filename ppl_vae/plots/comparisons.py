@@ -62,7 +62,7 @@ def denoising_dots(axes: Any, names: Sequence[str], metrics: Mapping[str, tuple[
 
 
 def _dots(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayLike) -> None:
-    x, error = np.asarray(means), np.asarray(errors)
+    x, error = (np.asarray(values, dtype=float) for values in (means, errors))  # of what is not known, null is NaN
     if not x.shape == error.shape == (len(names),):
         raise ValueError(f"expected means and errors ({len(names)},); got {x.shape} and {error.shape}")
     rows = range(len(names))

@@ -35,6 +35,8 @@ def verdict(metrics: dict[str, Any]) -> str:
     rows = metrics["denoising"]["rows"]
     pca = next(row for name, row in rows.items() if name.startswith("PCA"))
     networks = {name: row for name, row in rows.items() if name != "noisy" and not name.startswith("PCA")}
+    if pca["ssim"]["se"] is None:
+        return "One image tells nothing of their order."
 
     def behind(metric: str, sign: int) -> list[str]:
         def lead(row: dict) -> float:

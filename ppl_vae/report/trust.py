@@ -18,8 +18,8 @@ def trust_table(trust: dict[str, Any]) -> str:
         estimates = [*row["importance"], *row["annealed"].values()]
         cells = [f"{number(r['log_p'])} ± {number(r['mc_se'])}" for r in estimates]
         gap = row["sandwich"]
-        exact = f"{row['exact']:.2f}" if "exact" in row else ""
-        rows.append([name, f"{row['elbo']:.2f}", *cells, exact, f"{number(gap['gap'])} ± {number(gap['gap_se'])}"])
+        exact = number(row["exact"]) if "exact" in row else ""
+        rows.append([name, number(row["elbo"]), *cells, exact, f"{number(gap['gap'])} ± {number(gap['gap_se'])}"])
         costs = []
         for r in row["importance"]:
             khat = "unknown" if r["khat_over_limit"] is None else r["khat_over_limit"]
