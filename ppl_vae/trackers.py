@@ -23,6 +23,7 @@ The history that `fit` returns has all rows whether there is a tracker or not, a
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,20 @@ class TensorBoard:
         fit(model, guide, x, metrics=TensorBoard(Path("runs/a")))
 
     Several may write to folders below one, to be compared. A run that goes on from a checkpoint goes on in its folder.
-    Raises `ImportError`, in one line, unless tensorboard is installed.
+    Raises `ImportError`, in one line, unless tensorboard is installed, and `OSError` where no folder can be made.
     """
 
     def __init__(self, folder: Path | str):
-        self.folder = str(folder)
+        self.folder = Path(folder)
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise OSError(f"TensorBoard: expected a folder that can be written to; got {there}")
         self._writer_of = _summary_writer()
 
     @functools.cached_property
     def writer(self) -> Any:
         """torch's `SummaryWriter`, made with the first row: a training that is refused leaves no folder."""
-        return self._writer_of(self.folder)
+        return self._writer_of(str(self.folder))
 
     def __call__(self, row: dict[str, float]) -> None:
         step = int(row["epoch"])

@@ -70,6 +70,9 @@ def test_tensorboard_holds_the_history(tmp_path):
     folder = tmp_path / "told"
     metrics = TensorBoard(folder)
     assert not folder.exists()  # nor is it when a training is refused
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"expected a folder that can be written to; got .*file"):
+        TensorBoard(tmp_path / "file" / "told")
     _, history = trained(metrics=metrics)
     events = EventAccumulator(str(folder)).Reload()
     tags = {"loss": "loss", "seconds": "seconds"}
