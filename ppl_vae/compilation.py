@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ppl_vae import graphs
+from ppl_vae import graphs  # for the constant, which is looked up when it is used
 from ppl_vae.graphs import Replay, Tensors, flop_counter, layout, uncompiled
 from ppl_vae.objectives import Elbo, Objective
 from ppl_vae.optimizers import OneOptimizer, adam_of, adam_update
@@ -62,8 +62,9 @@ class CompiledTrace_ELBO(ELBO):
 
     The first call for each shape and state of the modules (mode of training, which parameters are trained) runs as it
     is, with Pyro's validation if that is on; the second is traced, and the next are replayed. Another than the first is
-    compiled when it has come 200 times. Where
-    tracing fails, or there is no C++ compiler, it says so once and goes on uncompiled, with the same results.
+    compiled when it has come 200 times. A float that the program changes from step to step has to be a tensor: a trace
+    takes its value once and for all. Where tracing fails, or there is no C++ compiler, it says so once and goes on
+    uncompiled, with the same results.
 
     `objective` is `Elbo()` (Pyro's `Trace_ELBO`), or another of `ppl_vae.objectives`.
     """

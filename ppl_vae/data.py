@@ -11,12 +11,11 @@ import numpy as np
 import platformdirs
 
 from ppl_vae.components import UsageError, unknown
-from ppl_vae.dataset import Dataset, fingerprint
+from ppl_vae.dataset import Dataset as Dataset
+from ppl_vae.dataset import fingerprint as fingerprint
 from ppl_vae.readers import from_file, from_folder
-from ppl_vae.torchvision_sets import TORCHVISION, DataError, from_torchvision
-
-__all__ = ["DataError", "Dataset", "fingerprint", "load", "names"]
-
+from ppl_vae.torchvision_sets import TORCHVISION, from_torchvision
+from ppl_vae.torchvision_sets import DataError as DataError
 
 _BUNDLED = {
     "mnist-mini": "10,000 + 2,000 digits 1x28x28, CC BY-SA 3.0; bundled",

@@ -131,6 +131,7 @@ class Compiled:
 
 
 def layout(t: Tensor) -> Hashable:
+    """What of a tensor a graph hangs on, but for its values."""
     return t.shape, t.stride(), t.dtype, t.device
 
 

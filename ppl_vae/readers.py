@@ -26,7 +26,7 @@ _COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def from_file(name: str, path: Path) -> Dataset:
-    """A `.npz` or `.npy` file."""
+    """The data set in a `.npz` or `.npy` file; raises what `ppl_vae.data.load` says."""
     is_mapped = False
     try:
         if path.suffix.lower() == ".npy":
@@ -124,7 +124,7 @@ def _divide(name: str, images: Tensor, labels: Tensor | None, *, is_mapped: bool
 
 
 def from_folder(path: Path) -> Dataset:
-    """A folder of pictures."""
+    """The data set in a folder of pictures; raises what `ppl_vae.data.load` says."""
     found = (
         file
         for file in path.rglob("*")

@@ -51,7 +51,8 @@ TORCHVISION = {
 
 
 def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
-    """A set from its raw files below `root`, as torchvision leaves them there."""
+    """A set from its raw files below `root`, as torchvision leaves them there. Raises DataError if
+    some are missing, and ValueError if one is damaged."""
     # torchvision takes seconds to import, and no other set needs it
     from torchvision import datasets
 
