@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import ppl_vae.evaluation.importance
+import ppl_vae.training
 from ppl_vae import swaps
 from ppl_vae.components import choices
+from ppl_vae.configs import TrainConfig
 from ppl_vae.data import load
 from ppl_vae.distributions import LevelCategorical
-from ppl_vae.likelihoods import Likelihood
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.experiments import build
+from ppl_vae.likelihoods import Categorical, Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.report.swaps import swap_table, swaps_section
 from ppl_vae.swaps import SwapsConfig, run_swaps
-from ppl_vae.training import DivergedError, History
+from ppl_vae.training import DivergedError, History, fit
 
 SMALL = SwapsConfig(latent_size=2, epochs=1, num_images=6, num_samples=3, seeds=(0, 1), train_images=60)
 KEPT = ("base", "prior-laplace", "likelihood-gaussian-learned", "likelihood-discretized-logistic")
@@ -132,9 +137,13 @@ def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch
     assert "prior-laplace/seed-0: NaN" in "\n".join(swaps_section(tmp_path))
 
 
+SCRIPT = Path(__file__).parent.parent / "results" / "swaps" / "categorical.py"
+
+
+@pytest.mark.skipif(not SCRIPT.is_file(), reason="results are not part of an installed package")
 def test_the_categorical_likelihood_in_parts_is_the_same_to_rounding():
     """How its results were made: log p(x) and all gradients, with a last part that is shorter."""
-    script = runpy.run_path(str(Path(__file__).parent.parent / "results" / "swaps" / "categorical.py"))
+    script = runpy.run_path(str(SCRIPT))
     rng = torch.Generator().manual_seed(0)
     shapes = (5, 30), (40 * 256, 30), (40 * 256,)
     inputs = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
@@ -148,3 +157,28 @@ def test_the_categorical_likelihood_in_parts_is_the_same_to_rounding():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     with pytest.raises(AssertionError):  # of another loss
         torch.autograd.grad(script["LogProb"].apply(h, W, b, x, True).mean(), inputs)
+
+
+@pytest.mark.skipif(not SCRIPT.is_file(), reason="results are not part of an installed package")
+def test_a_pair_with_its_last_layer_in_parts_is_trained_and_evaluated_the_same(monkeypatch):
+    for patched, name in (
+        (torch.nn.Linear, "forward"),
+        (Categorical, "forward"),
+        (ppl_vae.training, "repays"),
+        (ppl_vae.evaluation.importance, "repays"),
+    ):
+        monkeypatch.setattr(patched, name, getattr(patched, name))  # put back at the end
+    x = torch.randint(256, (6, 1, 5, 8), generator=torch.Generator().manual_seed(0)).float()
+    config = TrainConfig(model="gated-dense-vae", likelihood="categorical", latent_size=3, hidden=(7,))
+
+    def all_of_it():
+        vae = build(config, (1, 5, 8))
+        history = fit(vae.model, vae.guide, x, epochs=2, batch_size=4, show_progress=False)
+        result = log_likelihood(vae.model, vae.guide, x, num_samples=5, show_progress=False)
+        with torch.no_grad():
+            return [*vae.parameters(), vae.decode(torch.ones(2, 3)), result.log_p, torch.tensor(history["loss"])]
+
+    whole = all_of_it()
+    runpy.run_path(str(SCRIPT))["in_parts"](40)
+    for ours, theirs in zip(all_of_it(), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -16,11 +16,15 @@ def results_page(results: Path) -> str:
         "# Results",
         "",
         "Rendered from the `metrics.json` files by `python -m ppl_vae.report results README.md`. Beside each lie the "
-        "runs that it summarises: config, seed, versions, history by epoch and figures; of the study also the weights. "
-        "The runs of the categorical likelihood are by [swaps/categorical.py](swaps/categorical.py), which takes its "
-        "last layer in parts.",
+        "runs that it summarises: config, seed, versions, history by epoch and figures; of the study also the weights.",
         "",
     ]
+    if (results / "swaps" / "categorical.py").is_file():
+        lines += [
+            "The runs of the categorical likelihood are by [swaps/categorical.py](swaps/categorical.py), which takes "
+            "its last layer in parts: each step and estimate is that of `ppl-vae run swaps` to rounding.",
+            "",
+        ]
     for path in sorted(results.glob("*/*/metrics.json")):
         folder, metrics = path.parent, read_json(path)
         section = (
