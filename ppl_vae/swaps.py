@@ -28,7 +28,7 @@ from ppl_vae.dataset import Dataset, fingerprint
 from ppl_vae.decoding import sample_images
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.experiments import EVALUATION, trained, versions
+from ppl_vae.experiments import EVALUATION, history_of, trained, versions
 from ppl_vae.files import check, write_checked, write_json
 from ppl_vae.interruption import attempted, stoppable
 from ppl_vae.likelihoods import Likelihood
@@ -149,6 +149,7 @@ def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Datas
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
     try:
         check(folder, "config.json", "metrics.json", "samples.npz", *EVALUATION)  # what is damaged is made again
+        history_of(folder)
         summary = read_json(folder / "log_likelihood.json")
         num_images = min(config.num_images, len(dataset.test))
         same = (summary["num_samples"], summary["num_images"]) == (config.num_samples, num_images)
@@ -205,6 +206,7 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
     for row in comparison.rows:
         summaries = [read_json(folder / "log_likelihood.json") for folder in runs[row.name]]
         to_mass = num_dims * math.log(256) if summaries[0]["measure"] == "density" else 0.0
+        elbos = [history_of(folder)["validation_elbo"] for folder in runs[row.name]]
         per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]])
         rows.append(
             {
@@ -218,6 +220,7 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
                 "num_seeds": len(per_seed),
                 "sd_of_seeds": per_seed.std().item() * abs(factor) if len(per_seed) > 1 else None,
                 "elbo": (sum(s["elbo"] for s in summaries) / len(summaries) - to_mass) * factor,
+                "overfitting": sum(max(by_epoch) - by_epoch[-1] for by_epoch in elbos) / len(elbos),  # in nats
                 "measure": summaries[0]["measure"],
                 "khat_over_limit": row.result.num_unreliable_or_none,
                 "num_images": len(row.result),

@@ -16,7 +16,7 @@ from ppl_vae.configs import TrainConfig
 from ppl_vae.data import load
 from ppl_vae.distributions import LevelCategorical
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import build
+from ppl_vae.experiments import build, history_of
 from ppl_vae.likelihoods import Categorical, Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -88,6 +88,11 @@ def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(f
     assert len(said) == 2 * len(KEPT)
     assert again == metrics
 
+    other["overfitting"] = 2.53
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    text = "\n".join(swaps_section(tmp_path))
+    assert text.count("Overfitted") == text.count("below that of their best epoch: laplace 2.5 nats.") == 1
+
 
 def test_an_evaluation_is_of_the_weights_beside_it_and_of_all_test_images_at_most(tmp_path, monkeypatch):
     """Trained for longer in the same folder, and stopped before or in the evaluation, it is evaluated anew."""
@@ -118,6 +123,9 @@ def test_an_evaluation_is_of_the_weights_beside_it_and_of_all_test_images_at_mos
         run(3)
     monkeypatch.setattr(swaps, "evaluate_run", evaluate)
     assert run(3) > before
+    by_epoch = history_of(tmp_path / "base" / "seed-0")["validation_elbo"]
+    (row,) = json.loads((tmp_path / "metrics.json").read_text())["groups"]["prior"]["rows"]
+    assert row["overfitting"] == pytest.approx(max(by_epoch) - by_epoch[-1])
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch):

@@ -18,6 +18,9 @@ GROUPS = {
 }
 
 
+OVERFITTED = 1.0  # nats per image
+
+
 def swap_table(group: dict[str, Any]) -> str:
     """A row a component, the best first: log p(x) with its errors, and the paired difference to the best."""
     nats = group["unit"] == "nats"
@@ -56,6 +59,12 @@ def swaps_section(folder: Path) -> list[str]:
     for name, heading in GROUPS.items():
         if len(metrics["groups"].get(name, {"rows": ()})["rows"]) > 1:  # else there is nothing to compare yet
             lines += [f"### {heading}", "", swap_table(metrics["groups"][name]), ""]
+            if overfitted := [r for r in metrics["groups"][name]["rows"] if r.get("overfitting", 0.0) > OVERFITTED]:
+                named = ", ".join(f"{r['component']} {r['overfitting']:.1f}" for r in overfitted)
+                lines += [
+                    f"Overfitted at the end, their validation ELBO below that of their best epoch: {named} nats.",
+                    "",
+                ]
             lines += [f"![Differences to the best {name}]({folder.name}/figures/{name}.png)", ""]
     if "likelihood" in metrics["groups"]:
         lines += [
