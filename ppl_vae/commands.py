@@ -7,7 +7,6 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,8 +157,6 @@ class TrainCommand(WithModels):
                 raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
             if self.resume and self.overwrite:
                 raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
-            if self.config.hidden is not None and "hidden" not in signature(type(self.config.network())).parameters:
-                raise UsageError(f"--hidden: expected a dense network; got {self.config.model}")
         output = self.output or Path("runs") / f"{self.config.model}-{folder_of(self.config.dataset)}".replace(":", "-")
         with locked(output):
             self._check(output)

@@ -265,7 +265,6 @@ def one_line(err):
         (["train", "--epochs", "many"], "'many' (--epochs INT"),
         (["train", "--epochs", "0"], "epochs: expected at least 1; got 0"),
         (["train", "--epcohs", "3"], "--epochs"),
-        (["train", "--model", "conv-vae", "--hidden", "8"], "--hidden: expected a dense network; got conv-vae"),
         (["train", "--model", "conv-vea"], "did you mean 'conv-vae'"),
         (["train", "--likelihood", "gaussian:scale=0"], "expected scale > 0; got 0.0"),
         (["train", "--noise", "fog"], "expected one of no-noise, gaussian-noise"),
