@@ -1,4 +1,4 @@
-"""Trains and evaluates the categorical likelihood of the swaps, in half the time that `ppl-vae run swaps` takes for it.
+"""Trains and evaluates the categorical likelihood of the swaps, in three fifths of the time of `ppl-vae run swaps`.
 
     python results/swaps/categorical.py DATASET DATA_DIR OUTPUT
 
