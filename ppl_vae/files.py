@@ -38,14 +38,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def to_json(values: Any) -> bytes:
     """JSON, in which a number that is not finite, as the error of a single sample, is null: JSON has no NaN."""
-    return (json.dumps(_known(values), indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(_finite_or_null(values), indent=2, allow_nan=False) + "\n").encode()
 
 
-def _known(value: Any) -> Any:
+def _finite_or_null(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _known(v) for name, v in value.items()}
+        return {name: _finite_or_null(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_known(v) for v in value]
+        return [_finite_or_null(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

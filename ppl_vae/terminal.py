@@ -35,6 +35,12 @@ def number(value: float | None, digits: int = 2) -> str:
     return "unknown" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def unreliable(row: dict[str, Any]) -> str:
+    """How many images of an evaluation have k̂ > 0.7, of how many."""
+    over = row["khat_over_limit"]
+    return "unknown" if over is None else f"{over}/{row['num_images']}"
+
+
 def grid_of(title: str, first: Sequence[str], numbers: Sequence[str], caption: str = "") -> Table:
     """A table that fits 80 columns: names to the left, numbers to the right."""
     grid = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="bold")
@@ -67,7 +73,5 @@ def show_log_likelihood(title: str, rows: dict[str, Any]) -> None:
     )
     for name, row in rows.items():
         cells = (number(row[key]) for key in ("log_p", "mc_se", "data_se", "elbo"))
-        bad = row["khat_over_limit"]
-        khat = "unknown" if bad is None else f"{bad}/{row['num_images']}"
-        grid.add_row(escape(name), row["measure"], *cells, khat)
+        grid.add_row(escape(name), row["measure"], *cells, unreliable(row))
     console().print(grid)

@@ -8,7 +8,7 @@ from typing import Any
 from ppl_vae.configs import read_json
 from ppl_vae.report.markdown import table
 from ppl_vae.report.trust import trust_section
-from ppl_vae.terminal import number
+from ppl_vae.terminal import number, unreliable
 
 
 def denoising_table(metrics: dict[str, Any]) -> str:
@@ -66,7 +66,7 @@ def likelihood_table(metrics: dict[str, Any]) -> str:
             row["likelihood"],
             row["measure"],
             *(number(row[key]) for key in ("log_p", "mc_se", "data_se", "elbo", "reconstruction", "kl")),
-            "unknown" if row["khat_over_limit"] is None else f"{row['khat_over_limit']}/{row['num_images']}",
+            unreliable(row),
         ]
         for name, row in metrics["log_likelihood"].items()
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ppl_vae.configs import read_json
 from ppl_vae.report.markdown import table
-from ppl_vae.terminal import number
+from ppl_vae.terminal import number, unreliable
 
 GROUPS = {
     "prior": "Priors, under Bernoulli with the diagonal normal posterior",
@@ -28,10 +28,9 @@ def swap_table(group: dict[str, Any]) -> str:
     rows = []
     for i, row in enumerate(group["rows"]):
         difference = f"{number(row['difference'], digits)} ± {number(row['difference_se'], digits)}" if i else "—"
-        khat = "unknown" if row["khat_over_limit"] is None else f"{row['khat_over_limit']}/{row['num_images']}"
         spread = "—" if row["sd_of_seeds"] is None else number(row["sd_of_seeds"], digits)
         cells = [number(row[key], digits) for key in ("value", "data_se", "mc_se")]
-        cells = [row["component"], *cells, difference, str(row["num_seeds"]), spread, khat]
+        cells = [row["component"], *cells, difference, str(row["num_seeds"]), spread, unreliable(row)]
         rows.append(cells if nats else [*cells, row["measure"]])
     header = ["", "log p(x)" if nats else "bits per dimension", "± data", "± MC", "to the best", "seeds", "sd of seeds"]
     return table([*header, "k̂ > 0.7", *([] if nats else ["kind"])], rows)

@@ -2,8 +2,8 @@
 
     python results/swaps/categorical.py DATASET DATA_DIR OUTPUT
 
-It writes the run folder OUTPUT/DATASET/likelihood-categorical/seed-0, or goes on with it; the same command as before,
-`ppl-vae run swaps --output ...`, takes it for its own and writes the tables.
+It writes the run folder OUTPUT/DATASET/likelihood-categorical/seed-0, or goes on with it. With results/swaps for
+OUTPUT, `ppl-vae run swaps --output results` then takes it for its own and writes the tables.
 
 The decoder's last layer has 256 outputs for each of 784 pixels, 160 MB of logits a batch, which a step writes to memory
 and reads again a dozen times. Here the last product, its softmax and their gradients are taken for 16 pixels at a time,
