@@ -23,15 +23,19 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae.components import create
-from ppl_vae.data import fingerprint, load
-from ppl_vae.encodings import default_encoding
-from ppl_vae.evaluation.comparison import PerDatum, compare, density_to_mass_bound
+from ppl_vae.data.encodings import default_encoding
+from ppl_vae.data.loading import load
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.observation import Observe
+from ppl_vae.evaluation.comparison import compare, density_to_mass_bound
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import Observe, TrainConfig, build
+from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.noise import NoNoise
 from ppl_vae.programs import evaluating, seeded
-from ppl_vae.training import fit
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.training.fitting import fit
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
 EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 10) if SHORT else (15, 8000, 200, 300)

@@ -23,18 +23,22 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae.components import choices
-from ppl_vae.data import fingerprint, load
-from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Binarize
-from ppl_vae.evaluation.comparison import PerDatum, compare
+from ppl_vae.data.encodings import Binarize
+from ppl_vae.data.loading import load
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.observation import Observe
+from ppl_vae.evaluation.comparison import compare
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
-from ppl_vae.experiments import Observe, TrainConfig, build
-from ppl_vae.noise import NoNoise
+from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded
-from ppl_vae.training import fit
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.monitoring import elbo_parts
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
 EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 10) if SHORT else (10, 5000, 200, 1000)

@@ -21,14 +21,16 @@ import os
 import torch
 
 from ppl_vae import plots
-from ppl_vae.data import load
-from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Binarize, Scale
+from ppl_vae.data.encodings import Binarize, Scale
+from ppl_vae.data.loading import load
+from ppl_vae.data.noise import GaussianNoise, NoNoise
+from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import Observe, TrainConfig, build
-from ppl_vae.noise import GaussianNoise, NoNoise
-from ppl_vae.training import fit
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.monitoring import elbo_parts
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
 EPOCHS, IMAGES, SAMPLES = (1, 500, 30) if SHORT else (10, 8000, 500)

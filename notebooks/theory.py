@@ -28,18 +28,20 @@ from pyro.infer import Trace_ELBO
 from torch.distributions import kl_divergence
 
 from ppl_vae import plots
-from ppl_vae.data import load
-from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.encodings import Scale
+from ppl_vae.data.encodings import Scale
+from ppl_vae.data.loading import load
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.importance import log_weights
-from ppl_vae.experiments import Observe, TrainConfig, build
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.kl_weights import Constant
 from ppl_vae.models import PPCA
-from ppl_vae.noise import NoNoise
 from ppl_vae.objectives import AnalyticKL
 from ppl_vae.plots import OKABE_ITO
 from ppl_vae.programs import own_param_store, seeded
-from ppl_vae.training import fit
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.monitoring import elbo_parts
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # fewer draws and epochs: what is asserted holds in this form too
 EPOCHS, IMAGES, DRAWS = (3, 1000, 10_000) if SHORT else (30, 9000, 200_000)

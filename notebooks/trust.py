@@ -26,17 +26,18 @@ import torch
 from torch import nn
 
 from ppl_vae import plots
-from ppl_vae.data import fingerprint, load
-from ppl_vae.encodings import Dequantize
+from ppl_vae.data.encodings import Dequantize
+from ppl_vae.data.loading import load
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.annealing import annealed_log_likelihood, bidirectional, simulate
 from ppl_vae.evaluation.checking import check_model
 from ppl_vae.evaluation.comparison import compare
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
-from ppl_vae.experiments import Observe
 from ppl_vae.models import PPCA
-from ppl_vae.noise import NoNoise
 from ppl_vae.plots import OKABE_ITO
+from ppl_vae.system.hashing import fingerprint
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # fewer images and samples: what is asserted holds in this form too
 IMAGES, FEW, FIT, STEPS = (8, 8, 3000, 30) if SHORT else (30, 12, 10_000, 100)

@@ -36,22 +36,27 @@ from pyro.infer.util import torch_item
 from torch import nn
 
 from ppl_vae import plots
-from ppl_vae.compilation import CompiledTrace_ELBO
-from ppl_vae.data import fingerprint, load
-from ppl_vae.encodings import Binarize
+from ppl_vae.data.encodings import Binarize
+from ppl_vae.data.loading import load
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.arviz_groups import elpd
 from ppl_vae.evaluation.checking import check_model
-from ppl_vae.evaluation.comparison import PerDatum, compare
+from ppl_vae.evaluation.comparison import compare
 from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
 from ppl_vae.evaluation.export import to_arviz
-from ppl_vae.evaluation.gaps import active_units, gap_decomposition
+from ppl_vae.evaluation.gaps import gap_decomposition
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.information import active_units
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
-from ppl_vae.experiments import Observe, TrainConfig, build
-from ppl_vae.noise import NoNoise
-from ppl_vae.optimizers import adam
+from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import own_param_store, seeded
-from ppl_vae.training import fit
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.training.compilation import CompiledTrace_ELBO
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.optimizers import adam
 
 with warnings.catch_warnings(action="ignore"):  # ArviZ 0.x announces 1.x at each import
     import arviz as az

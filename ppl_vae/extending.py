@@ -32,10 +32,10 @@ and estimates log p(x).
 >>> import pyro.distributions as dist
 >>> from torch import nn
 >>> from ppl_vae.evaluation.importance import log_likelihood
->>> from ppl_vae.configs import TrainConfig
->>> from ppl_vae.experiments import build, objective
->>> from ppl_vae.observation import Observe
->>> from ppl_vae.training import fit
+>>> from ppl_vae.experiments.config import TrainConfig
+>>> from ppl_vae.experiments.preparation import build, objective
+>>> from ppl_vae.data.observation import Observe
+>>> from ppl_vae.training.fitting import fit
 >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) @ torch.ones(4, 4).tril()
 >>> def trained(**components):
 ...     usual = {"model": "dense-vae:hidden=8", "likelihood": "gaussian-learned", "latent_size": 2, "epochs": 3}
@@ -117,10 +117,10 @@ both for data of any shape, and has a name, here `linear-vae`, `linear-hvae` and
 
 ## Encodings
 
-`ppl_vae.encodings.Encoding`: what the likelihood observes of 8-bit images. Its support has to be one that the
+`ppl_vae.data.encodings.Encoding`: what the likelihood observes of 8-bit images. Its support has to be one that the
 likelihood has too.
 
->>> from ppl_vae.encodings import Encoding
+>>> from ppl_vae.data.encodings import Encoding
 >>> @dataclass(frozen=True)
 ... class AboveMean(Encoding):
 ...     """x = 1 where a pixel is brighter than its image on average."""
@@ -129,16 +129,16 @@ likelihood has too.
 ...     def __call__(self, images, generator=None):
 ...         means = images.flatten(1).float().mean(1).reshape(-1, *(1,) * (images.dim() - 1))
 ...         return (images > means).float()
->>> from ppl_vae.noise import NoNoise
+>>> from ppl_vae.data.noise import NoNoise
 >>> Observe(AboveMean(), NoNoise())(torch.tensor([[[[0, 10], [20, 200]]]], dtype=torch.uint8))
 (tensor([[[[0., 0.],
           [0., 1.]]]]),)
 
 ## Noise
 
-`ppl_vae.noise.Noise`: what the encoder sees instead of the image, which the model still scores.
+`ppl_vae.data.noise.Noise`: what the encoder sees instead of the image, which the model still scores.
 
->>> from ppl_vae.noise import Noise
+>>> from ppl_vae.data.noise import Noise
 >>> @dataclass(frozen=True)
 ... class DeadRows(Noise):
 ...     """With probability `fraction`, a row of pixels is 0."""
@@ -193,11 +193,11 @@ True
 
 ## Kinds of model
 
-`ppl_vae.kinds.KINDS` is a dictionary: a new entry is a model for every network, `dense-linear`, `conv-linear`, ...
+`ppl_vae.experiments.architectures.KINDS` is a dictionary: a new entry is a model for every network, `dense-linear`, `conv-linear`, ...
 Commands train and evaluate any class with `model`, `guide` and `prior`; they draw from a `VAE` (or a subclass of it),
 `HierarchicalVAE`, `ConditionalVAE` or `PPCA`, and `train` ends with drawing.
 
->>> from ppl_vae.kinds import KINDS, Kind
+>>> from ppl_vae.experiments.architectures import KINDS, Kind
 >>> from ppl_vae.models import VAE
 >>> def linear_decoder(parts):
 ...     posterior = parts.posterior()
@@ -225,10 +225,10 @@ A run folder names them, and imports nothing by itself: `--plugin` stands in eac
 
 ## Optimisers and schedules
 
-`fit(optim=...)` takes any `PyroOptim`. `ppl_vae.optimizers.OneOptimizer` makes one of a torch optimiser, with a
+`fit(optim=...)` takes any `PyroOptim`. `ppl_vae.training.optimizers.OneOptimizer` makes one of a torch optimiser, with a
 schedule, a function of the number of steps; it alone is compiled into the step, and carried by checkpoints.
 
->>> from ppl_vae.optimizers import OneOptimizer
+>>> from ppl_vae.training.optimizers import OneOptimizer
 >>> optim = OneOptimizer(torch.optim.RMSprop, lr=1e-3, schedule=lambda step: 0.5**step, clip_norm=10.0)
 >>> _ = fit(vae.model, vae.guide, x, batch_size=16, epochs=1, optim=optim, show_progress=False)
 >>> optim.optimizer.param_groups[0]["lr"]  # of the fourth step
@@ -238,9 +238,9 @@ schedule, a function of the number of steps; it alone is compiled into the step,
 
 `encode` makes the programs' arguments of a batch of what is stored, anew at each step, with noise from the generator
 that it is given. `stop` is asked after each step, and what it returns, if anything, ends training. `metrics` is told
-of each epoch, a row of its history: any tracker is a few lines, and `ppl_vae.trackers.TensorBoard` is one.
+of each epoch, a row of its history: any tracker is a few lines, and `ppl_vae.training.trackers.TensorBoard` is one.
 
->>> from ppl_vae.training import Stopped
+>>> from ppl_vae.training.history import Stopped
 >>> def jitter(batch, generator):
 ...     return (batch + 0.1 * torch.randn(batch.shape, generator=generator),)
 >>> steps = iter(["", "", "my budget is spent"])
@@ -261,10 +261,10 @@ True
 
 ## Data sets
 
-`fit` takes tensors. `ppl_vae.data.load` reads your own from `.npz`, `.npy` or a folder of pictures, as does
+`fit` takes tensors. `ppl_vae.data.loading.load` reads your own from `.npz`, `.npy` or a folder of pictures, as does
 `--dataset PATH`: 8-bit images (N, H, W), (N, H, W, C) or (N, C, H, W), and vectors (N, D) of floats or counts.
 
->>> from ppl_vae.data import load
+>>> from ppl_vae.data.loading import load
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     path = Path(folder) / "counts.npz"
 ...     np.savez(path, train=np.ones((60, 7), int), test=np.ones((10, 7), int), train_labels=np.arange(60) % 3,
@@ -295,12 +295,12 @@ True
 
 ## A training loop of your own
 
-`ppl_vae.compilation.CompiledTrace_ELBO` in Pyro's own `SVI`: the first step runs as it is, the second is traced and
+`ppl_vae.training.compilation.CompiledTrace_ELBO` in Pyro's own `SVI`: the first step runs as it is, the second is traced and
 compiled, and the rest are replayed.
 
 >>> from pyro.infer import SVI
->>> from ppl_vae.compilation import CompiledTrace_ELBO
->>> from ppl_vae.optimizers import adam
+>>> from ppl_vae.training.compilation import CompiledTrace_ELBO
+>>> from ppl_vae.training.optimizers import adam
 >>> with seeded(0), pyro.get_param_store().scope():  # as if nothing had happened
 ...     svi = SVI(vae.model, vae.guide, adam(1e-3), loss=CompiledTrace_ELBO())
 ...     loss = svi.step(x)

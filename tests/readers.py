@@ -17,12 +17,13 @@ from safetensors.torch import save
 from torch import Generator, nn
 
 from ppl_vae import data, readers, torchvision_sets
-from ppl_vae.assessment import PER_IMAGE, load_evaluation
-from ppl_vae.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
-from ppl_vae.configs import TrainConfig, read_config
-from ppl_vae.dataset import fingerprint
-from ppl_vae.experiments import build, history_of, load_weights
-from ppl_vae.optimizers import adam
+from ppl_vae.experiments.config import TrainConfig, read_config
+from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
+from ppl_vae.experiments.preparation import build
+from ppl_vae.experiments.runs import history_of, load_weights
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.training.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
+from ppl_vae.training.optimizers import adam
 
 REFUSALS = (ValueError, OSError)
 CONFIG = TrainConfig(model="dense-vae:hidden=3", latent_size=2)

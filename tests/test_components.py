@@ -3,10 +3,11 @@ import sys
 import pytest
 from torch import nn
 
-from ppl_vae.components import UsageError, choices, create, describe, load_plugin
-from ppl_vae.encodings import Encoding, Threshold
+from ppl_vae.cli.plugins import load_plugin
+from ppl_vae.components import UsageError, choices, create, describe
+from ppl_vae.data.encodings import Encoding, Threshold
+from ppl_vae.data.noise import Masking, Noise
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
-from ppl_vae.noise import Masking, Noise
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import Prior, StandardNormal, VampPrior
 from ppl_vae.programs import seeded
@@ -83,7 +84,7 @@ def test_a_plugin_is_a_module_that_the_user_names(tmp_path, monkeypatch):
     text = (
         "from __future__ import annotations\n"
         "from dataclasses import dataclass\n"
-        "from ppl_vae.noise import Noise\n"
+        "from ppl_vae.data.noise import Noise\n"
         "@dataclass\n"
         "class {}(Noise):\n"
         "    steps: int = 2\n"

@@ -9,9 +9,9 @@ from abc import ABC
 
 import pytest
 
-import ppl_vae.cli
+import ppl_vae.cli.main
 from ppl_vae import extending
-from ppl_vae.kinds import KINDS
+from ppl_vae.experiments.architectures import KINDS
 
 PAGE = extending.__doc__
 SMALL = {
@@ -49,7 +49,7 @@ def test_the_commands_work(mine, capsys):
     assert len(commands) == 5
     for command in commands:
         _, *arguments = command.split()
-        ppl_vae.cli.main([*arguments, *SMALL[arguments[0]].split()])
+        ppl_vae.cli.main.main([*arguments, *SMALL[arguments[0]].split()])
     assert "5 test images, K = 30" in capsys.readouterr().out
     configs = [json.loads((mine / "runs" / name / "config.json").read_text()) for name in ("mine", "rows", "nine")]
     used = " ".join(str(value) for config in configs for value in config.values())

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppl_vae.configs import TrainConfig
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import build
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import seeded
-from ppl_vae.training import fit
+from ppl_vae.training.fitting import fit
 
 SHAPE, LATENT, EPOCHS, BATCH, SEEDS = (1, 5, 5), 2, 30, 20, range(4)
 

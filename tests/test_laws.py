@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ppl_vae.components import choices, create
-from ppl_vae.encodings import Levels, default_encoding
+from ppl_vae.data.encodings import Levels, default_encoding
+from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
-from ppl_vae.evaluation.pairs import seed_of
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import VAE
 from ppl_vae.networks import DenseDecoder, DenseEncoder, Divided

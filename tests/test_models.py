@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch.distributions import kl_divergence
 
 from ppl_vae.components import choices
-from ppl_vae.configs import TrainConfig, model_names
-from ppl_vae.elbo_parts import elbo_parts
-from ppl_vae.experiments import build
+from ppl_vae.experiments.config import TrainConfig, model_names
+from ppl_vae.experiments.preparation import build
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import DenseDecoder, DenseEncoder
-from ppl_vae.optimizers import adam
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal
 from ppl_vae.programs import seeded
+from ppl_vae.training.monitoring import elbo_parts
+from ppl_vae.training.optimizers import adam
 
 SHAPE = (1, 9, 7)
 MODELS = [name for name in model_names() if name.endswith(("-ae", "-vae"))]

@@ -13,9 +13,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from ppl_vae.compilation import CompiledTrace_ELBO
 from ppl_vae.components import choices, create
-from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.checking import check_model
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
@@ -24,11 +22,13 @@ from ppl_vae.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models import PPCA, ConditionalVAE, HierarchicalVAE, JointEncoder, SemiSupervisedVAE
 from ppl_vae.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from ppl_vae.objectives import ClosedFormKL, DoublyReparameterized, Elbo, ImportanceWeighted, Objective
-from ppl_vae.optimizers import adam
 from ppl_vae.posteriors import DiagonalNormal, FullNormal
 from ppl_vae.priors import StandardNormal, VampPrior
 from ppl_vae.programs import seeded
-from ppl_vae.training import fit
+from ppl_vae.training.compilation import CompiledTrace_ELBO
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.monitoring import elbo_parts
+from ppl_vae.training.optimizers import adam
 
 EVENT, D, SCALE, CLASSES = (1, 4), 4, 0.5, 3
 PROBS = torch.tensor([0.6, 0.3, 0.1])

@@ -18,7 +18,6 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.components import choices, create
-from ppl_vae.elbo_parts import elbo_parts
 from ppl_vae.evaluation.importance import log_weights
 from ppl_vae.kl_weights import Constant, CyclicalWarmUp, KLWeight, LinearWarmUp
 from ppl_vae.objectives import (
@@ -32,7 +31,8 @@ from ppl_vae.objectives import (
     StickingTheLanding,
 )
 from ppl_vae.programs import seeded
-from ppl_vae.training import fit
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.monitoring import elbo_parts
 
 OBJECTIVES = [*choices(Objective).values()]
 REPARAMETERISED = [cls for cls in OBJECTIVES if cls is not Elbo]

@@ -11,13 +11,13 @@ import pyro
 import pytest
 import torch
 
-from ppl_vae.cli import main
+from ppl_vae.cli.main import main
 from ppl_vae.components import create
-from ppl_vae.configs import TrainConfig
-from ppl_vae.experiments import build
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.programs import seeded
-from ppl_vae.training import fit
+from ppl_vae.training.fitting import fit
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if README.is_file() else []
@@ -62,7 +62,7 @@ def test_components_of_ones_own_work_at_once():
 
 def command(folder, *arguments):
     """The command in a process of its own, where nothing has been imported."""
-    run = [sys.executable, "-m", "ppl_vae.cli", *arguments]
+    run = [sys.executable, "-m", "ppl_vae.cli.main", *arguments]
     where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
     return subprocess.run(run, cwd=folder, env=os.environ | where, capture_output=True, text=True, check=False)
 

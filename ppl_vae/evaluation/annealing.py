@@ -14,11 +14,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.dataset import fingerprint
+from ppl_vae.contract import check_rows, measure_of
+from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack
-from ppl_vae.evaluation.pairs import check_rows, measure_of, rows_per_chunk, seed_of
-from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -28,7 +27,8 @@ from ppl_vae.programs import (
     sample_sites,
     seeded,
 )
-from ppl_vae.progress import progress
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.progress import progress
 
 Start = Literal["guide", "prior", "better"]
 BETTER = "better of guide and prior"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from ppl_vae import programs
+from ppl_vae.contract import check_rows, is_point, support_name
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.pairs import check_rows, is_point, support_name
 from ppl_vae.programs import Program, log_prob_per_datum, modules_of, sample_sites
 
 Data = tuple[Tensor, ...]

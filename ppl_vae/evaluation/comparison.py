@@ -9,45 +9,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from ppl_vae.evaluation.results import KHAT_LIMIT, LogLikelihood
+from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
+from ppl_vae.evaluation.results import LogLikelihood, PerDatum
 
 Unit = Literal["nats", "bits per dimension"]
-
-
-@dataclass(frozen=True, eq=False)
-class PerDatum:
-    """An estimate for each datum and its Monte Carlo standard error, shape (data,). `a - b` is paired by datum, with
-    the Monte Carlo errors of the two taken as independent."""
-
-    values: Tensor
-    mc_se: Tensor
-
-    @classmethod
-    def of(cls, result: LogLikelihood) -> PerDatum:
-        """log p(x), in nats."""
-        return cls(result.log_p, result.mc_se)
-
-    def __sub__(self, other: PerDatum) -> PerDatum:
-        return PerDatum(self.values - other.values, (self.mc_se.square() + other.mc_se.square()).sqrt())
-
-    def __mul__(self, factor: float) -> PerDatum:
-        return PerDatum(self.values * factor, self.mc_se * abs(factor))
-
-    @property
-    def mean(self) -> float:
-        """Mean over the data."""
-        return self.values.mean().item()
-
-    @property
-    def mc_se_of_mean(self) -> float:
-        """Standard error of the mean from the samples, for these data: sqrt(sum mc_se^2) / N."""
-        return self.mc_se.square().sum().sqrt().item() / len(self.mc_se)
-
-    @property
-    def data_se_of_mean(self) -> float:
-        """Standard error of the mean from the choice of data, sd / sqrt(N); NaN for one datum."""
-        num_data = len(self.values)
-        return self.values.std().item() / math.sqrt(num_data) if num_data > 1 else math.nan
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppl_vae.dataset import fingerprint
+from ppl_vae.contract import check_rows, measure_of
 from ppl_vae.evaluation.arviz_groups import arviz_groups
-from ppl_vae.evaluation.importance import LogWeights, blocks_of
-from ppl_vae.evaluation.pairs import check_rows, chunks_of, measure_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.importance import LogWeights
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -25,6 +25,7 @@ from ppl_vae.programs import (
     seeded,
     trace_of,
 )
+from ppl_vae.system.hashing import fingerprint
 
 Values = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
-from ppl_vae.evaluation.pairs import check_latents, support_name
+from ppl_vae.contract import check_latents, support_name
 from ppl_vae.programs import (
     Program,
     guide_trace_of,
@@ -21,7 +21,7 @@ from ppl_vae.programs import (
     sum_of_sites,
     trace_of,
 )
-from ppl_vae.progress import Report
+from ppl_vae.system.progress import Report
 
 Sites = dict[str, tuple[Transform, torch.Size]]  # of a latent site: from R^n to its support, and the shape in R^n
 

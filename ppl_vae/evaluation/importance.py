@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from ppl_vae.dataset import fingerprint
+from ppl_vae.contract import check_latents, check_rows, measure_of
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
-from ppl_vae.evaluation.pairs import check_latents, check_rows, chunks_of, measure_of, rows_per_chunk, seed_of
-from ppl_vae.evaluation.results import KHAT_LIMIT, LogLikelihood
-from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
+from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.programs import (
     Program,
@@ -26,11 +26,8 @@ from ppl_vae.programs import (
     sum_of_sites,
     trace_of,
 )
-from ppl_vae.progress import progress
-
-# Noise is drawn for a block of so many (sample, datum) rows, each from a seed of its own, whatever the chunk in
-# which a block is then decoded: so that the result under one seed does not depend on the memory at hand.
-BLOCK_ROWS, BLOCK_DATA = 4096, 64
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.progress import progress
 
 ADAPTIVE = "no bound (importance-weighted{}, until the error seemed small)"
 ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
@@ -267,12 +264,3 @@ def _sample(
                 weights.compile()
             statistics.add(log_w, index[part])
             report()
-
-
-def blocks_of(num_data: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
-    """(samples, data) of blocks that cover every datum `num_samples` times, one datum's after another's."""
-    for start in range(0, num_data, BLOCK_DATA):
-        part = slice(start, min(start + BLOCK_DATA, num_data))
-        per_block = max(BLOCK_ROWS // (part.stop - start), 1)
-        for done in range(0, num_samples, per_block):
-            yield slice(done, min(done + per_block, num_samples)), part

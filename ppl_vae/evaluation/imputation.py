@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.evaluation.comparison import PerDatum
+from ppl_vae.contract import check_latents, check_rows, support_name
+from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.pairs import check_latents, check_rows, rows_per_chunk, seed_of, support_name
-from ppl_vae.evaluation.results import khat_warnings
-from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.evaluation.results import LogMeanExp, PerDatum, khat_warnings
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -28,7 +27,7 @@ from ppl_vae.programs import (
     sum_of_sites,
     trace_of,
 )
-from ppl_vae.progress import progress
+from ppl_vae.system.progress import progress
 
 BLOCK_DATA = 64  # drawn from a seed of their own, whatever the chunks that they are decoded in
 FILLS = 8  # guesses at the missing dimensions, from each of which the guide makes a proposal

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.pairs import check_rows, rows_per_chunk, support_name
+from ppl_vae.contract import check_rows, support_name
+from ppl_vae.evaluation.chunks import rows_per_chunk
 from ppl_vae.programs import (
     Program,
     evaluating,

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ppl_vae.files import write_whole
+from ppl_vae.system.files import write_whole
 
 OKABE_ITO = {
     "black": "#000000",

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.configs import read_json
 from ppl_vae.report.markdown import table
+from ppl_vae.system.files import read_json
 
 CONTENDERS = {
     "ours": "this package",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end -->"
 
@@ -29,3 +31,18 @@ def fill(text: str, blocks: dict[str, str]) -> str:
             raise ValueError(f"expected the markers {begin!r} and {END!r}; got a text without them")
         text = f"{before}{begin}\n{block}\n{END}{after}"
     return text
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as it is shown; in JSON files null is one that is not known, or not finite.
+
+    >>> number(0.125), number(None)
+    ('0.12', 'unknown')
+    """
+    return "unknown" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def unreliable(row: dict[str, Any]) -> str:
+    """How many images of an evaluation have k̂ > 0.7, of how many."""
+    over = row["khat_over_limit"]
+    return "unknown" if over is None else f"{over}/{row['num_images']}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppl_vae.configs import read_json
 from ppl_vae.report.benchmarks import benchmark_section, benchmark_table
-from ppl_vae.report.study import denoising_table, likelihood_table, study_section
-from ppl_vae.report.swaps import swap_table, swaps_section
+from ppl_vae.report.study_tables import denoising_table, likelihood_table, study_section
+from ppl_vae.report.swap_tables import swap_table, swaps_section
+from ppl_vae.system.files import read_json
 
 
 def results_page(results: Path) -> str:

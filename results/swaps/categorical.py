@@ -26,13 +26,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 import ppl_vae.evaluation.importance
-import ppl_vae.training
+import ppl_vae.training.fitting
 from ppl_vae import swaps
-from ppl_vae.data import load
+from ppl_vae.data.loading import load
 from ppl_vae.distributions import LevelCategorical
-from ppl_vae.files import locked
 from ppl_vae.likelihoods import Categorical
 from ppl_vae.networks import Shape
+from ppl_vae.system.files import locked
 
 NAME, SEED, LEVELS, PIXELS = "likelihood-categorical", 0, 256, 16
 
@@ -122,7 +122,7 @@ def in_parts(num_pixels: int) -> None:
 
     nn.Linear.forward = linear  # type: ignore[method-assign,assignment]
     Categorical.forward = lambda self, params: Levels(params)  # type: ignore[method-assign,assignment]
-    for module in (ppl_vae.training, ppl_vae.evaluation.importance):
+    for module in (ppl_vae.training.fitting, ppl_vae.evaluation.importance):
         module.repays = lambda num_steps, flops: False  # type: ignore[attr-defined]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppl_vae.data import load
+from ppl_vae.data.loading import load
 
 LEARNING_RATE = 1e-3
 

@@ -13,9 +13,9 @@ from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
-from ppl_vae.evaluation.importance import BLOCK_DATA, LogWeights, _sample
-from ppl_vae.evaluation.pairs import rows_per_chunk
-from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.evaluation.chunks import BLOCK_DATA, rows_per_chunk
+from ppl_vae.evaluation.importance import LogWeights, _sample
+from ppl_vae.evaluation.results import LogMeanExp
 from ppl_vae.programs import evaluating
 
 Run = tuple[Callable[[], object], int]

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from ppl_vae.compilation import CompiledTrace_ELBO, Step
-from ppl_vae.configs import TrainConfig
-from ppl_vae.encodings import Binarize
-from ppl_vae.experiments import build
-from ppl_vae.noise import NoNoise
+from ppl_vae.data.encodings import Binarize
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.observation import Observe
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.objectives import Elbo
-from ppl_vae.observation import Observe
-from ppl_vae.optimizers import adam
+from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
+from ppl_vae.training.optimizers import adam
 
 Run = Callable[[], object]
 

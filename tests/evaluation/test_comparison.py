@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from ppl_vae.data import fingerprint
-from ppl_vae.encodings import Dequantize
-from ppl_vae.evaluation.comparison import PerDatum, bits_per_dim, compare, density_to_mass_bound
+from ppl_vae.data.encodings import Dequantize
+from ppl_vae.evaluation.comparison import bits_per_dim, compare, density_to_mass_bound
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.evaluation.results import LogLikelihood, PerDatum
+from ppl_vae.system.hashing import fingerprint
 
 
 def result(log_p: Any, mc_se: float = 0.0, *, khat: float = 0.1, **fields: Any) -> LogLikelihood:

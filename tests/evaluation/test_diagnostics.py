@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppl_vae.evaluation.diagnostics import pareto_khat
-from ppl_vae.evaluation.streaming import LogMeanExp
+from ppl_vae.evaluation.results import LogMeanExp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

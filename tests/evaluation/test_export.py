@@ -3,13 +3,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vae.configs import TrainConfig
-from ppl_vae.data import fingerprint
 from ppl_vae.evaluation import export, importance
 from ppl_vae.evaluation.export import to_arviz
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import build
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import seeded
+from ppl_vae.system.hashing import fingerprint
 
 
 @pytest.fixture(params=[13, 60])

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from ppl_vae.components import choices, create
-from ppl_vae.elbo_parts import elbo_parts
+from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
-from ppl_vae.evaluation.results import KHAT_LIMIT
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded
+from ppl_vae.training.monitoring import elbo_parts
 
 SIZES = {
     "vamp-prior": "vamp-prior:num_components=6",

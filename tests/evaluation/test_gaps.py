@@ -15,17 +15,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppl_vae.data import fingerprint
-from ppl_vae.evaluation.gaps import (
-    PerDatum,
-    active_units,
-    aggregate_posterior,
-    gap_decomposition,
-    generalisation_gap,
-    refine,
-)
+from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap, refine
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.evaluation.information import active_units, aggregate_posterior
+from ppl_vae.evaluation.results import LogLikelihood, PerDatum
+from ppl_vae.system.hashing import fingerprint
 
 SCALE = 0.5
 

@@ -9,10 +9,11 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from ppl_vae.configs import TrainConfig
-from ppl_vae.evaluation import annealing, importance, pairs
+from ppl_vae import contract as pairs
+from ppl_vae.evaluation import annealing, importance
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
-from ppl_vae.experiments import build
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import evaluating, seeded
 
 

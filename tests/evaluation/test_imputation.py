@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from ppl_vae.configs import TrainConfig
 from ppl_vae.evaluation import imputation
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.imputation import impute
-from ppl_vae.experiments import build
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.models import PPCA
 from ppl_vae.programs import seeded
 

@@ -1,0 +1,41 @@
+"""Components of a user's own module: plugins."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ppl_vae.components import UsageError
+
+
+def load_plugin(name: str) -> None:
+    """Imports a module of one's own, by name (also from the current folder) or as the path of a .py file: its
+    components are choices from then on. Raises `UsageError` where that fails."""
+    path = list(sys.path)
+    try:
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(_module_name(name), name)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
+            spec.loader.exec_module(module)
+        else:
+            sys.path.insert(0, "")
+            importlib.import_module(name)
+    except Exception as error:  # it is not ours, and may fail in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"plugin: expected a module or .py file that imports; got {name!r} ({reason})") from error
+    finally:
+        sys.path[:] = path
+
+
+def plugin_module(name: str) -> ModuleType | None:
+    """The module that `load_plugin` imported under this name."""
+    return sys.modules.get(_module_name(name))
+
+
+def _module_name(name: str) -> str:
+    return f"plugin_{Path(name).stem}" if name.endswith(".py") else name

@@ -1,0 +1,102 @@
+"""Data sets by name: `load` reads a bundled set, a torchvision set, or the user's own images or vectors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from ppl_vae.components import UsageError, unknown
+from ppl_vae.data.dataset import Dataset as Dataset
+from ppl_vae.data.readers import from_file, from_folder
+from ppl_vae.data.torchvision_sets import TORCHVISION, from_torchvision
+from ppl_vae.data.torchvision_sets import DataError as DataError
+from ppl_vae.system.hashing import fingerprint as fingerprint
+
+_BUNDLED = {
+    "mnist-mini": "10,000 + 2,000 digits 1x28x28, CC BY-SA 3.0; bundled",
+    "fashion-mnist-mini": "10,000 + 2,000 clothes 1x28x28, MIT; bundled",
+}
+
+
+def names() -> dict[str, str]:
+    """Every name that `load` knows, with its size, its licence and whether it is bundled or downloaded."""
+    return _BUNDLED | {name: source.about for name, source in TORCHVISION.items()}
+
+
+def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
+    """Load the data set `name`: one of `names()`, or else the path of your own images or vectors.
+
+    A torchvision set is read from the folder `data_dir`, else the environment variable `PPL_VAE_DATA`, else
+    the user's cache folder; files that are not there are downloaded to it if `download`.
+
+    Your own images (all of one size, at least 10) are one of
+
+    - a `.npz` file of uint8 arrays `train` and `test`, perhaps `train_labels` and `test_labels`; or of one
+      array `images`, perhaps `labels`; or a `.npy` file of one array. An array of images is `(N, H, W)`,
+      `(N, C, H, W)` or `(N, H, W, C)` with 1 or 3 channels (if both fit, channels first); labels are integers
+      `(N,)`. Arrays `(N, D)` of floats, or of whole numbers that are not uint8, are vectors in the same way;
+    - a folder of png, jpg, bmp, gif, tif or webp files, in the order of their names; hidden files are left
+      out. If all of them are grey they have 1 channel, otherwise 3 (RGB); an alpha channel is dropped, and an
+      animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels
+      0, 1, ...; but subfolders named `train` and `test` are the parts, and their own subfolders the labels.
+
+    A `.npy` file of 64 MB or more stays where it is: its images are read from it when they are used. Arrays in a
+    `.npz` file may take 1 GB or 50 times its size.
+
+    Images without a test part are split: the last sixth of them after a shuffle (always of seed 0) is the
+    test part. Both parts keep the order of the file.
+
+    Returns images uint8 `(N, C, H, W)`, or vectors float32 or int64 `(N, D)`, and labels int64 `(N,)` or None.
+
+    Raises DataError if files are missing that were not downloaded; FileNotFoundError if the path does not
+    exist or has no images; UsageError, a ValueError, if the name is unknown; ValueError if a file is not as
+    described here.
+    """
+    if name in _BUNDLED:
+        with resources.as_file(resources.files("ppl_vae.data") / "bundled" / f"{name}.npz") as file:
+            return from_file(name, file)
+    if name in TORCHVISION:
+        root = data_dir or os.environ.get("PPL_VAE_DATA") or platformdirs.user_cache_dir("ppl-vae")
+        return from_torchvision(name, Path(root).expanduser(), download)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return from_folder(path)
+    if path.suffix.lower() in {".npy", ".npz"}:
+        return from_file(path.stem, path)
+    if name and path.exists():
+        raise ValueError(f"{path}: expected a .npz or .npy file or a folder of images; got another file")
+    if len(path.parts) > 1:
+        raise FileNotFoundError(f"{path}: expected a .npz or .npy file or a folder of images; got nothing there")
+    raise UsageError(unknown("data set", name, [*names(), "a path"]))
+
+
+def make_mini(root: Path, output: Path) -> None:
+    """Write the bundled sets to the folder `output`: the first images of MNIST and Fashion-MNIST.
+
+    `root` is torchvision's folder with their raw files. Raises what `load` raises.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name in ("mnist", "fashion-mnist"):
+        full = load(name, root, download=False)
+        assert full.train_labels is not None
+        assert full.test_labels is not None
+        np.savez_compressed(
+            output / f"{name}-mini.npz",
+            train=full.train[:10_000].numpy(),
+            test=full.test[:2_000].numpy(),
+            train_labels=full.train_labels[:10_000].byte().numpy(),
+            test_labels=full.test_labels[:2_000].byte().numpy(),
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make the bundled sets from torchvision's raw files.")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    make_mini(arguments.root, arguments.output)

@@ -1,0 +1,31 @@
+"""What the programs see of a batch of images: encoded, with noise for the guide, and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from ppl_vae.data.encodings import Encoding
+from ppl_vae.data.noise import Noise, NoNoise
+
+
+@dataclass(frozen=True)
+class Observe:
+    """From 8-bit images, perhaps with their labels, to the arguments of the programs: x, then the noisy image for the
+    guide if there is noise, then the labels.
+
+    x is drawn first, so that under one seed it is the same for models with and without noise.
+    """
+
+    encoding: Encoding
+    noise: Noise
+
+    def __call__(self, images: Tensor, *labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
+        x = self.encoding(images, generator)
+        noisy = () if isinstance(self.noise, NoNoise) else (self.noise(images / 255, generator),)
+        return (x, *noisy, *labels)
+
+    def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
+        """As observed once under a seed: validation and test data."""
+        return self(images, generator=Generator().manual_seed(seed))

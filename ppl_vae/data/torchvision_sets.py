@@ -1,0 +1,107 @@
+"""torchvision's data sets, read from its raw files and downloaded where they are missing."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.system.arrays import one_line
+
+
+class DataError(OSError):
+    """The files of a data set are missing and could not be downloaded."""
+
+
+class _Source(NamedTuple):
+    torchvision: str  # name of the class, and of the folder torchvision keeps its files in
+    about: str
+    files: tuple[str, str] = ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")
+    parts: tuple[str, str] = ("train", "t10k")
+    options: tuple[tuple[str, str], ...] = ()
+
+
+def _emnist(split: str, train: int, test: int, classes: str) -> _Source:
+    files = (f"emnist-{split}-{{}}-images-idx3-ubyte", f"emnist-{split}-{{}}-labels-idx1-ubyte")
+    about = f"{train:,} + {test:,} {classes} 1x28x28, NIST SD 19, cite arXiv:1702.05373; downloaded (560 MB)"
+    return _Source("EMNIST", about, files, ("train", "test"), (("split", split),))
+
+
+TORCHVISION = {
+    "mnist": _Source("MNIST", "60,000 + 10,000 digits 1x28x28, CC BY-SA 3.0; downloaded (12 MB)"),
+    "fashion-mnist": _Source("FashionMNIST", "60,000 + 10,000 clothes 1x28x28, MIT; downloaded (31 MB)"),
+    "kmnist": _Source("KMNIST", "60,000 + 10,000 hiragana 1x28x28, CC BY-SA 4.0; downloaded (21 MB)"),
+    "qmnist": _Source(
+        "QMNIST",
+        "60,000 + 60,000 digits 1x28x28, BSD; downloaded (20 MB)",
+        ("qmnist-{}-images-idx3-ubyte", "qmnist-{}-labels-idx2-int"),
+        ("train", "test"),
+    ),
+    "emnist-byclass": _emnist("byclass", 697_932, 116_323, "letters and digits"),
+    "emnist-bymerge": _emnist("bymerge", 697_932, 116_323, "letters and digits"),
+    "emnist-balanced": _emnist("balanced", 112_800, 18_800, "letters and digits"),
+    "emnist-letters": _emnist("letters", 124_800, 20_800, "letters"),
+    "emnist-digits": _emnist("digits", 240_000, 40_000, "digits"),
+    "emnist-mnist": _emnist("mnist", 60_000, 10_000, "digits"),
+}
+
+
+def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
+    """A set from its raw files below `root`, as torchvision leaves them there. Raises DataError if
+    some are missing, and ValueError if one is damaged."""
+    # torchvision takes seconds to import, and no other set needs it
+    from torchvision import datasets
+
+    source = TORCHVISION[name]
+    folder = root / source.torchvision / "raw"
+    files = [folder / file.format(part) for part in source.parts for file in source.files]
+    reason = "download is off"
+    if download and not all(file.is_file() for file in files):
+        try:
+            download_to = getattr(datasets, source.torchvision)
+            for is_train in (True, False):
+                download_to(root, train=is_train, download=True, **dict(source.options))
+        except Exception as error:  # whatever keeps a download from its end, the remedy is the same
+            reason = one_line(error)
+        else:
+            reason = "torchvision left them out"
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"{name}: expected {', '.join(file.name for file in files)} in {folder}; "
+            f"got no {', '.join(missing)} ({reason}); mnist-mini and fashion-mnist-mini need no download"
+        )
+    train, train_labels, test, test_labels = (_read_idx(file) for file in files)
+    if source.torchvision == "EMNIST":  # stored with rows and columns exchanged
+        train, test = (images.transpose(1, 2).contiguous() for images in (train, test))
+    if source.torchvision == "QMNIST":  # the class, then the writer and six other numbers
+        train_labels, test_labels = train_labels[:, 0], test_labels[:, 0]
+    return Dataset(name, train[:, None], test[:, None], train_labels.long(), test_labels.long())
+
+
+def _read_idx(path: Path) -> Tensor:
+    from torchvision.datasets import mnist
+
+    # the end of the name tells what the header must be: idx3-ubyte, idx1-ubyte or idx2-int
+    ndim, dtype = int(path.name.rsplit("-", 2)[1][-1]), path.name.rsplit("-", 1)[1]
+    code, itemsize = {"ubyte": (8, 1), "int": (12, 4)}[dtype]
+    with path.open("rb") as file:
+        header = file.read(4 + 4 * ndim)
+    size = path.stat().st_size
+    if len(header) < 4 + 4 * ndim:
+        raise ValueError(f"{path}: expected an IDX file of at least {4 + 4 * ndim} bytes; got {size} bytes")
+    magic, *shape = struct.unpack(f">{1 + ndim}I", header)
+    if magic != code * 256 + ndim:
+        raise ValueError(f"{path}: expected an IDX file, magic number {code * 256 + ndim}; got {magic}")
+    expected = len(header) + itemsize * math.prod(shape)
+    if size != expected or 0 in shape:
+        raise ValueError(
+            f"{path}: expected {expected} bytes for shape {tuple(shape)}, not empty; got {size} bytes "
+            "(remove it to download it again)"
+        )
+    # not the data set's class: it would rather read the unchecked *.pt of an old version than these files
+    return mnist.read_sn3_pascalvincent_tensor(path)

@@ -1,0 +1,78 @@
+"""What a latent tells of its datum: active units, and mutual information."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.contract import check_latents
+from ppl_vae.evaluation.gaps import _chunks, _mean_and_se, _moments, _posterior
+from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.programs import Program, evaluating, model_trace_of, seeded
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveUnits:
+    """How many dimensions of the code are in use, and the variance over x of each one's mean, shape (*latent)."""
+
+    num_active: int
+    variances: Tensor
+
+
+def active_units(guide: Program, x: Tensor, *args: Tensor, threshold: float = 0.01, chunk: int = 512) -> ActiveUnits:
+    """The dimensions of z with Var_x(E_q[z|x]) > threshold.
+
+    Yuri Burda, Roger Grosse, Ruslan Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv:1509.00519.
+    Raises `ValueError` for fewer than 2 data, and as `refine` does.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 data, for a variance; got {len(x)}")
+    with seeded(0), evaluating(guide):
+        means = [_moments(_posterior(guide, *data)[1])[0] for data in _chunks(chunk, x, *args)]
+    variances = torch.cat(means).double().var(0)
+    return ActiveUnits(int((variances > threshold).sum()), variances)
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """E_x KL(q(z|x) || p(z)) = mutual_information + marginal_kl, in nats, each the mean of a share per datum.
+
+    The last two know one aggregate posterior, of these data: only `mc_se_of_mean` is an error of theirs.
+    """
+
+    kl: PerDatum
+    mutual_information: PerDatum
+    marginal_kl: PerDatum
+
+
+def aggregate_posterior(
+    model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int = 8, seed: int = 0, chunk: int = 256
+) -> Information:
+    """What a code tells of its datum, I_q(x; z), and how far all codes are from the prior, KL(q(z) || p(z)):
+
+        E_x KL(q(z|x) || p(z)) = E[log q(z|x) - log q(z)] + E[log q(z) - log p(z)],   q(z) = 1/N sum_j q(z|x_j),
+
+    over the N data at hand, with `num_samples` draws z ~ q(z|x_i) for each (N^2 num_samples densities). On the same
+    draws the two add up to the KL. I <= log N whatever the codes: close to it, N is too small to tell more. The
+    prior must not depend on `args`. Matthew Hoffman, Matthew Johnson: ELBO surgery, 2016 (NeurIPS workshop).
+
+    Raises `ValueError` for a latent site that only one of the two has, and as `refine` does.
+    """
+    parts, qs = [], []
+    with seeded(seed), evaluating(model, guide):
+        for data in _chunks(chunk, x, *args):
+            name, q, trace = _posterior(guide, *data)
+            model_trace = model_trace_of(model, trace, *data, num_samples=1)
+            check_latents(model_trace, trace)
+            z = q.sample((num_samples,))
+            qs.append(q)
+            parts.append([t[:, 0] for t in (z, q.log_prob(z), model_trace.nodes[name]["fn"].log_prob(z))])
+        z, log_q, log_p = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        rows = z.flatten(0, 1).split(chunk)
+        mixture = torch.cat([torch.cat([q.log_prob(z[:, None]) for q in qs], 1).double().logsumexp(1) for z in rows])
+    log_aggregate = mixture.reshape(log_q.shape) - math.log(len(x))
+    terms = (log_q - log_p.double(), log_q - log_aggregate, log_aggregate - log_p)
+    return Information(*(PerDatum(*_mean_and_se(term)) for term in terms))

@@ -1,0 +1,221 @@
+"""log p(x) of what a run is held to: its test images; and the files that keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.components import create
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.encodings import Dequantize, Identity
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
+from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.information import active_units, aggregate_posterior
+from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.experiments.preparation import split_images, split_labels
+from ppl_vae.experiments.runs import EVALUATION, Run, versions
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models import Autoencoder
+from ppl_vae.system.arrays import read_npz
+from ppl_vae.system.files import check, read_json, to_json, write_checked
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.training.monitoring import elbo_parts
+
+PER_IMAGE = ("log_p", "mc_se", "ess", "khat", "num_samples")
+
+
+def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+    """The programs' arguments for the first test images, observed once under `seed`, and how that is named.
+
+    Raises `ValueError` for an autoencoder.
+    """
+    if isinstance(run.model, Autoencoder):
+        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
+    likelihood, encoding = create(Likelihood, run.config.likelihood or ""), run.observe.encoding
+    if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize | Identity):
+        raise ValueError(
+            f"{run.config.likelihood}: expected images encoded by dequantize; got {run.config.encoding}, whose "
+            "values are a discrete set, on which a density has no bound and is no likelihood"
+        )
+    images = run.dataset.test[:num_images]
+    names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
+    return (*run.observe.frozen(images, seed), *run.test_labels(num_images)), names
+
+
+def evaluate_run(
+    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, **options: Any
+) -> tuple[LogLikelihood, dict[str, Any]]:
+    """log p(x) of the first test images by `log_likelihood`, with its `options`, and a summary of it for JSON.
+
+    Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
+    """
+    data, names = held_out(run, num_images, seed)
+    result = log_likelihood(
+        *run.programs,
+        *data,
+        num_samples=num_samples,
+        seed=seed,
+        encoding=names["encoding"],
+        source=names["source"],
+        **options,
+    )
+    return result, summarise(run, result, data, seed)
+
+
+def anneal_run(
+    run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any
+) -> tuple[LogLikelihood, dict[str, Any]]:
+    """The same by `annealed_log_likelihood`, with its `options`."""
+    data, names = held_out(run, num_images, seed)
+    result = annealed_log_likelihood(
+        *run.programs,
+        *data,
+        seed=seed,
+        encoding=names["encoding"],
+        source=names["source"],
+        **options,
+    )
+    return result, summarise(run, result, data, seed)
+
+
+def sandwich_run(run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any) -> Sandwich:
+    """Both bounds of log p(x), by `bidirectional`, on data simulated from the model like its test images."""
+    data, _ = held_out(run, num_images, seed)
+    if not isinstance(run.observe.noise, NoNoise):
+        raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
+    sandwich = bidirectional(*run.programs, *data, num_data=num_images or 64, seed=seed, **options)
+    if not sandwich.upper.done.any():
+        raise KeyboardInterrupt  # before anything was done that could be kept
+    return sandwich
+
+
+def gaps_run(
+    run: Run,
+    log_p: LogLikelihood,
+    *,
+    num_samples: int,
+    num_images: int | None = None,
+    seed: int = 0,
+    num_steps: int = 500,
+    **options: Any,
+) -> dict[str, Any]:
+    """Where log p(x) - ELBO comes from on the first test images, and what codes tell of them, for JSON, in nats per
+    image. log_p is `evaluate_run`'s of them; as many training images are evaluated likewise, with its `options`.
+
+    Raises `ValueError` as `evaluate_run` and `gap_decomposition` do, and for a log_p that was interrupted.
+    """
+    if not log_p.complete:
+        raise ValueError(f"log_p: expected all samples of {len(log_p)} images; got work that was interrupted")
+    program, data = run.programs, held_out(run, num_images, seed)[0]
+    gaps = gap_decomposition(*program, *data, log_p=log_p, seed=seed, num_steps=num_steps)
+    images = split_images(run.config, run.dataset)[0][: len(log_p)]
+    labels = [t[: len(log_p)] for t in split_labels(run.config, run.dataset)[0]]
+    seen = Dataset(run.dataset.name, run.dataset.train, images, run.dataset.train_labels, *labels)
+    trained = dataclasses.replace(run, dataset=seen)
+    train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
+    generalisation, units = generalisation_gap(train_log_p, log_p), active_units(program[1], *data)
+    codes = aggregate_posterior(*program, *data, seed=seed)
+    parts = {name: getattr(gaps, name) for name in ("total", "approximation", "amortisation")}
+    parts |= {name: getattr(codes, name) for name in ("kl", "mutual_information", "marginal_kl")}
+    return {
+        **{k: {"mean": part.mean, "mc_se": part.mc_se_of_mean} for k, part in parts.items()},
+        "generalisation": dataclasses.asdict(generalisation),
+        "active_units": units.num_active,
+        "latent_size": units.variances.numel(),
+        "log_num_images": math.log(len(log_p)),
+        "num_images": len(log_p),
+        "num_steps": num_steps,
+        "seed": seed,
+    }
+
+
+def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
+    """A result for JSON, with the ELBO and its parts beside it, in nats per image, and how many units are active (None
+    for more than one latent site). That none is, the posterior has collapsed, is told by a `RuntimeWarning`."""
+    if not result.done.any():
+        raise KeyboardInterrupt  # before anything was done that could be kept
+    done = [t[result.done] for t in data]
+    parts = elbo_parts(*run.programs, *done, seed=seed)
+    try:
+        num_active = active_units(run.programs[1], *done).num_active
+    except ValueError:  # one datum, or not one latent site on the reals
+        num_active = None
+    if num_active == 0:
+        warnings.warn(
+            f"posterior collapse: expected active units; got 0 of {run.config.latent_size}: codes tell nothing of "
+            "their data. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return {
+        "likelihood": run.config.likelihood,
+        "measure": result.measure,
+        "space": result.space,
+        "bound": result.bound,
+        "encoding": result.encoding,
+        "fingerprint": result.fingerprint,
+        "source": result.source,
+        "num_images": int(result.done.sum()),
+        "num_samples": int(result.num_samples.max()),
+        "complete": result.complete,
+        "decoder_rows": result.decoder_rows,
+        "seed": seed,
+        "log_p": result.mean,
+        "mc_se": result.mc_se_of_mean,
+        "data_se": result.data_se_of_mean,
+        "khat_over_limit": result.num_unreliable_or_none,
+        "elbo": parts.elbo.double().mean().item(),
+        "reconstruction": parts.reconstruction.double().mean().item(),
+        "kl": parts.kl.double().mean().item(),
+        "active_units": num_active,
+    }
+
+
+def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
+    """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat, num_samples) `log_likelihood.npz`."""
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
+    summary = summary | {"versions": versions()}
+    write_checked(folder, {"log_likelihood.npz": arrays.getvalue(), "log_likelihood.json": to_json(summary)})
+
+
+def load_evaluation(folder: Path) -> LogLikelihood:
+    """The result that `ppl-vae evaluate` left in a run folder.
+
+    Raises `FileNotFoundError` where it left none, and `ValueError` for files that are damaged.
+    """
+    for name in EVALUATION:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
+            )
+    check(folder, *EVALUATION)
+    summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
+    try:
+        arrays = read_npz(path, PER_IMAGE)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected an evaluation; got {str(error).removeprefix(f'{path}: ')}") from None
+    kinds = {name: np.dtype(np.int64 if name == "num_samples" else np.float64) for name in PER_IMAGE}
+    shapes = {array.shape for array in arrays.values()}
+    if {name: array.dtype for name, array in arrays.items()} != kinds or len(shapes) > 1 or len(shapes.pop()) != 1:
+        got = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"{path}: expected an evaluation, {', '.join(PER_IMAGE)} (images,); got {got or 'nothing'}")
+    text = dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space"), str)
+    others = {**text, "decoder_rows": int, "complete": bool}
+    summary = {"space": "", "complete": bool((arrays["num_samples"] > 0).all()), **summary}  # of older versions
+    for name, kind in others.items():
+        if type(summary.get(name)) is not kind:
+            got = str(summary.get(name))[:100]
+            raise ValueError(f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {got!r}")
+    fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return LogLikelihood(**fields, **{name: summary[name] for name in others})

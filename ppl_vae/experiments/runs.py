@@ -1,0 +1,141 @@
+"""Experiments: a frozen config in, a folder of artefacts out."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.loading import load
+from ppl_vae.data.observation import Observe
+from ppl_vae.experiments.architectures import Model
+from ppl_vae.experiments.config import TrainConfig, at_most, read_config
+from ppl_vae.experiments.preparation import build, observation
+from ppl_vae.models import ConditionalVAE, SemiSupervisedVAE
+from ppl_vae.networks import Shape
+from ppl_vae.programs import Program
+from ppl_vae.system.files import check, read_json
+from ppl_vae.training.checkpoints import Checkpoints
+from ppl_vae.training.history import History
+
+EVALUATION = (
+    "log_likelihood.json",
+    "log_likelihood.npz",
+)  # in the folder of a run, as `ppl_vae.experiments.evaluating` writes it
+CHECKPOINTS = "checkpoints"  # their folder in that of a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with what it was trained on and how."""
+
+    config: TrainConfig
+    model: Model
+    dataset: Dataset
+    metrics: dict[str, Any]
+
+    @property
+    def observe(self) -> Observe:
+        return observation(self.config)
+
+    @property
+    def programs(self) -> tuple[Program, Program]:
+        """Model and guide for log p(x): of a semi-supervised model those with the class summed out of both."""
+        m = self.model
+        return (m.marginal_model, m.marginal_guide) if isinstance(m, SemiSupervisedVAE) else (m.model, m.guide)
+
+    def test_labels(self, num_images: int | None = None) -> tuple[Tensor, ...]:
+        """The labels of the first test images where the programs want them, else nothing."""
+        if not self.config.kind.needs_labels:
+            return ()
+        if self.dataset.test_labels is None:
+            raise ValueError(f"{self.dataset.name}: expected test labels, for {self.config.model}; got none")
+        labels, model = self.dataset.test_labels[:num_images], self.model
+        if isinstance(model, ConditionalVAE) and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+            raise ValueError(
+                f"{self.dataset.name}: expected test labels 0 to {model.num_classes - 1}, as trained on, for "
+                f"{self.config.model}; got {int(labels.min())} to {int(labels.max())}"
+            )
+        return (labels,)
+
+
+def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | None = None) -> Run:
+    """A finished run from its folder.
+
+    Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected the folder of a run; got nothing there")
+    for name in ("config.json", "weights.safetensors", "metrics.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
+    check(folder, "config.json", "weights.safetensors", "metrics.json")
+    config, shape, num_classes = read_config(folder / "config.json")
+    model = load_weights(config, shape, num_classes, folder / "weights.safetensors")
+    dataset = dataset or load(config.dataset, data_dir)
+    if dataset.event_shape != shape:
+        raise ValueError(
+            f"{config.dataset}: expected images of shape {shape}, as trained on; got {dataset.event_shape}"
+        )
+    return Run(config, model, dataset, read_json(folder / "metrics.json"))
+
+
+def load_weights(config: TrainConfig, shape: Shape, num_classes: int, path: Path) -> Model:
+    """The model of a config with the weights in a file. Raises `ValueError` where the two don't fit: before memory is
+    taken for a model of more than twice the file."""
+    try:
+        weights = load_file(path)
+        with at_most(2 * sum(t.numel() for t in weights.values())):  # some parts are made more than once
+            model = build(config, shape, num_classes)
+        expected = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+        for name, t in weights.items():
+            if name in expected and (t.shape, t.dtype) != expected[name]:
+                size, dtype = expected[name]
+                got = f"{t.dtype} {tuple(t.shape)}"
+                raise ValueError(f"{name}: expected {dtype} {tuple(size)}, as in {config.model}; got {got}")
+        model.load_state_dict(weights)
+        return model
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (SafetensorError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: expected the weights of {config.model}; got {reason}") from None
+
+
+def versions() -> dict[str, str]:
+    names = ("ppl-vae", "torch", "pyro-ppl", "arviz", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def finished(folder: Path, config: TrainConfig) -> bool:
+    """Whether `folder` holds a finished run of just this config, defaults written out or not."""
+    if not (folder / "metrics.json").is_file() or not (folder / "weights.safetensors").is_file():
+        return False
+    try:
+        return read_config(folder / "config.json")[0].resolved() == config.resolved()
+    except (OSError, ValueError):
+        return False
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether `folder` holds checkpoints of a run to go on with."""
+    return bool(Checkpoints(folder / CHECKPOINTS).paths())
+
+
+def history_of(folder: Path) -> History:
+    """The history of a run from its `history.csv`. Raises `ValueError` for a file that is damaged."""
+    check(folder, "history.csv")
+    path = folder / "history.csv"
+    try:
+        lines = path.read_text().splitlines()
+        names = lines[0].split(",")
+        return History([dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]])
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path}: expected columns of numbers, with their names; got {str(error)[:100]}") from None

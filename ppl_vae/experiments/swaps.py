@@ -1,0 +1,259 @@
+"""Every component in the place of the usual one, on one data set: how much log p(x) hangs on the prior, the posterior,
+the objective, the number of layers, and the likelihood.
+
+Each model is a run folder of its own, and is trained and evaluated once: an experiment that stopped goes on, also in
+the midst of a training. The tables are written anew after each model, so that what is there can be read at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppl_vae import plots
+from ppl_vae.components import choices
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.loading import load
+from ppl_vae.evaluation.comparison import Unit, compare
+from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.experiments.config import TrainConfig, read_config
+from ppl_vae.experiments.decoding import sample_images
+from ppl_vae.experiments.evaluating import evaluate_run, load_evaluation, save_evaluation
+from ppl_vae.experiments.runs import EVALUATION, history_of, versions
+from ppl_vae.experiments.training import trained
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
+from ppl_vae.system.arrays import read_npz
+from ppl_vae.system.files import check, read_json, write_checked, write_json
+from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.signals import attempted, stoppable
+
+BASE = "base"
+GROUPS = ("prior", "posterior", "objective", "layers", "likelihood")
+NUM_SAMPLED = 10
+
+
+@dataclass(frozen=True)
+class SwapsConfig:
+    """What all models have in common: gated dense networks 300-300 with a code of 40, as in the VampPrior's paper."""
+
+    latent_size: int = 40
+    epochs: int = 20
+    batch_size: int = 200
+    learning_rate: float = 1e-3
+    """At first; it falls to 0 by half a cosine."""
+    num_images: int = 1000
+    """Test images whose log p(x) is estimated."""
+    num_samples: int = 1000
+    """Importance samples for each of them."""
+    num_particles: int = 5
+    """Of the importance-weighted objectives."""
+    seeds: tuple[int, ...] = (0,)
+    train_images: int | None = None
+
+    def models(self, dataset: str) -> dict[str, TrainConfig]:
+        """The models by name, `base` and GROUP-COMPONENT; their seed is to be set."""
+        base = TrainConfig(
+            model="gated-dense-vae",
+            dataset=dataset,
+            latent_size=self.latent_size,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            schedule="cosine",
+            train_images=self.train_images,
+        )
+
+        def swapped(group: str, *specs: str) -> Iterator[tuple[str, TrainConfig]]:
+            for spec in specs:
+                change: dict[str, Any] = {group: spec}
+                yield f"{group}-{spec.partition(':')[0]}", dataclasses.replace(base, **change)
+
+        priors = [name for name in choices(Prior) if name != base.prior]
+        posteriors = [name for name in choices(Posterior) if name != base.posterior]
+        objectives = [
+            "analytic-kl",
+            *(
+                f"{name}:num_particles={self.num_particles}"
+                for name in ("importance-weighted", "doubly-reparameterized")
+            ),
+        ]
+        # Bernoulli's mass is of binarised pixels; the dearest of the others is last
+        likelihoods = sorted({*choices(Likelihood)} - {"bernoulli"}, key=lambda name: (name == "categorical", name))
+        two_layers = dataclasses.replace(base, model="gated-dense-hvae")
+        return {
+            BASE: base,
+            **dict(swapped("prior", *priors)),
+            "layers-two": two_layers,
+            "layers-two-vamp-prior": dataclasses.replace(two_layers, prior="vamp-prior"),
+            **dict(swapped("objective", *objectives)),
+            **dict(swapped("posterior", *posteriors)),
+            **dict(swapped("likelihood", *likelihoods)),
+        }
+
+
+def run_swaps(
+    dataset_name: str,
+    config: SwapsConfig,
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    say: Callable[[str], object] = print,
+    **options: Any,
+) -> dict[str, Any]:
+    """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` and `figures/` there, and
+    returns the metrics. `options` go to `fit` and `log_likelihood`.
+
+    A model that fails (as where its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others
+    go on.
+    """
+    dataset = load(dataset_name, data_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    models = config.models(dataset_name)
+    failed: dict[str, str] = {}
+    for seed in config.seeds:
+        for name, model in models.items():
+            c = dataclasses.replace(model, seed=seed)
+            folder = output / name / f"seed-{seed}"
+            if _evaluated(folder, c, config, dataset):
+                continue
+            say(f"{dataset_name} {name}, seed {seed}")
+            with attempted(f"{name}/seed-{seed}", failed, say):
+                _run(c, folder, config, dataset, **options)
+            with attempted("tables", failed, say):
+                summarise(dataset, config, output, failed)
+    return summarise(dataset, config, output, failed)
+
+
+def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **options: Any) -> None:
+    run = trained(c, folder, dataset=dataset, **options)
+    images = (sample_images(run, NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
+    samples = io.BytesIO()
+    np.savez_compressed(samples, samples=images.numpy())
+    write_checked(folder, {"samples.npz": samples.getvalue()})
+    # the test images are observed under one seed, so that models of all seeds see the same
+    result, summary = evaluate_run(run, num_samples=config.num_samples, num_images=config.num_images, seed=0, **options)
+    if not result.complete:
+        raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
+    save_evaluation(folder, result, summary)
+
+
+def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
+    """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
+    try:
+        check(folder, "config.json", "metrics.json", "samples.npz", *EVALUATION)  # what is damaged is made again
+        history_of(folder)
+        summary = read_json(folder / "log_likelihood.json")
+        num_images = min(config.num_images, len(dataset.test))
+        same = (summary["num_samples"], summary["num_images"]) == (config.num_samples, num_images)
+        return same and read_config(folder / "config.json")[0] == c.resolved()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[str, str]) -> dict[str, Any]:
+    """`metrics.json` and the figures from the evaluations in the run folders."""
+    models = config.models(dataset.name)
+    groups: dict[str, Any] = {}
+    seconds: dict[str, list[float]] = {}
+    for group in GROUPS:
+        names = [name for name in models if name.startswith(group) or (name == BASE and group != "likelihood")]
+        runs: dict[str, list[Path]] = {}
+        for name in names:
+            folders = [output / name / f"seed-{seed}" for seed in config.seeds]
+            done = [f for f, seed in zip(folders, config.seeds, strict=True)
+                    if _evaluated(f, dataclasses.replace(models[name], seed=seed), config, dataset)]  # fmt: skip
+            if done:
+                runs[name] = done
+                seconds[name] = [read_json(folder / "metrics.json")["seconds"] for folder in done]
+        if runs:
+            components = {name: _component(models[name], group) for name in runs}
+            groups[group] = _table(runs, components, "bits per dimension" if group == "likelihood" else "nats", dataset)
+            _draw(group, groups[group], runs, dataset, output)
+    metrics = {
+        "dataset": dataset.name,
+        "dataset_fingerprint": fingerprint(dataset.train, dataset.test),
+        "config": dataclasses.asdict(config) | {"seeds": list(config.seeds)},
+        "groups": groups,
+        "training_seconds": seconds,
+        "failed": failed,
+        "versions": versions(),
+    }
+    write_json(output / "metrics.json", metrics)
+    return metrics
+
+
+def _component(model: TrainConfig, group: str) -> str:
+    return f"{model.kind.about}, {model.prior}" if group == "layers" else getattr(model.resolved(), group)
+
+
+def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, dataset: Dataset) -> dict[str, Any]:
+    """The rows of `compare`, best first, of each model's mean over its seeds; all numbers in `unit`."""
+    num_dims = math.prod(dataset.image_shape)
+    factor = 1.0 if unit == "nats" else -1 / (num_dims * math.log(2))
+    results = {name: [load_evaluation(folder) for folder in folders] for name, folders in runs.items()}
+    comparison = compare(
+        {name: _mean(of_seeds) for name, of_seeds in results.items()}, unit=unit, num_dims=num_dims, levels=True
+    )
+    rows = []
+    for row in comparison.rows:
+        summaries = [read_json(folder / "log_likelihood.json") for folder in runs[row.name]]
+        to_mass = num_dims * math.log(256) if summaries[0]["measure"] == "density" else 0.0
+        elbos = [history_of(folder)["validation_elbo"] for folder in runs[row.name]]
+        per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]])
+        rows.append(
+            {
+                "name": row.name,
+                "component": components[row.name],
+                "value": row.value.mean,
+                "data_se": row.value.data_se_of_mean,
+                "mc_se": row.value.mc_se_of_mean,
+                "difference": row.difference.mean,
+                "difference_se": row.difference.data_se_of_mean,
+                "num_seeds": len(per_seed),
+                "sd_of_seeds": per_seed.std().item() * abs(factor) if len(per_seed) > 1 else None,
+                "elbo": (sum(s["elbo"] for s in summaries) / len(summaries) - to_mass) * factor,
+                "overfitting": sum(max(by_epoch) - by_epoch[-1] for by_epoch in elbos) / len(elbos),  # in nats
+                "measure": summaries[0]["measure"],
+                "khat_over_limit": row.result.num_unreliable_or_none,
+                "num_images": len(row.result),
+            }
+        )
+    return {"unit": unit, "rows": rows}
+
+
+def _mean(results: list[LogLikelihood]) -> LogLikelihood:
+    """The mean of log p(x) over seeds of training, for each image."""
+    return dataclasses.replace(
+        results[0],
+        log_p=torch.stack([r.log_p for r in results]).mean(0),
+        mc_se=torch.stack([r.mc_se for r in results]).square().sum(0).sqrt() / len(results),
+        khat=torch.stack([r.khat for r in results]).amax(0),
+    )
+
+
+@stoppable()
+def _draw(group: str, table: dict[str, Any], runs: dict[str, list[Path]], dataset: Dataset, output: Path) -> None:
+    (output / "figures").mkdir(exist_ok=True)
+    rows = table["rows"]
+    fig, ax = plots.figure(7, 0.4 * len(rows) + 1.2)
+    names = [row["component"] for row in rows]
+    plots.differences(
+        ax, names, [r["difference"] for r in rows], [r["difference_se"] for r in rows], unit=table["unit"]
+    )
+    plots.save(fig, output / "figures" / f"{group}.png", title=f"{dataset.name}: each {group} against the best")
+    samples = {}
+    for row, name in zip(rows, names, strict=True):
+        samples[name] = torch.from_numpy(read_npz(runs[row["name"]][0] / "samples.npz")["samples"]) / 255
+    fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
+    plots.rows_of_images(ax, samples)
+    plots.save(fig, output / "figures" / f"{group}-samples.png", title=f"{dataset.name}: E[x|z], z from the prior")

@@ -1,0 +1,166 @@
+"""Files that are whole or not there, and known again by their checksums; folders where one process works at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+CHECKSUMS = "checksums.json"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file by way of a temporary name: what is under `path` is the old content or the new, on disk.
+
+    Raises `OSError`, which names the file, where it can't be written; the old content is there then.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file takes the room that a full disk lacks
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise
+
+
+def to_json(values: Any) -> bytes:
+    """JSON, in which a number that is not finite, as the error of a single sample, is null: JSON has no NaN."""
+    return (json.dumps(_finite_or_null(values), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite_or_null(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON, so that a file under this name is whole."""
+    write_whole(path, to_json(values))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: the content of a file that was renamed is there, its name may not be."""
+    if sys.platform == "win32":  # where a folder can't be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checked(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files by their names, one after another and each whole, after their SHA-256 in `checksums.json`: where
+    that comes to an end on the way, what is there of them is refused by `check`.
+
+    Raises `OSError` as `write_whole` does, and `ValueError` where `checksums.json` is damaged.
+    """
+    sums = _checksums(folder) | {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    write_whole(folder / CHECKSUMS, json.dumps({"sha256": sums, "of_these": _digest(sums)}, indent=2).encode())
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+
+
+def check(folder: Path, *names: str) -> None:
+    """Raises `ValueError` for a file that is not as `write_checked` wrote it. What has no checksum, as in folders that
+    older versions made, passes."""
+    sums = _checksums(folder)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if sums.get(name, found) != found:
+            raise ValueError(
+                f"{folder / name}: expected the file as it was written; got a damaged or changed one (if you changed "
+                f"it, remove {CHECKSUMS})"
+            )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+        if values["of_these"] != _digest(values["sha256"]):
+            raise ValueError
+        return dict(values["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path}: expected checksums as they were written; got a damaged or changed file") from None
+
+
+def _digest(sums: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+class LockedError(OSError):
+    """Another process works in the folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, which is made if it isn't there, is this process's inside. The lock is the kernel's and on the folder
+    itself: it ends with the process, however that ends, and leaves no file behind.
+
+    Raises `LockedError` where another has it. On file systems without locks there is none.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _flock(folder):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty
+
+
+@contextlib.contextmanager
+def _flock(folder: Path) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)  # not handed on to programs that this one starts
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"{folder}: expected a folder in which no other run is at work; got one in use") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def shown(value: Any) -> str:
+    return textwrap.shorten(repr(value)[:500], 100, placeholder="...")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; anything else is a `ValueError` that names the file."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON; got {shown(str(error))[1:-1]}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object; got {type(values).__name__}")
+    return values

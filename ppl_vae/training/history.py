@@ -1,0 +1,51 @@
+"""The history of a training, and how it can end early."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ppl_vae.system.files import write_whole
+
+
+@dataclass
+class History:
+    """What happened, a row an epoch: `epoch`, `loss`, `seconds`, and, per datum in nats and in evaluation mode,
+    `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def __getitem__(self, column: str) -> list[float]:
+        return [row[column] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_csv(self) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["epoch"])
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Writes the rows as CSV."""
+        write_whole(path, self.to_csv().encode())
+
+
+class DivergedError(ArithmeticError):
+    """The loss is NaN or infinite. `history` holds the epochs before; the weights are those after the last."""
+
+    def __init__(self, message: str, history: History):
+        super().__init__(message)
+        self.history = history
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was told to stop by `reason`, what `stop()` returned. The weights are those after the last step."""
+
+    def __init__(self, message: str, reason: object):
+        super().__init__(message)
+        self.reason = reason

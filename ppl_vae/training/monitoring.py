@@ -1,0 +1,183 @@
+"""Where a loss that is NaN or infinite comes from: the first site of a Pyro pair that is to blame, and what to try."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ppl_vae.distributions import kl_divergence
+from ppl_vae.programs import (
+    Program,
+    evaluating,
+    guide_trace_of,
+    innermost,
+    log_prob_per_datum,
+    model_trace_of,
+    sample_sites,
+    seeded,
+)
+
+TINY = 1e-4  # a scale below it is what the log-prob suffers from, and not what suffers
+
+
+_FINITE = "data without NaN and infinity, as encoded"
+
+
+class Finding(NamedTuple):
+    """What is wrong with a site, in words, and what to try: "" where only a smaller learning rate is left to try."""
+
+    text: str
+    remedy: str
+
+
+def first_nonfinite(model: Program, guide: Program, *args: Tensor) -> Finding | None:
+    """The data, or else the first site with a value or log-prob that is not finite, in the order of the programs and
+    the guide's first; None where all are. Programs run in evaluation mode; where they raise, nothing is known: None."""
+    for i, data in enumerate(args):
+        if bad := _nonfinite(data):
+            return Finding(f"the data, {'further argument ' + str(i) if i else 'x'}: {bad}", _FINITE)
+    try:
+        with evaluating(model, guide):
+            guide_trace = poutine.trace(guide).get_trace(*args)
+            found = next(_findings(guide_trace, "guide"), None)
+            if found is None:
+                found = next(
+                    _findings(poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args), "model"), None
+                )
+            return found
+    except (ValueError, RuntimeError, IndexError):  # sampling from NaN
+        return None
+
+
+def _findings(trace: Trace, program: str) -> Iterator[Finding]:
+    sites = [
+        (name, site, observed)
+        for observed in (False, True)
+        for name, site in sample_sites(trace, observed=observed).items()
+    ]
+    for name, site, observed in sites:
+        fn, value = site["fn"], torch.as_tensor(site["value"])
+        where = f"site {name!r} of the {program}"
+        if bad := _nonfinite(value):
+            if observed:
+                yield Finding(f"{where}: observed data with {bad}", _FINITE)
+            else:
+                yield Finding(f"{where}: values with {bad}, drawn from {_described(fn)}", "")
+        elif bad := _nonfinite(fn.log_prob(value)):
+            yield Finding(f"{where}: a log-prob with {bad}, of {_described(fn)}", _remedy(fn, value, observed))
+
+
+def _nonfinite(values: Tensor) -> str:
+    finite = values.isfinite()
+    return "" if bool(finite.all()) else f"{values[~finite][0].item()}"
+
+
+def _remedy(fn: Distribution, value: Tensor, observed: bool) -> str:
+    support = fn.support
+    if support is not None and not bool(support.check(value).all()):
+        return "data in the support of the likelihood" if observed else ""
+    scale = _scale(fn)
+    if scale is not None and scale < TINY:
+        return (
+            f"a larger scale of the likelihood, now {scale:.3g}"
+            if observed
+            else "free bits, or a KL warm-up, against a variance that collapses"
+        )
+    return ""
+
+
+def _described(fn: Distribution) -> str:
+    name, scale = type(innermost(fn)).__name__, _scale(fn)
+    return name if scale is None else f"{name} with a scale of {scale:.3g}"
+
+
+def _scale(fn: Distribution) -> float | None:
+    """The smallest, if the distribution has one."""
+    scale = getattr(innermost(fn), "scale", None)
+    return None if scale is None else float(torch.as_tensor(scale).min())
+
+
+COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than one unit has whose means have the variance that is called active
+
+
+def blame(before: Finding | None, after: Finding | None, learning_rate: float) -> str:
+    """What is to blame, and what to try, from what was found at the weights before the epoch and at the last."""
+    smaller = f"a smaller learning rate than {learning_rate:g}"
+    if before is not None:
+        return f"; {before.text}. Try {before.remedy or smaller}"
+    if after is not None:
+        return f"; all was finite before this epoch, and now {after.text}. Try {smaller}"
+    return f". Try {smaller}"
+
+
+def warn_of_collapse(row: dict[str, float]) -> None:
+    kl = row.get("validation_kl", row["train_kl"])
+    if 0 < kl < COLLAPSED:  # it is 0 where nothing is latent
+        warnings.warn(
+            f"posterior collapse: expected codes that tell of their data; got a KL of {kl:.2g} nats a datum, with "
+            "next to no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def mean_parts(model: Program, guide: Program, args: tuple[Tensor, ...], seed: int) -> dict[str, float]:
+    reconstruction, kl = (part.double().mean().item() for part in elbo_parts(model, guide, *args, seed=seed))
+    return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+class ElboParts(NamedTuple):
+    """The ELBO's two parts for each datum, in nats, shape (data,): ELBO = reconstruction - kl."""
+
+    reconstruction: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        return self.reconstruction - self.kl
+
+
+def elbo_parts(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *args: Tensor,
+    num_samples: int = 1,
+    seed: int = 0,
+    chunk: int = 512,
+) -> ElboParts:
+    """E_q[log p(x|z)] and KL(q(z|x) || p(z)) for each datum, in nats, by `num_samples` draws from the guide.
+
+    A latent site's KL is in closed form where there is one for the two distributions (given the latent sites
+    above it), else the same draws' mean of log q - log p. Programs run in evaluation mode, on `chunk` data at a
+    time. For a guide without latent sites (an autoencoder) the KL is 0.
+
+    Raises `ValueError` for a site that is masked or not independent per datum.
+    """
+    with seeded(seed), evaluating(model, guide):
+        chunks = zip(*(t.split(chunk) for t in (x, *args)), strict=True)
+        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in chunks]
+    return ElboParts(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _elbo_parts(model: Program, guide: Program, *data: Tensor, num_samples: int) -> ElboParts:
+    shape = (num_samples, len(data[0]))
+    guide_trace = guide_trace_of(guide, *data, num_samples=num_samples)
+    model_trace = model_trace_of(model, guide_trace, *data, num_samples=num_samples)
+    log_p, log_q = log_prob_per_datum(model_trace, shape), log_prob_per_datum(guide_trace, shape)
+    reconstruction = sum(log_p[name] for name in sample_sites(model_trace, observed=True))
+    kl = torch.zeros(shape, device=data[0].device)
+    for name, q in sample_sites(guide_trace, observed=False).items():
+        try:
+            kl = kl + kl_divergence(q["fn"], model_trace.nodes[name]["fn"]).expand(shape)
+        except NotImplementedError:
+            kl = kl + log_q[name] - log_p[name]
+    assert isinstance(reconstruction, Tensor)
+    return ElboParts(reconstruction.mean(0), kl.mean(0))

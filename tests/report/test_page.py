@@ -1,0 +1,291 @@
+"""The HTML page of finished runs: it holds all that it shows, escapes what it is told, and works in a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.decoding import codes, decode
+from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
+from ppl_vae.experiments.runs import load_run
+from ppl_vae.experiments.training import train
+from ppl_vae.report.gallery import draw_run
+from ppl_vae.report.page import GRID, _html, plane, warnings_of, write_page
+from ppl_vae.system.files import write_json
+
+CONFIG = TrainConfig(model="dense-vae", hidden=(16,), latent_size=2, epochs=1, train_images=60, batch_size=50)
+
+
+class Elements(HTMLParser):
+    """The elements of a page, (name, attributes), and its text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of a VAE with two latent dimensions, evaluated and drawn."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    run = train(CONFIG, folder, show_progress=False)
+    draw_run(run, folder, num_samples=9)
+    save_evaluation(folder, *evaluate_run(run, num_samples=4, num_images=3))
+    return folder
+
+
+def page_of(*folders, **options):
+    output = folders[0].parent / "page.html"
+    write_page(folders, output, say=lambda text: None, **options)
+    return output.read_text()
+
+
+def test_the_page_holds_all_that_it_shows(folder):
+    elements = Elements(page_of(folder))
+    addresses = [a[key] for _, a in elements.found for key in ("src", "href") if key in a]
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    images = elements.all("img")
+    assert len(images) == len(list((folder / "figures").glob("*.png"))) + 1  # and the explorer's
+    assert all(image["alt"] for image in images)
+
+
+def test_the_numbers_are_those_on_disk(folder):
+    text = Elements(page_of(folder)).text
+    summary = json.loads((folder / "log_likelihood.json").read_text())
+    assert f"{summary['log_p']:.2f}" in text
+    assert f"{summary['data_se']:.2f}" in text
+    last = json.loads((folder / "metrics.json").read_text())["last_epoch"]
+    assert f"{last['validation_elbo']:.2f}" in text
+    assert "ppl-vae train --model dense-vae" in text
+    assert "--latent-size 2 --hidden 16 --epochs 1" in text
+    assert "k̂ unknown, of too few samples" in text
+
+
+def test_the_explorer_shows_what_the_model_decodes(folder):
+    explorer = next(a for a in Elements(page_of(folder)).all("img") if "hidden" in a)
+    png = base64.b64decode(explorer["src"].partition(",")[2])
+    sprite = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("L"))).float()
+    run = load_run(folder)
+    z, right, up, _, _ = plane(run)
+    assert z[3, 20].tolist() == pytest.approx([right[20], up[3]])
+    expected = (decode(run, z[3, 20]) * 255).round()[0]
+    shown = sprite[(GRID - 4) * 28 : (GRID - 3) * 28, 20 * 28 : 21 * 28]  # upwards
+    assert (shown - expected).abs().max() <= 1  # alone or in a batch, products round differently
+
+
+def test_the_plane_of_a_larger_code_goes_through_its_mean(tmp_path):
+    run = train(
+        TrainConfig(model="dense-vae", hidden=(8,), latent_size=5, epochs=1, train_images=60),
+        tmp_path,
+        show_progress=False,
+    )
+    z, right, up, _, _ = plane(run)
+    of_images = codes(run, run.dataset.test[:1000] / 255)
+    middle = GRID // 2
+    assert right[middle] == up[middle] == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(z[middle, middle], of_images.mean(0), atol=1e-5)
+    step = z[middle, -1] - z[middle, middle]
+    spread = ((of_images - of_images.mean(0)) @ (step / step.norm())).square().mean().sqrt()
+    assert step.norm().item() == pytest.approx(2.5 * spread.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "![x](http://a.example/x.png)", "a|b <b>", "[x](y)"])
+def test_names_are_shown_and_not_obeyed(folder, tmp_path, name):
+    safe = name.replace("/", "-")  # a folder's name holds no slash
+    copy = tmp_path / safe
+    shutil.copytree(folder, copy)
+    before, after = Elements(page_of(folder)), Elements(page_of(copy))
+    tags = [tag for tag, _ in before.found]
+    assert [tag for tag, _ in after.found] == tags
+    assert safe in after.text
+
+
+def test_an_element_in_a_metric_is_text(folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["versions"]["<img src=x onerror=alert(1)>"] = "</pre><script>alert(2)</script>"
+    summary = json.loads((copy / "log_likelihood.json").read_text()) | {"likelihood": "<script>alert(3)</script>"}
+    write_json(copy / "metrics.json", metrics)
+    write_json(copy / "log_likelihood.json", summary)
+    (copy / "checksums.json").unlink()  # by one who means harm
+    tags = [tag for tag, _ in Elements(page_of(folder)).found]
+    assert [tag for tag, _ in Elements(page_of(copy)).found] == tags
+
+
+def test_warnings_are_at_the_top(folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["last_epoch"]["validation_kl"] = 0.004
+    write_json(copy / "metrics.json", metrics)
+    (copy / "checksums.json").unlink()
+    summary = json.loads((copy / "log_likelihood.json").read_text())
+    changed = {"khat_over_limit": 2, "bound": "lower (interrupted before the tolerance was met)"}
+    write_json(copy / "log_likelihood.json", summary | changed)
+    found = " ".join(warnings_of(copy))
+    for words in ("posterior collapse", "(2 of 3)", "interrupted", "one training run"):
+        assert words in found
+    page = page_of(copy)
+    assert page.index("posterior collapse") < page.index("<section")
+    assert "posterior collapse" not in " ".join(warnings_of(folder))
+
+
+def test_runs_are_put_side_by_side_and_paired(folder, tmp_path):
+    other = tmp_path / "other"
+    run = train(CONFIG, other, show_progress=False)
+    save_evaluation(other, *evaluate_run(run, num_samples=4, num_images=3))
+    page = page_of(folder, other)
+    assert "Side by side" in page
+    save_evaluation(other, *evaluate_run(run, num_samples=4, num_images=2))
+    assert "do not compare" in page_of(folder, other)
+
+
+def test_no_line_of_markdown_is_an_element():
+    page = _html("<script>alert(1)</script>\n\na <b>b</b> ![c](http://a.example/c.png)")
+    assert [tag for tag, _ in Elements(page).found] == ["p", "p"]
+
+
+def gif():
+    data = io.BytesIO()
+    Image.new("L", (2, 2)).save(data, "GIF")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", gif()], ids=["svg", "gif"])
+def test_a_picture_that_is_no_png_is_refused(folder, tmp_path, content):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "figures" / "samples.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"samples\.png: expected a PNG image"):
+        page_of(copy)
+
+
+def test_without_its_data_a_run_has_no_explorer(folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "checksums.json").unlink()
+    config = json.loads((copy / "config.json").read_text()) | {"dataset": str(tmp_path / "gone.npz")}
+    write_json(copy / "config.json", config)
+    page = page_of(copy)
+    assert "No latent space to move through" in page
+    assert 'class="explorer"' not in page
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "log_likelihood.json", "config.json"])
+def test_a_number_that_was_changed_is_refused(folder, tmp_path, name):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    values = json.loads((copy / name).read_text())
+    key = next(k for k in ("seed", "log_p") if k in values)
+    write_json(copy / name, values | {key: values[key] + 1})
+    with pytest.raises(ValueError, match=f"{name}: expected the file as it was written"):
+        page_of(copy)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a finished run or experiment"):
+        page_of(tmp_path)
+
+
+def chromium():
+    found = os.environ.get("PPL_VAE_CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.skip("needs Chromium on the path, or in $PPL_VAE_CHROMIUM")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        started = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield started
+        started.close()
+
+
+def opened(browser, path, **options):
+    """The page in a new window, what went wrong in it, and what it asked for."""
+    page = browser.new_page(**options)
+    wrong, asked = [], []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelector('output').textContent != ''")
+    return page, wrong, asked
+
+
+def test_in_a_browser_the_explorer_reacts_to_mouse_and_keyboard(folder, browser):
+    page_of(folder)
+    page, wrong, asked = opened(browser, folder.parent / "page.html")
+    says, explored = page.locator("output"), page.locator(".map")
+    assert says.text_content() == "z1 = 0.00, z2 = 0.00"
+    explored.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    z1, z2 = map(float, re.findall(r"-?\d+\.\d+", says.text_content()))
+    assert z1 > 0
+    assert z2 > 0
+    shown = page.evaluate("document.querySelector('.shown').toDataURL()")
+    box = explored.bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + box["height"] - 2)  # at the lower left
+    z1, z2 = map(float, re.findall(r"-?\d+\.\d+", says.text_content()))
+    assert z1 < -2
+    assert z2 < -2
+    at_left = page.evaluate("document.querySelector('.shown').toDataURL()")
+    assert at_left != shown
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2)  # along the row
+    assert page.evaluate("document.querySelector('.shown').toDataURL()") != at_left
+    assert wrong == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", [380, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_it_fits_and_can_be_read(folder, browser, width, scheme):
+    page_of(folder)
+    size = {"width": width, "height": 900}
+    page, wrong, _ = opened(browser, folder.parent / "page.html", viewport=size, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # WCAG's contrast of text against the page, wherever text has a colour of its own
+    contrast = """() => {
+      const light = c => { const [r, g, b] = c.match(/[0-9.]+/g).map(v => { v /= 255;
+        return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const paper = light(getComputedStyle(document.body).backgroundColor);
+      return Math.min(...["p", "h1", "h2", "a, td", ".soft", "figcaption"].map(s => {
+        const ink = light(getComputedStyle(document.querySelector(s)).color);
+        return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); })); }"""
+    assert page.evaluate(contrast) >= 4.5
+    assert wrong == []
+    page.close()
