@@ -26,12 +26,11 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import compare
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.decoding import codes, decode
+from ppl_vae.experiments.decoding import decode, encode
 from ppl_vae.experiments.evaluating import load_evaluation
 from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.experiments.study import StudyConfig
 from ppl_vae.experiments.swaps import SwapsConfig
-from ppl_vae.models import PPCA, VAE, HierarchicalVAE
 from ppl_vae.report.markdown import number, table
 from ppl_vae.report.study_tables import gaps_lines, likelihood_caption, likelihood_table, study_section
 from ppl_vae.report.swap_tables import swaps_section
@@ -161,7 +160,7 @@ def _experiment(metrics: dict[str, Any]) -> str:
             return command_of("ppl-vae run study", StudyConfig(**values), StudyConfig())
         dataset = shlex.quote(metrics["dataset"])
         return command_of(f"ppl-vae run swaps --dataset {dataset}", SwapsConfig(**values), SwapsConfig())
-    except TypeError as error:
+    except ValueError as error:
         raise ValueError(f"metrics.json: config: {error}") from None
 
 
@@ -190,12 +189,11 @@ def command_of(words: str, config: Any, default: Any) -> str:
     'ppl-vae train --model dense-vae --hidden 300 300'
     """
     found = words.split()
-    prefix = "swaps." if isinstance(config, SwapsConfig) else ""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is None or value == getattr(default, field.name):
             continue
-        flag = prefix + field.name.replace("_", "-")
+        flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")
         else:
@@ -281,9 +279,9 @@ def explorer(folder: Path, dataset_of: Callable[[str], Dataset]) -> Iterator[str
     except (OSError, ValueError) as error:
         yield f'<p class="soft">No latent space to move through: {escape(str(error))}</p>'
         return
-    if not (run.dataset.is_images and isinstance(run.model, VAE | HierarchicalVAE | PPCA)):
+    if not (run.dataset.is_images and run.model.has_log_p):
         return
-    if run.config.kind.learns_labels or run.dataset.image_shape[0] not in (1, 3):
+    if run.model.labelled or run.dataset.image_shape[0] not in (1, 3):
         return
     z, right, up, names, where = plane(run)
     tiles = (decode(run, z).clamp(0, 1) * 255).round().to(torch.uint8)  # (up, right, C, H, W)
@@ -306,7 +304,7 @@ def plane(run: Run) -> tuple[Tensor, list[float], list[float], list[str], str]:
         axis = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.01, 0.99, GRID))
         z = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
         return z, axis.tolist(), axis.tolist(), ["z1", "z2"], "normal quantiles of the two latent dimensions"
-    z = codes(run, run.dataset.test[:1000] / 255)
+    z = encode(run, run.dataset.test[:1000] / 255)
     centre = z.mean(0)
     _, scale, directions = torch.linalg.svd(z - centre, full_matrices=False)
     axis = torch.linspace(-2.5, 2.5, GRID)
