@@ -86,10 +86,9 @@ def unknown(what: str, name: str, known: list[str], written: str = "") -> str:
     return f"{what}: expected one of {written or ', '.join(known)}; got {name!r}{hint}"
 
 
-def parse(base: type[T], spec: str, *, given: tuple[str, ...] = (), **defaults: Any) -> Callable[..., T]:
+def parse(base: type[T], spec: str, *, given: tuple[str, ...] = ()) -> Callable[..., T]:
     """What makes components of kind `base` as `spec` describes them: a function of the arguments named in `given`,
-    which a spec can't set; each component gets those that its `__init__` names. `defaults` hold where the spec is
-    silent, for those that name them.
+    which a spec can't set; each component gets those that its `__init__` names.
 
     Raises `UsageError` for an unknown name (then `UnknownComponentError`) or argument or a value of the wrong type. The
     function raises it for a value that the component refuses.
@@ -105,7 +104,7 @@ def parse(base: type[T], spec: str, *, given: tuple[str, ...] = (), **defaults: 
         p.name for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     accepted = [name for name in named if name in hints and name not in given]
-    kwargs: dict[str, Any] = {key: value for key, value in defaults.items() if key in accepted}
+    kwargs: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, text = item.partition("=")
         key = key.replace("-", "_")

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import Generator, nn
 
-from ppl_vae import data, readers, torchvision_sets
+from ppl_vae.data import loading, readers, torchvision_sets
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
-from ppl_vae.experiments.preparation import build
+from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of, load_weights
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.training.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
@@ -56,7 +56,7 @@ def _pixels(*shape: int) -> np.ndarray:
 def _mapped(path: Path) -> object:
     before, readers.MAPPED_FROM = readers.MAPPED_FROM, 0
     try:
-        dataset = data.load(str(path))
+        dataset = loading.load(str(path))
         return fingerprint(dataset.train, dataset.test)
     finally:
         readers.MAPPED_FROM = before
@@ -117,13 +117,13 @@ READERS = {
     "idx-labels": Reader(
         "t10k-labels-idx1-ubyte", torchvision_sets._read_idx, struct.pack(">2I", 2049, 20) + _pixels(20).tobytes()
     ),
-    "npy": Reader("x.npy", lambda path: data.load(str(path)), _npy(_pixels(12, 4, 4))),
+    "npy": Reader("x.npy", lambda path: loading.load(str(path)), _npy(_pixels(12, 4, 4))),
     "npy-mapped": Reader("x.npy", _mapped, _npy(_pixels(12, 4, 4))),
-    "npz": Reader("x.npz", lambda path: data.load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
+    "npz": Reader("x.npz", lambda path: loading.load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
     "config": Reader(
         "config.json", read_config, json.dumps({"event_shape": SHAPE, "model": "dense-vae", "hidden": [3]}).encode()
     ),
-    "weights": Reader("weights.safetensors", lambda path: load_weights(CONFIG, SHAPE, 0, path), _weights()),
+    "weights": Reader("weights.safetensors", lambda path: load_weights(assemble(CONFIG), SHAPE, 0, path), _weights()),
     "checkpoint": Reader("checkpoint-000000000003.safetensors", from_file, to_bytes(checkpoint())),
     "go-on": Reader("checkpoint-000000000003.safetensors", _go_on, to_bytes(checkpoint())),
     "evaluation": Reader("log_likelihood.npz", _evaluation, _npz(**_per_image)),

@@ -13,7 +13,16 @@ from torch import nn
 
 from ppl_vae.components import choices, refuse_taken
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, JointEncoder, SemiSupervisedVAE
+from ppl_vae.models import (
+    PPCA,
+    VAE,
+    Autoencoder,
+    ConditionalVAE,
+    HierarchicalVAE,
+    JointEncoder,
+    PyroPair,
+    SemiSupervisedVAE,
+)
 from ppl_vae.networks import Network, Shape
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior

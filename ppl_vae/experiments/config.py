@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pydantic
 from pydantic import AfterValidator, Field, ValidationError
 from tyro.conf import arg
 
-from ppl_vae.components import UsageError, describe
+from ppl_vae.components import UsageError, describe, unknown
 from ppl_vae.data.encodings import Encoding
 from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.architectures import KINDS
@@ -117,7 +118,7 @@ class TrainConfig:
     )
     latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)] = 20
     """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image)."""
-    hidden: tuple[Annotated[int, Field(ge=1, le=LARGEST_SIZE)], ...] | None = None
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_SIZE)], ...], Field(min_length=1)] | None = None
     """Widths of the hidden layers of dense networks, in the encoder; the decoder has them in reverse. Default: the
     network's own."""
     epochs: Count = 15
@@ -162,6 +163,10 @@ R = TypeVar("R")
 
 def from_json(cls: Callable[..., R], values: dict[str, Any], path: Path) -> R:
     """A record from a JSON object's values, in which tuples are lists. Raises `ValueError`, which names the file."""
+    known = [*inspect.signature(cls).parameters]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{path}: {unknown('key', key, known)}")
     try:
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
     except ValueError as error:

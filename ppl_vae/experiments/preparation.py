@@ -93,7 +93,7 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     network: Network = Dense()
     if kind.has_network:
         own = create(Network, of_network + colon + arguments)
-        network = own if hidden is None else parse(Network, of_network + colon + arguments, hidden=hidden)()
+        network = own if hidden is None else create(Network, of_network + colon + arguments, hidden=hidden)
         hidden = None if network == own else hidden
     elif arguments:
         raise UsageError(f"model {name}: expected no arguments; got {arguments!r}")
@@ -104,7 +104,10 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     of_kind_encoding = None if isinstance(by_support, Levels | Identity) else kind.encoding
     encoding = create(Encoding, config.encoding or of_kind_encoding or kebab(type(by_support)))
     if not isinstance(encoding, Identity):  # of data whose values are checked when they are there
-        check_observable(encoding, likelihood.support, kebab(type(likelihood)))
+        try:
+            check_observable(encoding, likelihood.support, kebab(type(likelihood)))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     resolved = dataclasses.replace(
         config,
         likelihood=config.likelihood or kind.likelihood,

@@ -108,8 +108,8 @@ def _assembled(config: TrainConfig, shape: Shape, num_classes: int, path: Path) 
 
 
 def load_weights(assembly: Assembly, shape: Shape, num_classes: int, path: Path) -> Model:
-    """The model of a config's components with the weights in a file. Raises `ValueError` where the two don't fit: before memory is
-    taken for a model of more than twice the file."""
+    """The model of these components with the weights in a file. Raises `ValueError` where the two don't fit: before
+    memory is taken for a model of more than twice the file."""
     config = assembly.config
     try:
         weights = load_file(path)
@@ -141,7 +141,7 @@ def finished(folder: Path, config: TrainConfig) -> bool:
         return False
     try:
         stored, shape, _ = read_config(folder / "config.json")
-        return stored == assemble(config, of_images=len(shape) == 3).config
+        return len({assemble(c, of_images=len(shape) == 3).config for c in (stored, config)}) == 1
     except (OSError, ValueError):
         return False
 

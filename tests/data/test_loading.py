@@ -11,8 +11,8 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from ppl_vae import data
 from ppl_vae.components import UsageError
+from ppl_vae.data import loading as data
 from ppl_vae.data.dataset import Dataset, Rows, select, split
 from ppl_vae.data.torchvision_sets import DataError
 from ppl_vae.system.hashing import fingerprint

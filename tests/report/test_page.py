@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.decoding import codes, decode
+from ppl_vae.experiments.decoding import decode, encode
 from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
 from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.training import train
@@ -103,7 +103,7 @@ def test_the_plane_of_a_larger_code_goes_through_its_mean(tmp_path):
         show_progress=False,
     )
     z, right, up, _, _ = plane(run)
-    of_images = codes(run, run.dataset.test[:1000] / 255)
+    of_images = encode(run, run.dataset.test[:1000] / 255)
     middle = GRID // 2
     assert right[middle] == up[middle] == pytest.approx(0, abs=1e-6)
     assert torch.allclose(z[middle, middle], of_images.mean(0), atol=1e-5)

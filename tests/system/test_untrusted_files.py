@@ -16,8 +16,9 @@ import torch
 from readers import CONFIG, READERS, SHAPE, read
 
 import ppl_vae
-from ppl_vae import data
+from ppl_vae.data import loading as data
 from ppl_vae.experiments.config import read_config
+from ppl_vae.experiments.preparation import assemble
 from ppl_vae.training.checkpoints import Checkpoints
 
 CODE = sorted(Path(ppl_vae.__file__).parent.rglob("*.py"))
@@ -137,9 +138,9 @@ def test_a_large_model_is_not_made_for_small_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(large))
     config, shape, num_classes = read_config(tmp_path / "config.json")
     (tmp_path / "weights.safetensors").write_bytes(READERS["weights"].whole)
-    assert load_weights(CONFIG, SHAPE, 0, tmp_path / "weights.safetensors") is not None
+    assert load_weights(assemble(CONFIG), SHAPE, 0, tmp_path / "weights.safetensors") is not None
     with pytest.raises(ValueError, match=r"expected a model of at most .* parameters; got one of more"):
-        load_weights(config, shape, num_classes, tmp_path / "weights.safetensors")
+        load_weights(assemble(config), shape, num_classes, tmp_path / "weights.safetensors")
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
