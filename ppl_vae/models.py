@@ -7,6 +7,7 @@ dim -1. Particles may stand to the left of it. A network of several arguments se
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -28,6 +29,9 @@ class Autoencoder(nn.Module):
     -log p(x | g(f(x))), in nats: under `Gaussian(scale)` the squared error over 2 scale^2, and a constant.
     It has no log p(x): x stands on both sides of the bar.
     """
+
+    has_log_p: ClassVar[bool] = False
+    labelled: ClassVar[bool] = False
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, *, likelihood: Likelihood):
         super().__init__()
@@ -55,6 +59,9 @@ class VAE(nn.Module):
 
     Diederik P. Kingma, Max Welling: Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114.
     """
+
+    has_log_p: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -134,6 +141,9 @@ class HierarchicalVAE(nn.Module):
         prior: p(z2).
     """
 
+    has_log_p: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
+
     def __init__(
         self,
         encoder2: nn.Module,
@@ -204,6 +214,9 @@ class ConditionalVAE(nn.Module):
     """
 
     unit_vectors: Tensor
+
+    has_log_p: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -296,6 +309,9 @@ class SemiSupervisedVAE(nn.Module):
     """
 
     class_logits: Tensor
+
+    has_log_p: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -390,6 +406,9 @@ class PPCA(nn.Module):
     """
 
     zeros: Tensor
+
+    has_log_p: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
 
     def __init__(self, event_shape: tuple[int, ...], latent_size: int):
         super().__init__()

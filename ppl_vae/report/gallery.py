@@ -9,7 +9,6 @@ import torch
 from ppl_vae import plots
 from ppl_vae.experiments.decoding import codes, decode, restore, sample_images
 from ppl_vae.experiments.runs import Run, history_of
-from ppl_vae.models import Autoencoder
 from ppl_vae.system.signals import stoppable
 
 
@@ -36,14 +35,14 @@ def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) ->
     fig, ax = plots.figure(8, 1.8)
     plots.rows_of_images(ax, {"original": grey, "reconstruction": restore(run, grey)})
     save(fig, "reconstructions", f"{name}, reconstructions")
-    if isinstance(run.model, Autoencoder):
+    if not run.model.has_log_p:
         return paths
 
     fig, ax = plots.figure(6, 6)
     plots.images(ax, sample_images(run, num_samples, seed=seed))
     save(fig, "samples", f"{name}, E[x|z] for z from the prior")
 
-    if run.config.kind.learns_labels:  # z says the rest, once the label is known
+    if run.model.labelled:  # z says the rest, once the label is known
         return paths
     z = codes(run, grey)
     t = torch.linspace(0, 1, 10)[:, None]
