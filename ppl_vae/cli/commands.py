@@ -40,9 +40,8 @@ from ppl_vae.plots import figure, images, save
 from ppl_vae.report.figures import draw_denoising, draw_imputation, draw_study, draw_swaps, draw_trust
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.report.page import write_page
-from ppl_vae.report.study_tables import gaps_lines
-from ppl_vae.report.swap_tables import swap_table
-from ppl_vae.report.trust_tables import trust_table
+from ppl_vae.report.sections import gaps_lines
+from ppl_vae.report.tables import swap_table, trust_table
 from ppl_vae.system.files import check, locked, read_json, write_json
 from ppl_vae.system.signals import attempted
 from ppl_vae.training.trackers import TensorBoard

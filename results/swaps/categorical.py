@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import ppl_vae.evaluation.importance
 import ppl_vae.training.fitting
-from ppl_vae.experiments import swaps
 from ppl_vae.data.loading import load
 from ppl_vae.distributions import LevelCategorical
+from ppl_vae.experiments import swaps
 from ppl_vae.likelihoods import Categorical
 from ppl_vae.networks import Shape
 from ppl_vae.system.files import locked

@@ -15,7 +15,7 @@ from ppl_vae.components import choices
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.evaluating import load_evaluation
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.report.pages import results_page
+from ppl_vae.report.sections import study_section
 
 TINY = ["--hidden", "8", "--latent-size", "2", "--epochs", "1", "--batch-size", "16", "--train-images", "60"]
 
@@ -72,9 +72,9 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     assert "models to train" not in out
     assert weights.stat().st_mtime_ns == written
     assert json.loads((folder / "metrics.json").read_text())["denoising"]["rows"] == rows
-    page = results_page(tmp_path / "out")
+    page = study_section(folder)
     assert "## tiny.npz" in page
-    assert "study/tiny/figures/denoising.png" in page
+    assert "tiny/figures/denoising.png" in page
 
 
 @pytest.mark.parametrize("likelihood", list(choices(Likelihood)))
