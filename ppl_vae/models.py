@@ -7,12 +7,8 @@ dim -1. Particles may stand to the left of it. A network of several arguments se
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
 from collections.abc import Callable
 from typing import Any, ClassVar
-=======
-from typing import ClassVar
->>>>>>> part-D
 
 import pyro
 import pyro.distributions as dist
@@ -72,12 +68,7 @@ class Autoencoder(PyroPair):
     It has no log p(x): x stands on both sides of the bar.
     """
 
-<<<<<<< HEAD
     has_log_p = False
-=======
-    has_log_p: ClassVar[bool] = False
-    labelled: ClassVar[bool] = False
->>>>>>> part-D
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, *, likelihood: Likelihood):
         super().__init__()
@@ -105,9 +96,6 @@ class VAE(PyroPair):
 
     Diederik P. Kingma, Max Welling: Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114.
     """
-
-    has_log_p: ClassVar[bool] = True
-    labelled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -190,9 +178,6 @@ class HierarchicalVAE(PyroPair):
         prior: p(z2).
     """
 
-    has_log_p: ClassVar[bool] = True
-    labelled: ClassVar[bool] = False
-
     def __init__(
         self,
         encoder2: nn.Module,
@@ -267,9 +252,6 @@ class ConditionalVAE(PyroPair):
 
     labelled = needs_labels = True
     unit_vectors: Tensor
-
-    has_log_p: ClassVar[bool] = True
-    labelled: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -369,9 +351,6 @@ class SemiSupervisedVAE(PyroPair):
 
     labelled = enumerates = True
     class_logits: Tensor
-
-    has_log_p: ClassVar[bool] = True
-    labelled: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -476,9 +455,6 @@ class PPCA(PyroPair):
     """
 
     zeros: Tensor
-
-    has_log_p: ClassVar[bool] = True
-    labelled: ClassVar[bool] = False
 
     def __init__(self, event_shape: tuple[int, ...], latent_size: int):
         super().__init__()

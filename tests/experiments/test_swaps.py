@@ -16,12 +16,13 @@ from ppl_vae.distributions import LevelCategorical
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import swaps
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
+from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of
 from ppl_vae.experiments.swaps import SwapsConfig, run_swaps
 from ppl_vae.likelihoods import Categorical, Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
+from ppl_vae.report.figures import draw_swaps
 from ppl_vae.report.sections import swaps_section
 from ppl_vae.report.tables import swap_table
 from ppl_vae.training.fitting import fit

@@ -8,6 +8,7 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.training import train
 from ppl_vae.experiments.trust import TrustConfig, run_trust
+from ppl_vae.report.figures import draw_trust
 from ppl_vae.report.sections import savings, trust_section
 
 
