@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.encodings import Dequantize, Identity
 from ppl_vae.data.noise import NoNoise
-from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
+from ppl_vae.evaluation.adaptive import log_likelihood_within
+from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
 from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.evaluation.sandwich import Sandwich, bidirectional
 from ppl_vae.experiments.runs import EVALUATION, Run, versions
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import check, read_json, to_json, write_checked
@@ -49,14 +52,22 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
 
 
 def evaluate_run(
-    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, **options: Any
+    run: Run,
+    *,
+    num_samples: int,
+    num_images: int | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    **options: Any,
 ) -> tuple[LogLikelihood, dict[str, Any]]:
-    """log p(x) of the first test images by `log_likelihood`, with its `options`, and a summary of it for JSON.
+    """log p(x) of the first test images by `log_likelihood`, or `log_likelihood_within` a tolerance in nats, with their
+    `options`, and a summary of it for JSON.
 
     Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
     """
     data, names = held_out(run, num_images, seed)
-    result = log_likelihood(
+    estimate = log_likelihood if tolerance is None else partial(log_likelihood_within, tolerance=tolerance)
+    result = estimate(
         *run.programs,
         *data,
         num_samples=num_samples,

@@ -1,5 +1,3 @@
-from ppl_vae.experiments.imputing import seen_pixels
-
 """The command line as a person meets it: in this process, with what it prints and its exit status."""
 
 import json
@@ -14,6 +12,7 @@ from ppl_vae.cli.main import main
 from ppl_vae.components import choices
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.evaluating import load_evaluation
+from ppl_vae.experiments.imputing import seen_pixels
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.report.sections import study_section
 
