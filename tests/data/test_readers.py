@@ -305,3 +305,11 @@ def test_vectors(tmp_path: Path, array: np.ndarray, dtype: torch.dtype) -> None:
     np.savez(tmp_path / "own.npz", train=array, test=array.astype(int) if dtype == torch.float32 else array / 3)
     with pytest.raises(ValueError, match="expected train and test images of one shape"):
         load(str(tmp_path / "own.npz"))
+
+
+def test_a_picture_is_no_program(tmp_path: Path) -> None:
+    """PostScript under the name of a picture would be handed to an interpreter."""
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n")
+    with pytest.raises(ValueError, match=r"0\.png: expected an image; got UnidentifiedImageError"):
+        load(str(tmp_path))
