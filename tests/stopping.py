@@ -11,7 +11,6 @@ import pytest
 from ppl_vae.data.observation import Observe
 from ppl_vae.system.files import check
 
-
 KILLS, DAMAGES = (int(os.environ.get(f"PPL_VAE_{name}", 0)) for name in ("KILLS", "DAMAGES"))
 
 
