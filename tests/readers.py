@@ -16,15 +16,16 @@ import torch
 from safetensors.torch import save
 from torch import Generator, nn
 
-from ppl_vae.data import loading, readers, torchvision_sets
+from ppl_vae.data import readers
+from ppl_vae.data.loading import load
+from ppl_vae.data.torchvision_sets import read_idx
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
 from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of, load_weights
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.checkpoints import Checkpoints, from_file, to_bytes
+from ppl_vae.training.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
 from ppl_vae.training.optimizers import adam
-from ppl_vae.training.state import TrainingState
 
 REFUSALS = (ValueError, OSError)
 CONFIG = TrainConfig(model="dense-vae:hidden=3", latent_size=2)
@@ -57,7 +58,7 @@ def _pixels(*shape: int) -> np.ndarray:
 def _mapped(path: Path) -> object:
     before, readers.MAPPED_FROM = readers.MAPPED_FROM, 0
     try:
-        dataset = loading.load(str(path))
+        dataset = load(str(path))
         return fingerprint(dataset.train, dataset.test)
     finally:
         readers.MAPPED_FROM = before
@@ -74,7 +75,7 @@ def training_state() -> TrainingState:
     return TrainingState([module], optim, Generator().manual_seed(0), 3, torch.device("cpu"))
 
 
-def _go_on(path: Path) -> object:
+def _resumed(path: Path) -> object:
     with torch.random.fork_rng():
         state = training_state()
         saved = Checkpoints(path.parent).load(epochs=2)
@@ -112,21 +113,19 @@ def _evaluation(path: Path) -> object:
 READERS = {
     "idx": Reader(
         "t10k-images-idx3-ubyte",
-        torchvision_sets._read_idx,
+        read_idx,
         struct.pack(">4I", 2051, 3, 4, 5) + _pixels(60).tobytes(),
     ),
-    "idx-labels": Reader(
-        "t10k-labels-idx1-ubyte", torchvision_sets._read_idx, struct.pack(">2I", 2049, 20) + _pixels(20).tobytes()
-    ),
-    "npy": Reader("x.npy", lambda path: loading.load(str(path)), _npy(_pixels(12, 4, 4))),
+    "idx-labels": Reader("t10k-labels-idx1-ubyte", read_idx, struct.pack(">2I", 2049, 20) + _pixels(20).tobytes()),
+    "npy": Reader("x.npy", lambda path: load(str(path)), _npy(_pixels(12, 4, 4))),
     "npy-mapped": Reader("x.npy", _mapped, _npy(_pixels(12, 4, 4))),
-    "npz": Reader("x.npz", lambda path: loading.load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
+    "npz": Reader("x.npz", lambda path: load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
     "config": Reader(
         "config.json", read_config, json.dumps({"event_shape": SHAPE, "model": "dense-vae", "hidden": [3]}).encode()
     ),
     "weights": Reader("weights.safetensors", lambda path: load_weights(assemble(CONFIG), SHAPE, 0, path), _weights()),
     "checkpoint": Reader("checkpoint-000000000003.safetensors", from_file, to_bytes(checkpoint())),
-    "go-on": Reader("checkpoint-000000000003.safetensors", _go_on, to_bytes(checkpoint())),
+    "resume": Reader("checkpoint-000000000003.safetensors", _resumed, to_bytes(checkpoint())),
     "evaluation": Reader("log_likelihood.npz", _evaluation, _npz(**_per_image)),
     "evaluation-summary": Reader("log_likelihood.json", _evaluation, json.dumps(_summary).encode()),
     "history": Reader("history.csv", lambda path: history_of(path.parent), b"epoch,loss\n1,2.5\n2,nan\n"),

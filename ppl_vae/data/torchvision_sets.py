@@ -75,7 +75,7 @@ def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
             f"{name}: expected {', '.join(file.name for file in files)} in {folder}; "
             f"got no {', '.join(missing)} ({reason}); mnist-mini and fashion-mnist-mini need no download"
         )
-    train, train_labels, test, test_labels = (_read_idx(file) for file in files)
+    train, train_labels, test, test_labels = (read_idx(file) for file in files)
     if source.torchvision == "EMNIST":  # stored with rows and columns exchanged
         train, test = (images.transpose(1, 2).contiguous() for images in (train, test))
     if source.torchvision == "QMNIST":  # the class, then the writer and six other numbers
@@ -83,7 +83,8 @@ def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
     return Dataset(name, train[:, None], test[:, None], train_labels.long(), test_labels.long())
 
 
-def _read_idx(path: Path) -> Tensor:
+def read_idx(path: Path) -> Tensor:
+    """The array in an IDX file, uint8 or int32. Raises ValueError if its size is not the one that its header claims."""
     from torchvision.datasets import mnist
 
     # the end of the name tells what the header must be: idx3-ubyte, idx1-ubyte or idx2-int

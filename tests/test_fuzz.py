@@ -1,6 +1,6 @@
 """Files that lie: every reader takes a file or refuses it in one line, and takes no more memory than it may.
 
-More inputs: FUZZ_EXAMPLES=20000 pytest -n 0 tests/test_fuzz_readers.py. A fuzzer that follows the code: tests/fuzz.py.
+More inputs: FUZZ_EXAMPLES=20000 pytest -n 0 tests/test_fuzz.py. A fuzzer that follows the code: tests/fuzz.py.
 """
 
 from __future__ import annotations
@@ -173,4 +173,4 @@ def test_states_with_a_right_checksum(folder: Path, changes: dict[str, object], 
             del state[name]
     else:
         state |= changes
-    read("go-on", to_bytes(state), folder)
+    read("resume", to_bytes(state), folder)

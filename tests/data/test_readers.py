@@ -1,0 +1,315 @@
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_files import assert_raises, pixels, write_images
+from PIL import Image
+
+from ppl_vae.data.dataset import Rows, select, split
+from ppl_vae.data.loading import load
+from ppl_vae.system.hashing import fingerprint
+
+
+def together(train: torch.Tensor, test: torch.Tensor, num_data: int) -> torch.Tensor:
+    """Undo the division of images without a test part."""
+    indices = torch.cat(split(num_data, len(test), seed=0))
+    return torch.cat([train, test])[indices.argsort()]
+
+
+def test_npz_with_parts(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"train": pixels(9, 5, 4, 3), "test": pixels(3, 5, 4, 3, seed=1)}
+    labels: dict[str, Any] = {"train_labels": np.arange(9, dtype=np.int16), "test_labels": np.arange(3, dtype=">i4")}
+    np.savez(tmp_path / "mine.npz", **arrays, **labels)
+    dataset = load(str(tmp_path / "mine.npz"))
+    assert dataset.name == "mine"
+    assert dataset.image_shape == (3, 5, 4)
+    assert np.array_equal(dataset.train, arrays["train"].transpose(0, 3, 1, 2))
+    assert np.array_equal(dataset.test, arrays["test"].transpose(0, 3, 1, 2))
+    assert dataset.train.is_contiguous()
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == torch.int64
+    assert dataset.train_labels.tolist() == list(range(9))
+    assert dataset.test_labels.tolist() == list(range(3))
+
+
+def test_one_array_is_divided_with_its_labels(tmp_path: Path) -> None:
+    images = np.arange(61, dtype=np.uint8)[:, None, None] * np.ones((2, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(61))
+    np.save(tmp_path / "b.npy", images)
+    dataset, again = load(str(tmp_path / "a.npz")), load(str(tmp_path / "b.npy"))
+    assert (len(dataset.train), len(dataset.test)) == (51, 10)
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
+    assert torch.equal(dataset.train[:, 0, 0, 0], dataset.train_labels)
+    assert torch.equal(dataset.test[:, 0, 0, 0], dataset.test_labels)
+    assert sorted([*dataset.train_labels.tolist(), *dataset.test_labels.tolist()]) == list(range(61))
+    assert dataset.test_labels.tolist() != list(range(51, 61))  # shuffled
+    assert again.train_labels is None
+    assert torch.equal(again.train, dataset.train)
+    assert torch.equal(again.test, dataset.test)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape"),
+    [
+        ((12, 5, 4), (1, 5, 4)),
+        ((12, 5, 4, 1), (1, 5, 4)),
+        ((12, 5, 4, 3), (3, 5, 4)),
+        ((12, 1, 5, 4), (1, 5, 4)),
+        ((12, 3, 5, 4), (3, 5, 4)),
+        ((12, 3, 5, 3), (3, 5, 3)),
+    ],
+)
+def test_array_layouts(tmp_path: Path, shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> None:
+    array = pixels(*shape)
+    np.save(tmp_path / "a.npy", np.asfortranarray(array))
+    dataset = load(str(tmp_path / "a.npy"))
+    assert dataset.image_shape == image_shape
+    whole = together(dataset.train, dataset.test, 12).numpy()
+    last = len(shape) == 4 and shape[1] not in (1, 3)
+    assert np.array_equal(whole, array.transpose(0, 3, 1, 2) if last else array.reshape(12, *image_shape))
+
+
+@pytest.mark.parametrize(
+    ("array", "fragments"),
+    [
+        (np.linspace(0, 1, 240, dtype=np.float32).reshape(12, 5, 4), ("float32 from 0.0 to 1.0", "by 255")),
+        (pixels(12, 5, 4) / 255, ("float64",)),
+        (np.where(np.eye(12, 20) == 1, np.nan, 0.5).reshape(12, 5, 4), ("from 0.5 to 0.5 with NaN",)),
+        (np.full((12, 5, 4), np.nan), ("from nan to nan with NaN",)),
+        (np.arange(-2, 238).reshape(12, 5, 4), ("int64 from -2 to 237",)),
+        (pixels(12, 5, 4).astype(np.uint16), ("uint16 from",)),
+        (pixels(12, 5, 4) > 9, ("bool from False to True",)),
+        (np.full((12, 5, 4), "a"), ("<U1",)),
+        (np.zeros((12, 5, 4), complex), ("complex128",)),
+        (np.zeros((0, 5, 4)), ("(0, 5, 4)",)),
+        (pixels(0, 5, 4), ("(0, 5, 4)",)),
+        (pixels(12, 0, 4), ("(12, 0, 4)",)),
+        (pixels(12, 20), ("(12, 20)",)),
+        (np.uint8(3), ("shape ()",)),
+        (pixels(12, 1, 5, 4, 1), ("(12, 1, 5, 4, 1)",)),
+        (pixels(12, 5, 4, 2), ("(12, 5, 4, 2)",)),
+        (pixels(9, 5, 4), ("at least 10", "got 9")),
+        (np.full((12, 5), 2**63, np.uint64), ("whole numbers below 2^63; got 9223372036854775808",)),
+    ],
+)
+def test_bad_arrays(tmp_path: Path, array: Any, fragments: tuple[str, ...]) -> None:
+    np.save(tmp_path / "a.npy", array)
+    assert_raises(tmp_path / "a.npy", ValueError, str(tmp_path / "a.npy"), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fragments"),
+    [
+        ({"train": pixels(12, 5, 4)}, ("got train",)),
+        ({"x": pixels(12, 5, 4), "y": pixels(12)}, ("got x, y",)),
+        ({}, ("got none",)),
+        ({"images": pixels(12, 5, 4), "label": np.arange(12)}, ("got images, label",)),
+        ({"train": pixels(5, 5, 4), "test": pixels(4, 5, 4)}, ("got 9",)),
+        ({"train": pixels(12, 5, 4), "test": pixels(3, 4, 5)}, ("(1, 5, 4)", "(1, 4, 5)")),
+        ({"train": pixels(12, 5, 4), "test": pixels(3, 5, 4) / 255}, ("test: ", "float64")),
+        ({"images": pixels(12, 5, 4), "labels": np.arange(11)}, ("labels: ", "(12,)", "(11,)")),
+        ({"images": pixels(12, 5, 4), "labels": np.zeros(12)}, ("labels: ", "float64")),
+        (
+            {"train": pixels(12, 5, 4), "test": pixels(3, 5, 4), "test_labels": np.zeros((3, 10), int)},
+            ("test_labels: ", "(3, 10)"),
+        ),
+    ],
+)
+def test_bad_npz(tmp_path: Path, arrays: dict[str, Any], fragments: tuple[str, ...]) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert_raises(tmp_path / "a.npz", ValueError, str(tmp_path / "a.npz"), *fragments)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_damaged_array_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    np.save(path, pixels(12, 50, 4)) if suffix == "npy" else np.savez(path, images=pixels(12, 50, 4))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:50], whole[:-200], b"text" * 50, whole[:1000] + b"damage" + whole[1006:-7]):
+        path.write_bytes(damaged)
+        assert_raises(path, ValueError, str(path))
+
+
+def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}] * 12), allow_pickle=True)
+    assert_raises(tmp_path / "a.npy", ValueError, str(tmp_path / "a.npy"), "no objects; got", "objects")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pixels(60, 5, 4),
+        pixels(60, 5, 4, 3),
+        np.arange(60 * 5).reshape(60, 5),
+        np.arange(60 * 5, dtype=np.float32).reshape(60, 5),
+        np.arange(60 * 5, dtype=">f8").reshape(60, 5),
+    ],
+)
+def test_a_large_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: Any) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, array)
+    read = load(str(path))
+    monkeypatch.setattr("ppl_vae.data.readers.MAPPED_FROM", path.stat().st_size)
+    mapped = load(str(path))
+    assert type(read.train) is torch.Tensor
+    assert type(mapped.train) is Rows
+    assert fingerprint(mapped.train, mapped.test) == fingerprint(read.train, read.test)
+    some = torch.tensor([7, 1, 3])
+    for used in (
+        lambda t: t[some],
+        lambda t: t.index_select(0, some),
+        lambda t: t[2:30],
+        lambda t: t[-2:],
+        lambda t: t[:None],
+        lambda t: t[4],
+        lambda t: t / 255,
+        lambda t: t.flatten(1),
+        lambda t: torch.cat([t, t[:3]]),
+        lambda t: select(t, some)[:2],
+    ):
+        assert torch.equal(used(mapped.train), used(read.train))
+    assert select(mapped.train, some).source is mapped.train.source
+    assert mapped.train[some].is_contiguous()
+
+
+def test_folder_of_grey_images(tmp_path: Path) -> None:
+    array = pixels(12, 5, 4)
+    names = [f"{i:02}.{suffix}" for i, suffix in enumerate(["png", "bmp", "tif", "PNG"] * 3)]
+    write_images(tmp_path / "faces", names[::-1], array[::-1])
+    (tmp_path / "faces/notes.txt").write_text("no image")
+    write_images(tmp_path / "faces", [".hidden.png", ".cache/a.png"], pixels(2, 9, 9))
+    dataset = load(str(tmp_path / "faces"))
+    assert dataset.name == "faces"
+    assert dataset.train_labels is None
+    assert (len(dataset.train), len(dataset.test)) == (10, 2)
+    assert np.array_equal(together(dataset.train, dataset.test, 12), array[:, None])
+
+
+def test_one_colour_image_makes_all_of_them_rgb(tmp_path: Path) -> None:
+    grey, colour = pixels(11, 5, 4), pixels(5, 4, 3, seed=1)
+    write_images(tmp_path, [f"{i:02}.png" for i in range(11)], grey)
+    write_images(tmp_path, ["11.png"], colour[None])
+    dataset = load(str(tmp_path))
+    whole = together(dataset.train, dataset.test, 12).numpy()
+    assert whole.shape == (12, 3, 5, 4)
+    assert np.array_equal(whole[:11], np.repeat(grey[:, None], 3, axis=1))
+    assert np.array_equal(whole[11], colour.transpose(2, 0, 1))
+
+
+def test_other_modes_and_formats(tmp_path: Path) -> None:
+    colour = Image.fromarray(np.full((5, 4, 3), (10, 200, 30), np.uint8))
+    for name, mode in (
+        ("0.png", "RGBA"),
+        ("1.png", "P"),
+        ("2.gif", "RGB"),
+        ("3.webp", "RGB"),
+        ("4.jpg", "CMYK"),
+    ):
+        (colour.quantize() if mode == "P" else colour.convert(mode)).save(tmp_path / name)
+    colour.quantize().save(tmp_path / "5.png", transparency=b"\x80")  # Pillow's warning must not surface
+    for i in range(6, 12):
+        colour.save(tmp_path / f"{i}.jpeg", quality=100)
+    dataset = load(str(tmp_path))
+    whole = torch.cat([dataset.train, dataset.test]).int()
+    assert dataset.image_shape == (3, 5, 4)
+    assert (whole - torch.tensor([10, 200, 30])[:, None, None]).abs().max() < 16
+
+
+def test_photographs_are_put_upright(tmp_path: Path) -> None:
+    for i in range(10):
+        image = Image.fromarray(np.arange(2, dtype=np.uint8)[:, None] * np.full((1, 3), 255, np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = 6  # the camera lay on its side
+        image.save(tmp_path / f"{i}.png", exif=exif)
+    train = load(str(tmp_path)).train
+    assert train.shape == (9, 1, 3, 2)
+    assert train[0, 0, 0].tolist() == [255, 0]
+
+
+def test_subfolders_are_labels(tmp_path: Path) -> None:
+    array = np.arange(12, dtype=np.uint8)[:, None, None] * np.ones((5, 4), np.uint8)
+    write_images(tmp_path, [f"{'dog' if i % 3 else 'cat'}/{i}.png" for i in range(12)], array)
+    dataset = load(str(tmp_path))
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
+    assert torch.equal(dataset.train_labels, (dataset.train[:, 0, 0, 0] % 3 > 0).long())
+    assert torch.equal(dataset.test_labels, (dataset.test[:, 0, 0, 0] % 3 > 0).long())
+    write_images(tmp_path, ["stray.png"], array[:1])  # not all are in subfolders now
+    assert load(str(tmp_path)).train_labels is None
+
+
+def test_nested_subfolders_are_no_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, [f"{i % 2}/{i % 3}/{i}.png" for i in range(12)], pixels(12, 5, 4))
+    assert load(str(tmp_path)).train_labels is None
+
+
+def test_folders_named_train_and_test_are_the_parts(tmp_path: Path) -> None:
+    array = pixels(12, 5, 4)
+    write_images(tmp_path / "a", [f"{'test' if i < 3 else 'train'}/{i:02}.png" for i in range(12)], array)
+    dataset = load(str(tmp_path / "a"))
+    assert np.array_equal(dataset.test[:, 0], array[:3])
+    assert np.array_equal(dataset.train[:, 0], array[3:])
+    assert dataset.train_labels is None
+    names = [f"{'test' if i < 3 else 'train'}/{'x' if i == 1 or i > 9 else 'y'}/{i:02}.png" for i in range(12)]
+    write_images(tmp_path / "b", names, array)
+    labelled = load(str(tmp_path / "b"))
+    assert labelled.train_labels is not None
+    assert labelled.test_labels is not None
+    assert labelled.train_labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert labelled.test_labels.tolist() == [0, 1, 1]
+    assert np.array_equal(labelled.test[:, 0], array[[1, 0, 2]])
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    assert_raises(tmp_path, FileNotFoundError, str(tmp_path), ".png")
+    write_images(tmp_path, [f"{i:02}.png" for i in range(9)], pixels(9, 5, 4))
+    assert_raises(tmp_path, ValueError, str(tmp_path), "at least 10", "got 9")
+    write_images(tmp_path, ["09.png"], pixels(1, 4, 5))
+    assert_raises(tmp_path, ValueError, "09.png", "00.png", "5x4", "4x5")
+    write_images(tmp_path, ["09.png"], pixels(1, 5, 4).astype(np.uint16))
+    assert_raises(tmp_path, ValueError, str(tmp_path / "09.png"), "I;16")
+    write_images(tmp_path, ["09.png"], pixels(1, 5, 4))
+    whole = (tmp_path / "09.png").read_bytes()
+    size = b"IHDR" + struct.pack(">2I", 60_000, 60_000) + whole[24:29]
+    bomb = whole[:12] + size + struct.pack(">I", zlib.crc32(size)) + whole[33:]
+    for damaged in (b"", b"text", whole[:-30], bomb):
+        (tmp_path / "09.png").write_bytes(damaged)
+        assert_raises(tmp_path, ValueError, str(tmp_path / "09.png"))
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.arange(60, dtype=np.uint16).reshape(12, 5), torch.int64),
+        (np.arange(60).reshape(12, 5) % 2 == 0, torch.int64),
+        (np.linspace(-1, 1, 60).reshape(12, 5), torch.float32),
+    ],
+)
+def test_vectors(tmp_path: Path, array: np.ndarray, dtype: torch.dtype) -> None:
+    np.savez(tmp_path / "own.npz", images=array, labels=np.arange(12))
+    dataset = load(str(tmp_path / "own.npz"))
+    assert dataset.event_shape == (5,)
+    assert not dataset.is_images
+    assert dataset.train.dtype == dataset.test.dtype == dtype
+    rows = torch.cat([dataset.train_labels, dataset.test_labels])
+    assert torch.equal(torch.cat([dataset.train, dataset.test]), torch.from_numpy(array.astype(float))[rows].to(dtype))
+    assert repr(dataset) == "Dataset('own', 10 train, 2 test, 5)"
+    with pytest.raises(ValueError, match="own: expected images; got vectors of 5 numbers"):
+        _ = dataset.image_shape
+    np.savez(tmp_path / "own.npz", train=array, test=array.astype(int) if dtype == torch.float32 else array / 3)
+    with pytest.raises(ValueError, match="expected train and test images of one shape"):
+        load(str(tmp_path / "own.npz"))
+
+
+def test_a_picture_is_no_program(tmp_path: Path) -> None:
+    """PostScript under the name of a picture would be handed to an interpreter."""
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n")
+    with pytest.raises(ValueError, match=r"0\.png: expected an image; got UnidentifiedImageError"):
+        load(str(tmp_path))

@@ -1,0 +1,67 @@
+import functools
+import signal
+
+import pytest
+from stopping import TRAIN, results
+
+from ppl_vae.cli import commands
+from ppl_vae.cli.main import main
+from ppl_vae.experiments import study, swaps
+from ppl_vae.experiments.swaps import SwapsConfig
+from ppl_vae.system.signals import SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def sigint():
+    """As in a terminal, also where the tests are in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def ppl_vae(capsys, tmp_path, monkeypatch):
+    """Runs a command in this process and in an empty folder: (exit status, standard error). Pictures are left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "draw_run", lambda *args, **kwargs: [])
+    monkeypatch.setattr(study, "draw_run", lambda *args, **kwargs: [])
+    monkeypatch.setattr(study, "draw", lambda *args: None)
+    monkeypatch.setattr(swaps, "_draw", lambda *args: None)
+
+    def run(*arguments):
+        status, before = 0, [signal.getsignal(s) for s in SIGNALS]
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code or 0
+        assert [signal.getsignal(s) for s in SIGNALS] == before
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        return status, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(commands, "draw_run", lambda *args, **kwargs: [])
+        main(TRAIN)
+    return results(folder / "run")
+
+
+@pytest.fixture
+def few_swaps(monkeypatch):
+    models = SwapsConfig.models
+    kept = ("base", "prior-laplace")
+
+    @functools.cache
+    def few(self, dataset):
+        return {name: model for name, model in models(self, dataset).items() if name in kept}
+
+    monkeypatch.setattr(SwapsConfig, "models", few)
+    sizes = {"latent-size": 2, "epochs": 2, "num-images": 6, "num-samples": 3, "train-images": 60, "batch-size": 5}
+    options = [part for name, size in sizes.items() for part in (f"--swaps.{name}", str(size))]
+    return ["run", "swaps", "--dataset", "mnist-mini", *options]
