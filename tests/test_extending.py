@@ -40,8 +40,8 @@ def is_component(node):
     """Whether a statement of the notebook belongs into a file of components."""
     if isinstance(node, ast.FunctionDef):
         return node.name == "linear_decoder"
-    if isinstance(node, ast.Assign):
-        return ast.unparse(node.targets[0]) == "KINDS['linear']"
+    if isinstance(node, ast.Expr):
+        return ast.unparse(node).startswith("register(")
     return isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
 
 
