@@ -1,17 +1,19 @@
-"""Components by name: the subclasses of a base class, and their keyword arguments, are the choices.
+"""Components by name: the concrete subclasses of a base class, and their keyword arguments, are the choices.
 
 A component is written `name` or `name:key=value,key=value`, with the class name in kebab case:
-`gaussian:scale=0.1` is `Gaussian(scale=0.1)`, and `dense:hidden=200+100` is `Dense(hidden=(200, 100))`. Nothing is
-registered: a class is found because it is a subclass, and its arguments because they are in its signature.
+`gaussian:scale=0.1` is `Gaussian(scale=0.1)`, and `dense:hidden=200+100` is `Dense(hidden=(200, 100))`.
 """
 
 from __future__ import annotations
 
 import difflib
+import gc
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -22,6 +24,44 @@ class UsageError(ValueError):
 
 class UnknownComponentError(UsageError):
     """A component of a name that no class has: perhaps it is in a module that has not been imported."""
+
+
+class Component:
+    """What goes by name. A direct subclass is a kind of component, `class Prior(Component, ...)`; every concrete class
+    below it registers when it is made, under its name in kebab case, for as long as it exists.
+
+    Raises `UsageError` for a name that another class has. The same class made again (a notebook's cell, say) replaces
+    the one before.
+    """
+
+    _choices: ClassVar[weakref.WeakValueDictionary[str, type]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if Component in cls.__bases__:
+            cls._choices = weakref.WeakValueDictionary()
+        elif not inspect.isabstract(cls):
+            name = kebab(cls)
+            if _is_other(cls._choices.get(name), cls):
+                gc.collect()  # a class that nothing refers to any more has no name
+            if _is_other(taken := cls._choices.get(name), cls):
+                base = next(b for b in cls.__mro__ if Component in b.__bases__)
+                refuse_taken(base.__name__.lower(), name, cls, taken)
+            cls._choices[name] = cls
+
+
+def _is_other(taken: type | None, cls: type) -> bool:
+    return taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__)
+
+
+def refuse_taken(what: str, name: str, new: Any, taken: Any) -> None:
+    """Raises `UsageError`, which says where both, classes or functions, are from."""
+
+    def place(thing: Any) -> str:
+        file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+        return f"{thing.__module__}.{thing.__qualname__}" + (f" ({file})" if file else "")
+
+    raise UsageError(f"{what} {name}: expected a name that is not taken; got {place(new)}, and there is {place(taken)}")
 
 
 def kebab(cls: type) -> str:
@@ -35,15 +75,8 @@ def kebab(cls: type) -> str:
 
 
 def choices(base: type[T]) -> dict[str, type[T]]:
-    """Every concrete subclass of `base` by its kebab-case name, in the order of definition."""
-
-    def subclasses(cls: type[T]) -> Iterator[type[T]]:
-        for sub in cls.__subclasses__():
-            if not inspect.isabstract(sub):
-                yield sub
-            yield from subclasses(sub)
-
-    return {kebab(cls): cls for cls in subclasses(base)}
+    """Every component of this kind by its name, in the order of definition."""
+    return dict(base._choices)  # type: ignore[attr-defined]
 
 
 def unknown(what: str, name: str, known: list[str], written: str = "") -> str:
@@ -53,16 +86,12 @@ def unknown(what: str, name: str, known: list[str], written: str = "") -> str:
     return f"{what}: expected one of {written or ', '.join(known)}; got {name!r}{hint}"
 
 
-def create(base: type[T], spec: str, **given: Any) -> T:
-    """The component of kind `base` that `spec` describes. `given` are arguments that a spec can't set: the component
-    gets those that its `__init__` names.
+def parse(base: type[T], spec: str, *, given: tuple[str, ...] = ()) -> Callable[..., T]:
+    """What makes components of kind `base` as `spec` describes them: a function of the arguments named in `given`,
+    which a spec can't set; each component gets those that its `__init__` names.
 
-    Raises `UsageError` for an unknown name (then `UnknownComponentError`) or argument or a value of the wrong type, and
-    what the component raises for a value out of range.
-
-    >>> from ppl_vae.likelihoods import Likelihood
-    >>> create(Likelihood, "gaussian:scale=0.2")
-    Gaussian(scale=0.2)
+    Raises `UsageError` for an unknown name (then `UnknownComponentError`) or argument or a value of the wrong type. The
+    function raises it for a value that the component refuses.
     """
     what = base.__name__.lower()
     name, _, rest = spec.partition(":")
@@ -85,7 +114,24 @@ def create(base: type[T], spec: str, **given: Any) -> T:
             expected = ", ".join(f"{p}=..." for p in accepted) or "no arguments"
             raise UsageError(f"{what} {name}: expected {expected}; got {item!r}")
         kwargs[key] = _parse(hints[key], text, f"{what} {name}: {key}")
-    return cls(**{name: value for name, value in given.items() if name in named}, **kwargs)
+
+    def make(**values: Any) -> T:
+        try:
+            return cls(**{key: value for key, value in values.items() if key in named}, **kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    return make
+
+
+def create(base: type[T], spec: str, **given: Any) -> T:
+    """The component of kind `base` that `spec` describes, made with the arguments `given`: see `parse`.
+
+    >>> from ppl_vae.likelihoods import Likelihood
+    >>> create(Likelihood, "gaussian:scale=0.2")
+    Gaussian(scale=0.2)
+    """
+    return parse(base, spec, given=tuple(given))(**given)
 
 
 def describe(base: type) -> str:

@@ -1,15 +1,16 @@
 """Graphs: a function of tensors, traced once per shape, compiled, and replayed with fresh noise.
 
-What a trace bakes in are Python values: a float that a function changes from call to call has to be a tensor.
+A trace makes constants of Python values: a float that a function changes from call to call has to be a tensor.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from ppl_vae.system.errors import one_line
 
 Tensors = tuple[Tensor, ...]
 
@@ -78,7 +81,7 @@ class _NoValues(TorchDispatchMode):
         if torch.Tag.data_dependent_output in func.tags:
             traced = cast(ProxyTorchDispatchMode, get_proxy_mode()).tracer.tensor_tracker
             if any(isinstance(t, Tensor) and t not in traced for t in pytree.tree_leaves(args)):
-                raise RuntimeError(f"expected a path that hangs on no value; got {func}, of a parameter or buffer")
+                raise RuntimeError(f"expected no branch on a value; got {func}, of a parameter or buffer")
         return func(*args, **(kwargs or {}))
 
 
@@ -98,40 +101,105 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
     return [tensor for tensor, _ in inputs.values()]
 
 
+class Graph(NamedTuple):
+    """A call that was traced: what it returned, the function that replays it, and whether it may still be replayed."""
+
+    result: Any
+    replay: Callable[..., Any]
+    is_valid: Callable[[], bool] = lambda: True
+
+
+class Graphs:
+    """Graphs by key, and the rule when a call is traced: the first of a key runs as it is, the second is traced, and
+    the next are replayed; a key other than the first is traced when it has come `CALLS_BEFORE_ANOTHER_SHAPE` times.
+
+    Where a call cannot be traced or replayed, it warns once, and from then on all calls run as they are.
+
+    Arguments:
+        only_one: the first call is traced already, and calls of other keys are never.
+
+    Attributes: `failed`, whether it has warned.
+    """
+
+    def __init__(self, *, only_one: bool = False):
+        self.failed = False
+        self._only_one = only_one
+        self._graphs: dict[Hashable, Graph] = {}
+        self._eager_calls: Counter[Hashable] = Counter()
+
+    def call(
+        self,
+        key: Hashable,
+        tensors: Sequence[Tensor],
+        eager: Callable[[], Any],
+        trace: Callable[[], Graph],
+        *,
+        state: Iterable[Tensor] = (),
+        is_ready: Callable[[], bool] = lambda: True,
+    ) -> Any:
+        """What `eager()` returns, by a graph where there is one.
+
+        Arguments:
+            key: what a graph depends on.
+            tensors: the arguments of a replay.
+            eager, trace: run the call, or run and trace it.
+            state: what tracing may change, written back where it fails; so are the random generators.
+            is_ready: whether the call may be traced, but for the number of calls.
+        """
+        graph = self._graphs.get(key)
+        if graph is not None and not graph.is_valid():
+            del self._graphs[key]
+            graph = None
+        if self.failed or (graph is None and not (self._is_due(key) and is_ready())):
+            self._eager_calls[key] += 1
+            return eager()
+        before = [] if graph else [(t, t.detach().clone()) for t in state]
+        rng = torch.random.get_rng_state()
+        try:
+            if graph is None:
+                graph = self._graphs[key] = trace()
+                return graph.result
+            return graph.replay(*tensors)
+        except Exception as error:
+            torch.random.set_rng_state(rng)
+            with torch.no_grad():
+                for t, value in before:
+                    t.copy_(value)
+            self.failed = True
+            reason = one_line(error, foreign=True)
+            warnings.warn(f"not compiled, the results are the same but slower: {reason}", RuntimeWarning, stacklevel=3)
+            return eager()
+
+    def _is_due(self, key: Hashable) -> bool:
+        if not self._graphs:
+            return self._only_one or self._eager_calls[key] >= 1
+        return not self._only_one and self._eager_calls[key] >= CALLS_BEFORE_ANOTHER_SHAPE
+
+
 class Compiled:
     """A function of tensors, without gradients, compiled for each shape of theirs and each choice of keywords.
 
     The first call runs as it is, the second is traced, and the next are replayed; another shape than the first is
-    compiled when it has come 200 times. Where there is no graph it says so once and goes on uncompiled.
+    compiled when it has come 200 times. Where it cannot be traced, it warns once and runs uncompiled.
     """
 
     def __init__(self, function: Callable[..., Tensors]):
         self.function = function
-        self._calls: dict[Hashable, int] = {}
-        self._replays: dict[Hashable, Replay] = {}
-        self._failed = False
+        self._graphs = Graphs()
 
     def __call__(self, *tensors: Tensor, **static: Hashable) -> Tensors:
+        function = functools.partial(self.function, **static)
+
+        def trace() -> Graph:
+            replay = Replay(function, *tensors)
+            return Graph(replay.first, replay)
+
         key = tuple(map(layout, tensors)), tuple(static.items())
-        self._calls[key] = self._calls.get(key, 0) + 1
-        first = not self._replays or key in self._replays
-        if self._failed or self._calls[key] <= (1 if first else CALLS_BEFORE_ANOTHER_SHAPE):
-            return self.function(*tensors, **static)
-        rng = torch.random.get_rng_state()
-        try:
-            if key in self._replays:
-                return self._replays[key](*tensors)
-            self._replays[key] = Replay(functools.partial(self.function, **static), *tensors)
-            return self._replays[key].first
-        except Exception as error:
-            torch.random.set_rng_state(rng)
-            self._failed = True
-            warnings.warn(uncompiled(error), RuntimeWarning, stacklevel=2)
-            return self.function(*tensors, **static)
+        return self._graphs.call(key, tensors, lambda: function(*tensors), trace)
 
 
 def layout(t: Tensor) -> Hashable:
-    """What of a tensor a graph hangs on, but for its values."""
+    """The tensor properties that a compiled graph depends on."""
     return t.shape, t.stride(), t.dtype, t.device
 
 
@@ -159,8 +227,3 @@ def repays(num_steps: int, flops: int) -> bool:
 
 
 COMPILE_SECONDS, SAVED_PER_STEP, SAVED_PER_FLOP = 20.0, 4e-3, 0.3 / 50e9
-
-
-def uncompiled(error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"not compiled, the results are the same but slower: {type(error).__name__}: {reason[:200]}"

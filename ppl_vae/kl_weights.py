@@ -8,8 +8,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.components import Component
 
-class KLWeight(nn.Module, ABC):
+
+class KLWeight(Component, nn.Module, ABC):
     """beta >= 0, a tensor of shape (). `forward()` returns the beta of this gradient step and, in training mode,
     goes on to the next one.
 

@@ -14,10 +14,10 @@ from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
 from ppl_vae import distributions
-from ppl_vae.components import kebab
+from ppl_vae.components import Component, kebab
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Component, nn.Module, ABC):
     """p(x|z), independent over the dimensions of x given z. Subclass it to add one:
 
     - `params_per_dim`: how many numbers the decoder gives for each dimension of x. `__init__` may set it;

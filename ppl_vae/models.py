@@ -7,6 +7,8 @@ dim -1. Particles may stand to the left of it. A network of several arguments se
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -20,14 +22,53 @@ from ppl_vae.posteriors import DiagonalNormal, Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
 
+Program = Callable[..., Any]
 
-class Autoencoder(nn.Module):
+
+class PyroPair(nn.Module):
+    """A model and a guide, which say what can be done with them.
+
+    Class attributes: `has_log_p`, whether there is a p(x), and a prior to sample from; `labelled`, whether p(x|z) and
+    q(z|x) depend on a label, so that z says the rest once the label is known; `needs_labels`, whether the programs take
+    a label for each datum, always; `enumerates`, whether its objective is the ELBO with a class summed out.
+    """
+
+    has_log_p: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    enumerates: ClassVar[bool] = False
+
+    model: Program
+    guide: Program
+    encode: Callable[..., TorchDistribution]
+    decode: Callable[..., Tensor]
+    reconstruct: Callable[..., Tensor]
+    generate: Callable[..., TorchDistribution]
+
+    @property
+    def num_classes(self) -> int:
+        """Of the labels; 0 for a model without."""
+        return 0
+
+    @property
+    def programs(self) -> tuple[Program, Program]:
+        """Model and guide for log p(x)."""
+        return self.model, self.guide
+
+    def initialise(self, x: Tensor, *labels: Tensor) -> None:
+        """Takes from training data what starts from them. x (data, *event) is what the encoder sees of some of them;
+        labels are those of all."""
+
+
+class Autoencoder(PyroPair):
     """A deterministic autoencoder, x' = g(f(x)), as a pair with no latent variable and an empty guide.
 
     The same SVI and `Trace_ELBO` train it, and its loss is the negative log-likelihood of its reconstruction,
     -log p(x | g(f(x))), in nats: under `Gaussian(scale)` the squared error over 2 scale^2, and a constant.
     It has no log p(x): x stands on both sides of the bar.
     """
+
+    has_log_p = False
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, *, likelihood: Likelihood):
         super().__init__()
@@ -48,7 +89,7 @@ class Autoencoder(nn.Module):
         return self.likelihood(self.decoder(self.encoder(x))).mean
 
 
-class VAE(nn.Module):
+class VAE(PyroPair):
     """A variational autoencoder from its four parts: networks, prior, likelihood and posterior.
 
         p(x, z) = p(z) p(x | decoder(z)),    q(z | x) = q(z | encoder(x)).
@@ -68,6 +109,9 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
+
+    def initialise(self, x: Tensor, *labels: Tensor) -> None:
+        self.prior.initialise(x)
 
     def model(self, x: Tensor, given: Tensor | None = None) -> None:
         """p(x, z). It scores x, whatever the guide is given."""
@@ -119,7 +163,7 @@ def _concatenate(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a.expand(*batch, -1), b.expand(*batch, -1)], -1)
 
 
-class HierarchicalVAE(nn.Module):
+class HierarchicalVAE(PyroPair):
     """Two layers of latent variables, both programs from the top down:
 
         p(x, z1, z2) = p(z2) p(z1|z2) p(x|z1, z2),    q(z1, z2 | x) = q(z2|x) q(z1|x, z2).
@@ -151,6 +195,9 @@ class HierarchicalVAE(nn.Module):
         self.prior, self.likelihood = prior, likelihood
         self.posterior2, self.posterior1 = posterior2, posterior1
         self.conditional = DiagonalNormal(posterior1.latent_size)
+
+    def initialise(self, x: Tensor, *labels: Tensor) -> None:
+        self.prior.initialise(x)
 
     def model(self, x: Tensor, given: Tensor | None = None) -> None:
         """p(x, z1, z2). It scores x, whatever the guide is given."""
@@ -190,7 +237,7 @@ class HierarchicalVAE(nn.Module):
         return self.likelihood(self.decoder1(_concatenate(z1, z2)))
 
 
-class ConditionalVAE(nn.Module):
+class ConditionalVAE(PyroPair):
     """A VAE of x given its label y in 0..num_classes - 1, which the networks see as one of num_classes unit vectors:
 
         p(x, z | y) = p(z) p(x | decoder([z, y])),    q(z | x, y) = q(z | encoder(x, y)).
@@ -203,6 +250,7 @@ class ConditionalVAE(nn.Module):
     decoder of codes (*, latent + num_classes). Labels are integers (*); others than these raise `ValueError`.
     """
 
+    labelled = needs_labels = True
     unit_vectors: Tensor
 
     def __init__(
@@ -225,6 +273,9 @@ class ConditionalVAE(nn.Module):
     @property
     def num_classes(self) -> int:
         return len(self.unit_vectors)
+
+    def initialise(self, x: Tensor, *labels: Tensor) -> None:
+        self.prior.initialise(x)
 
     def model(self, x: Tensor, y: Tensor) -> None:
         """p(x, z | y)."""
@@ -263,12 +314,15 @@ class ConditionalVAE(nn.Module):
         """E[x | z = E_q[z|x, y], y], shape (data, *event), of images (data, *event) and labels (data,)."""
         return self.decode(self.encode(x, y).mean, y)
 
-    def generate(self, y: Tensor) -> TorchDistribution:
-        """p(x|z, y) for a draw z ~ p(z) for each label (*), batch shape (*, *event)."""
+    def generate(self, y: Tensor | int) -> TorchDistribution:
+        """p(x|z, y) for a sample z ~ p(z) for each label (*), batch shape (*, *event); for a number of samples in place
+        of labels, of each class in turn."""
+        if isinstance(y, int):
+            y = torch.arange(y) % self.num_classes
         return self.p_x(self.prior().sample(y.shape), y)
 
 
-class SemiSupervisedVAE(nn.Module):
+class SemiSupervisedVAE(PyroPair):
     """M2: a conditional VAE whose labels are latent where nobody gives them,
 
         p(x, y, z) = p(y) p(z) p(x|z, y),    q(y, z | x) = q(y | classifier(x)) q(z | x, y).
@@ -295,6 +349,7 @@ class SemiSupervisedVAE(nn.Module):
         class_probs: p(y), shape (num_classes,), above 0; equal ones by default.
     """
 
+    labelled = enumerates = True
     class_logits: Tensor
 
     def __init__(
@@ -313,6 +368,16 @@ class SemiSupervisedVAE(nn.Module):
         if not alpha >= 0:
             raise ValueError(f"alpha: expected a number of at least 0; got {alpha}")
         self.register_buffer("class_logits", (probs / probs.sum()).log())
+
+    @property
+    def programs(self) -> tuple[Program, Program]:
+        """Those with the class summed out of both."""
+        return self.marginal_model, self.marginal_guide
+
+    def initialise(self, x: Tensor, *labels: Tensor) -> None:
+        """The paper's alpha, 0.1 N, weighs the mean over the labelled data, and this one their sum."""
+        (y,) = labels
+        self.alpha = 0.1 * len(y) / int((y >= 0).sum())
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, y, z), and in training mode alpha log q(y|x) of the labels."""
@@ -376,7 +441,7 @@ class SemiSupervisedVAE(nn.Module):
         return torch.arange(self.conditional.num_classes, device=self.class_logits.device)
 
 
-class PPCA(nn.Module):
+class PPCA(PyroPair):
     """Probabilistic principal component analysis: a linear VAE with the exact posterior, and log p(x) in closed form,
 
         z ~ N(0, I),    x = W z + mean + scale e,    e ~ N(0, I),
@@ -429,6 +494,12 @@ class PPCA(nn.Module):
         ppca.mean.copy_(mean)
         ppca.log_scale.copy_(0.5 * variance.log())
         return ppca
+
+    def initialise(self, x: Tensor, *labels: Tensor) -> None:
+        """The maximum-likelihood solution, where there is one."""
+        latent_size = len(self.zeros)
+        if latent_size < min(math.prod(x.shape[1:]), len(x)):
+            self.load_state_dict(self.maximum_likelihood(x, latent_size).state_dict())
 
     def model(self, x: Tensor) -> None:
         """p(x, z)."""

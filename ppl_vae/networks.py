@@ -18,10 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.components import Component
+
 Shape = tuple[int, ...]
 
 
-class Network(ABC):
+class Network(Component, ABC):
     """A kind of encoder and decoder, with its sizes. Subclass it to add one, with keyword arguments that have a type
     and a default (a frozen dataclass is the least to write): they can be set by name, also on the command line.
 

@@ -23,6 +23,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from ppl_vae.components import Component
 from ppl_vae.distributions import kl_divergence
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.programs import Program, innermost, mode, sample_sites
@@ -45,7 +46,7 @@ class KLScale(Messenger):
             msg["scale"] = self.beta * msg["scale"]
 
 
-class Objective(ELBO, ABC):
+class Objective(Component, ELBO, ABC):
     """A loss of a Pyro pair, estimated with `num_particles` draws from the guide, at once, in a plate at dim -2
     (and without that plate for one draw, so that networks see the batch as it is).
 

@@ -11,11 +11,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, constraints
 
-from ppl_vae.components import kebab
+from ppl_vae.components import Component, kebab
 from ppl_vae.flows import Flow, affine, spline
 
 
-class Posterior(nn.Module, ABC):
+class Posterior(Component, nn.Module, ABC):
     """q(z|x). `forward(params)` takes the encoder's output (*, num_params) and returns a distribution with batch
     shape (*) and event shape (latent_size,).
 

@@ -13,11 +13,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, constraints
 
-from ppl_vae.components import kebab
+from ppl_vae.components import Component, kebab
 from ppl_vae.flows import Flow, spline
 
 
-class Prior(nn.Module, ABC):
+class Prior(Component, nn.Module, ABC):
     """p(z). `forward()` returns a distribution with batch shape () and event shape (latent_size,).
 
     Subclass it to add one. `__init__` takes latent_size first, then keyword arguments with a type and a default.

@@ -21,11 +21,12 @@ from ppl_vae.data.loading import load
 from ppl_vae.data.torchvision_sets import read_idx
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
-from ppl_vae.experiments.preparation import build
+from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of, load_weights
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
+from ppl_vae.training.checkpoints import Checkpoints, from_file, to_bytes
 from ppl_vae.training.optimizers import adam
+from ppl_vae.training.state import TrainingState
 
 REFUSALS = (ValueError, OSError)
 CONFIG = TrainConfig(model="dense-vae:hidden=3", latent_size=2)
@@ -123,7 +124,7 @@ READERS = {
     "config": Reader(
         "config.json", read_config, json.dumps({"event_shape": SHAPE, "model": "dense-vae", "hidden": [3]}).encode()
     ),
-    "weights": Reader("weights.safetensors", lambda path: load_weights(CONFIG, SHAPE, 0, path), _weights()),
+    "weights": Reader("weights.safetensors", lambda path: load_weights(assemble(CONFIG), SHAPE, 0, path), _weights()),
     "checkpoint": Reader("checkpoint-000000000003.safetensors", from_file, to_bytes(checkpoint())),
     "resume": Reader("checkpoint-000000000003.safetensors", _resumed, to_bytes(checkpoint())),
     "evaluation": Reader("log_likelihood.npz", _evaluation, _npz(**_per_image)),

@@ -70,7 +70,7 @@ def test_less_than_a_gigabyte(job: str) -> None:
 MAPPED = """
 import contextlib, dataclasses, pathlib, sys, threading, time
 import numpy as np
-from ppl_vae import experiments
+from ppl_vae.experiments import experiments
 from ppl_vae.dataset import Rows
 from ppl_vae.configs import TrainConfig
 from ppl_vae.experiments import train

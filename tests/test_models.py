@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch.distributions import kl_divergence
 
 from ppl_vae.components import choices
-from ppl_vae.experiments.config import TrainConfig, model_names
+from ppl_vae.experiments.architectures import model_names
+from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models import VAE, Autoencoder

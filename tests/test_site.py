@@ -3,6 +3,7 @@
 import json
 import pkgutil
 import re
+import runpy
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -12,12 +13,14 @@ from urllib.parse import unquote
 import pytest
 
 import ppl_vae
-from ppl_vae.site import main, markdown
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks" / "likelihoods.ipynb"
-if not NOTEBOOK.is_file():
+SCRIPT = ROOT / "notebooks" / "build_site.py"
+EXTENDING, NOTEBOOK = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("extending", "likelihoods"))
+if not SCRIPT.is_file():
     pytest.skip("the notebooks are not part of an installed package", allow_module_level=True)
+build_site = runpy.run_path(str(SCRIPT))
+main, markdown = build_site["main"], build_site["markdown"]
 
 
 class Page(HTMLParser):
@@ -51,7 +54,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
-    shutil.copy(NOTEBOOK, folder)
+    for notebook in (EXTENDING, NOTEBOOK):
+        shutil.copy(notebook, folder)
     output = tmp_path_factory.mktemp("site")
     main([str(output), "--notebooks", str(folder)])
     return output
@@ -65,9 +69,11 @@ def pages(site):
 def test_every_public_module_has_a_page(pages):
     modules = ["ppl_vae", *(info.name for info in pkgutil.walk_packages(ppl_vae.__path__, "ppl_vae."))]
     expected = {f"{name.replace('.', '/')}.html" for name in modules if not name.endswith("__main__")}
-    assert set(pages) == {"index.html", "notebooks/likelihoods.html", *expected}
+    notebooks = {"notebooks/extending.html", "notebooks/likelihoods.html"}
+    assert set(pages) == {"index.html", *notebooks, *expected}
     assert set(pages) - {"index.html"} <= set(pages["index.html"].links)
-    assert pages["index.html"].links[0] == "#Extending"
+    contents = [link for link in pages["index.html"].links if not link.startswith("https://")]
+    assert contents[:3] == ["#Notebooks", "#Modules", "notebooks/extending.html"]
     for page in pages.values():
         assert not [i for i in page.ids if i and i.startswith("_")]
     assert "Likelihood.forward" in pages["ppl_vae/likelihoods.html"].ids
@@ -113,7 +119,7 @@ def test_docstrings_are_shown_as_they_were_written(pages):
     assert re.search(r"<pre>[^<]*<code>p\(x, z\) = p\(z\) p\(x \| decoder\(z\)\)", pages["ppl_vae/models.html"].html)
     assert "https://arxiv.org/abs/1312.6114" in pages["ppl_vae/models.html"].links
     assert "encoder2: x to the parameters of q(z2|x)" in models
-    config = pages["ppl_vae/configs.html"]
+    config = pages["ppl_vae/experiments/config.html"]
     assert "Annotated" not in re.sub(r'<div class="pdoc-code.*?</div>', "", config.html, flags=re.DOTALL)
     assert "What is done to the images that the encoder sees" in "".join(config.text)
 

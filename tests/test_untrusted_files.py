@@ -18,6 +18,7 @@ from readers import CONFIG, READERS, SHAPE, read
 import ppl_vae
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import read_config
+from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import load_weights
 from ppl_vae.training.checkpoints import Checkpoints
 
@@ -121,9 +122,9 @@ def test_a_large_model_is_not_made_for_small_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(large))
     config, shape, num_classes = read_config(tmp_path / "config.json")
     (tmp_path / "weights.safetensors").write_bytes(READERS["weights"].whole)
-    assert load_weights(CONFIG, SHAPE, 0, tmp_path / "weights.safetensors") is not None
+    assert load_weights(assemble(CONFIG), SHAPE, 0, tmp_path / "weights.safetensors") is not None
     with pytest.raises(ValueError, match=r"expected a model of at most .* parameters; got one of more"):
-        load_weights(config, shape, num_classes, tmp_path / "weights.safetensors")
+        load_weights(assemble(config), shape, num_classes, tmp_path / "weights.safetensors")
 
 
 def test_a_path_that_climbs_out_is_a_name_and_no_path(tmp_path: Path) -> None:

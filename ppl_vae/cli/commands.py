@@ -8,22 +8,19 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 import tyro
-from torch import Generator, Tensor
 
 from ppl_vae.cli.terminal import console, fail, grid_of, say, show_denoising, show_log_likelihood
 from ppl_vae.components import UsageError, create
 from ppl_vae.data.loading import names
 from ppl_vae.data.noise import Noise
 from ppl_vae.evaluation.comparison import Unit, compare
-from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
-from ppl_vae.evaluation.results import num_unreliable_or_none
 from ppl_vae.experiments.config import TrainConfig, read_shape
-from ppl_vae.experiments.decoding import restore, sample_data, sample_images
+from ppl_vae.experiments.decoding import sample_data, sample_images
+from ppl_vae.experiments.denoising import denoise_run
 from ppl_vae.experiments.evaluating import (
     anneal_run,
     evaluate_run,
@@ -32,18 +29,19 @@ from ppl_vae.experiments.evaluating import (
     sandwich_run,
     save_evaluation,
 )
-from ppl_vae.experiments.imputing import impute_run
-from ppl_vae.experiments.runs import finished, load_run, unfinished, versions
+from ppl_vae.experiments.imputing import ImputationConfig, impute_images
+from ppl_vae.experiments.preparation import assemble
+from ppl_vae.experiments.runs import finished, load_run, unfinished
 from ppl_vae.experiments.study import StudyConfig, run_study
 from ppl_vae.experiments.swaps import SwapsConfig, run_swaps
 from ppl_vae.experiments.training import train
 from ppl_vae.experiments.trust import TrustConfig, run_trust
-from ppl_vae.plots import figure, images, rows_of_images, save
+from ppl_vae.plots import figure, images, save
+from ppl_vae.report.figures import draw_denoising, draw_imputation, draw_study, draw_swaps, draw_trust
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.report.page import write_page
-from ppl_vae.report.study_tables import gaps_lines
-from ppl_vae.report.swap_tables import swap_table
-from ppl_vae.report.trust_tables import trust_table
+from ppl_vae.report.sections import gaps_lines
+from ppl_vae.report.tables import swap_table, trust_table
 from ppl_vae.system.files import check, locked, read_json, write_json
 from ppl_vae.system.signals import attempted
 from ppl_vae.training.trackers import TensorBoard
@@ -61,31 +59,22 @@ class WithModels:
     """A module of yours, by name or as a .py file: its likelihoods, priors, networks, ... are choices too."""
 
 
-@dataclass(frozen=True)
-class RunCommand(WithModels):
-    """The report's whole study: autoencoders, VAEs, PCA; denoising, samples and log-likelihoods, with their errors.
+@dataclass(frozen=True, kw_only=True)
+class Experiment(WithModels):
+    """What every experiment has."""
 
-    Without arguments, in a few minutes, on the two data sets that the package carries. On full sets
-    (`--dataset mnist fashion-mnist`) with the report's 20 and 15 epochs. What is finished in the output folder is
-    not done again: the same command goes on where it was interrupted, also in the midst of a training. A model that
-    fails does not stop the others, and is named at the end."""
-
-    experiment: tyro.conf.Positional[str] = "study"
-    """Which experiment: study; on its models, trust (every estimate of log p(x), and what it costs); or swaps (every
-    prior, posterior, objective and likelihood in the place of the usual one)."""
     dataset: tuple[str, ...] = ("mnist-mini", "fashion-mnist-mini")
     """Names from `ppl-vae datasets`, or paths to your own images."""
     output: Path = Path("runs")
-    """Folder for what comes out: OUTPUT/EXPERIMENT/DATASET."""
-    config: tyro.conf.OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
-    swaps: SwapsConfig = field(default_factory=SwapsConfig)
+    """Folder for the results: OUTPUT/EXPERIMENT/DATASET."""
+    folder: ClassVar[str]
+
+    def run(self, name: str, folder: Path) -> dict[str, str]:
+        """Runs it on one dataset; returns what failed, and why."""
+        raise NotImplementedError
 
     def __call__(self) -> None:
-        experiments = {"study": self._study, "trust": self._trust, "swaps": self._swaps}
-        if self.experiment not in experiments:
-            raise UsageError(f"experiment: expected study, trust or swaps; got {self.experiment!r}")
-        of_kind = self.output / ("study" if self.experiment == "trust" else self.experiment)
-        folders = {name: of_kind / folder_of(name) for name in self.dataset}
+        folders = {name: self.output / self.folder / folder_of(name) for name in self.dataset}
         if len({*folders.values()}) < len(self.dataset):
             raise UsageError(f"--dataset: expected names that differ; got {', '.join(self.dataset)}")
         start = time.perf_counter()
@@ -95,36 +84,84 @@ class RunCommand(WithModels):
                 stack.enter_context(locked(folder))
             for name, folder in folders.items():
                 with attempted(name, failed, lambda text: None):
-                    parts = experiments[self.experiment](name, folder)
-                    failed |= {f"{name} {part}": why for part, why in parts.items()}
+                    failed |= {f"{name} {part}": why for part, why in self.run(name, folder).items()}
         if failed:
             what = "; ".join(f"{part} ({why})" for part, why in failed.items())
             fail(f"failed: {what}. What did not is kept, and not done again", 1)
         say(f"Done in {(time.perf_counter() - start) / 60:.1f} min.")
 
-    def _study(self, name: str, folder: Path) -> dict[str, str]:
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand(Experiment):
+    """The report's study: autoencoders, VAEs, PCA; denoising, samples and log-likelihoods, with their errors.
+
+    On full sets (`--dataset mnist fashion-mnist`) with the report's 20 and 15 epochs."""
+
+    config: tyro.conf.OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
+    folder = "study"
+
+    def run(self, name: str, folder: Path) -> dict[str, str]:
         say(f"ppl-vae run study on {name}, into {folder}")
         config = dataclasses.replace(self.config, dataset=name)
-        metrics = run_study(config, folder, data_dir=self.data_dir, say=say)
+        metrics = run_study(config, folder, data_dir=self.data_dir, say=say, after_run=draw_run)
+        draw_study(folder)
         show_denoising(f"{name}: removing {config.noise}", metrics["denoising"]["rows"])
         if metrics["log_likelihood"]:
             show_log_likelihood(name, metrics["log_likelihood"])
         say(f"Pictures: {folder / 'figures'} and {folder}/*/figures. Numbers: {folder / 'metrics.json'}")
         return metrics["failed"]
 
-    def _trust(self, name: str, folder: Path) -> dict[str, str]:
-        run_trust(folder, TrustConfig(seed=self.config.seed), data_dir=self.data_dir, say=say)
+
+@dataclass(frozen=True, kw_only=True)
+class TrustCommand(Experiment):
+    """Accuracy and cost of every estimate of log p(x), on the models of a finished study."""
+
+    config: tyro.conf.OmitArgPrefixes[TrustConfig] = field(default_factory=TrustConfig)
+    folder = "study"
+
+    def run(self, name: str, folder: Path) -> dict[str, str]:
+        run_trust(folder, self.config, data_dir=self.data_dir, say=say)
         trust = read_json(folder / "trust.json")
         if trust["models"]:
+            draw_trust(folder)
             say(trust_table(trust))
         return trust.get("failed", {})
 
-    def _swaps(self, name: str, folder: Path) -> dict[str, str]:
-        metrics = run_swaps(name, self.swaps, folder, data_dir=self.data_dir, say=say)
+
+@dataclass(frozen=True, kw_only=True)
+class SwapsCommand(Experiment):
+    """Every prior, posterior, objective and likelihood in the place of the usual one: what each is worth."""
+
+    config: tyro.conf.OmitArgPrefixes[SwapsConfig] = field(default_factory=SwapsConfig)
+    folder = "swaps"
+
+    def run(self, name: str, folder: Path) -> dict[str, str]:
+        metrics = run_swaps(name, self.config, folder, data_dir=self.data_dir, say=say, after_each=draw_swaps)
         for group in metrics["groups"].values():
             say(swap_table(group))
         say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
         return metrics["failed"]
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """A whole experiment. `ppl-vae run` alone is `ppl-vae run study`: on the two datasets that the package carries, in
+    a few minutes.
+
+    What is finished in the output folder is not done again: the same command resumes where it was interrupted, also in
+    the middle of a training. A model that fails does not stop the others, and is named at the end."""
+
+    experiment: (
+        Annotated[StudyCommand, tyro.conf.subcommand("study")]
+        | Annotated[TrustCommand, tyro.conf.subcommand("trust")]
+        | Annotated[SwapsCommand, tyro.conf.subcommand("swaps")]
+    )
+
+    def __call__(self) -> None:
+        self.experiment()
+
+
+EXPERIMENTS = ("study", "trust", "swaps")
 
 
 @dataclass(frozen=True)
@@ -158,6 +195,8 @@ class TrainCommand(WithModels):
                 raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
             if self.resume and self.overwrite:
                 raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
+        with usage():
+            assemble(self.config, of_images=self.config.encoding != "identity")
         output = self.output or Path("runs") / f"{self.config.model}-{folder_of(self.config.dataset)}".replace(":", "-")
         with locked(output):
             self._check(output)
@@ -351,21 +390,10 @@ class DenoiseCommand(WithModels):
             at_least_one(num_images=self.num_images)
             create(Noise, self.noise or "no-noise")
         run = load_run(self.run, data_dir=self.data_dir)
-        spec = self.noise or (run.config.noise if run.config.noise != "no-noise" else "gaussian-noise:scale=0.5")
-        if not run.dataset.is_images:
-            raise ValueError(f"{self.run}: expected a model of images, to remove noise from; got {run.dataset!r}")
-        clean = run.dataset.test[: self.num_images] / 255
-        noisy = create(Noise, spec)(clean, Generator().manual_seed(self.seed))
-        restored = restore(run, noisy)
-        rows = {name: quality_summary(x, clean) for name, x in (("noisy", noisy), (self.run.name, restored))}
-        summary = {"noise": spec, "num_images": len(clean), "seed": self.seed, "rows": rows}
-        write_json(self.run / "denoising.json", summary)
-        (self.run / "figures").mkdir(exist_ok=True)
-        path = self.run / "figures" / "denoising.png"
-        fig, ax = figure(8, 2.6)
-        rows_of_images(ax, {"original": clean[:10], "noisy": noisy[:10], "restored": restored[:10]})
-        save(fig, path, title=f"{run.config.dataset}: {spec}, removed by {self.run.name}")
-        show_denoising(f"{self.run}: removing {spec}, {len(clean)} test images", rows)
+        summary = denoise_run(run, self.run, noise=self.noise, num_images=self.num_images, seed=self.seed)
+        path = draw_denoising(self.run, f"{run.config.dataset}: {summary['noise']}, removed by {self.run.name}")
+        heading = f"{self.run}: removing {summary['noise']}, {summary['num_images']} test images"
+        show_denoising(heading, summary["rows"])
         say(str(path))
 
 
@@ -377,63 +405,20 @@ class ImputeCommand(WithModels):
 
     run: RunFolder
     """The folder of a finished run of a VAE."""
-    missing: Literal["top", "bottom", "left", "right", "random"] = "bottom"
-    """Which pixels are missing."""
-    fraction: float = 0.5
-    """How many of them."""
-    num_images: int = 20
-    """The first so many test images."""
-    num_samples: int = 1000
-    """Codes drawn for each image."""
-    seed: int = 0
-    """Of all draws."""
+    config: tyro.conf.OmitArgPrefixes[ImputationConfig] = field(default_factory=ImputationConfig)
 
     def __call__(self) -> None:
+        config = self.config
         with usage():
-            at_least_one(num_images=self.num_images)
-            if not 0 < self.fraction < 1:
-                raise UsageError(f"--fraction: expected a number between 0 and 1; got {self.fraction}")
+            at_least_one(num_images=config.num_images)
+            if not 0 < config.fraction < 1:
+                raise UsageError(f"--fraction: expected a number between 0 and 1; got {config.fraction}")
         run = load_run(self.run, data_dir=self.data_dir)
-        if not run.dataset.is_images:
-            raise ValueError(f"{self.run}: expected a model of images; got {run.dataset!r}")
-        seen = self.seen(run.dataset.test[: self.num_images])
-        options: dict[str, Any] = {"num_images": self.num_images, "num_samples": self.num_samples, "seed": self.seed}
-        result, x = impute_run(run, seen, show_progress=True, **options)
-        grey, p = run.observe.encoding.grey, result.log_p_missing
-        square = (grey(result.mean) - grey(x)) ** 2 * ~seen
-        error, error_se = mean_and_se(square.flatten(1).sum(1) / (~seen).flatten(1).sum(1))
-        summary = {
-            "missing": self.missing,
-            "fraction": self.fraction,
-            **options,
-            "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
-            "squared_error": {"mean": error, "se": error_se},
-            "khat_over_limit": num_unreliable_or_none(result.khat),
-            "versions": versions(),
-        }
-        write_json(self.run / "imputation.json", summary)
-        (self.run / "figures").mkdir(exist_ok=True)
-        path = self.run / "figures" / "imputation.png"
-        rows = {"original": x, "seen": x * seen, "mean": result.mean}
-        rows |= {f"draw {i + 1}": draw for i, draw in enumerate(result.samples[:3])}
-        fig, ax = figure(8, 4)
-        rows_of_images(ax, {name: grey(row[:10]) for name, row in rows.items()})
-        save(fig, path, title=f"{run.config.dataset}: {self.run.name}, {self.missing} {self.fraction:.0%} missing")
+        result = impute_images(run, config, self.run)
+        title = f"{run.config.dataset}: {self.run.name}, {config.missing} {config.fraction:.0%} missing"
+        path = draw_imputation(self.run, title)
         say(str(result))
         say(str(path))
-
-    def seen(self, images: Tensor) -> Tensor:
-        """Where pixels are seen, bool, as images (data, C, H, W)."""
-        if self.missing == "random":
-            u = torch.rand(images[:, :1].shape, generator=Generator().manual_seed(self.seed))
-            return (u >= self.fraction).expand(images.shape)
-        dim = 2 if self.missing in ("top", "bottom") else 3
-        size = images.shape[dim]
-        place = torch.arange(size)
-        if self.missing in ("bottom", "right"):
-            place = place.flip(0)
-        kept = place >= round(self.fraction * size)
-        return (kept[:, None] if dim == 2 else kept).expand(images.shape)
 
 
 @dataclass(frozen=True)

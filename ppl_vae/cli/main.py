@@ -4,9 +4,7 @@ datasets`."""
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
-import re
 import shlex
 import signal
 import sys
@@ -17,7 +15,7 @@ from typing import Any, NoReturn, cast
 
 import tyro
 
-from ppl_vae.cli.commands import COMMANDS, RunCommand, TrainCommand, usage
+from ppl_vae.cli.commands import COMMANDS, EXPERIMENTS, RunCommand, TrainCommand
 from ppl_vae.cli.plugins import load_plugin, plugin_module
 from ppl_vae.cli.terminal import fail
 from ppl_vae.components import UsageError
@@ -85,23 +83,18 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command that the arguments ask for. Raises `UsageError`."""
-    errors = io.StringIO()
+    """The command that the arguments ask for. A parser's refusal is its own message, and exit status 2."""
     for plugin in plugins(arguments):  # before its components are looked for
         load_plugin(plugin)
-    try:
-        with contextlib.redirect_stderr(errors), usage():
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
-                prog="ppl-vae",
-                description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry "
-                "their error.",
-                args=arguments,
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise UsageError(one_line(errors.getvalue())) from None
-        raise
+    if arguments[:1] == ["run"] and not {*arguments[1:2]} & {*EXPERIMENTS, "-h", "--help"}:
+        arguments = ["run", "study", *arguments[1:]]
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="ppl-vae",
+        description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
 
 
 def plugins(arguments: list[str]) -> list[str]:
@@ -111,24 +104,6 @@ def plugins(arguments: list[str]) -> list[str]:
     """
     after = [name for flag, name in itertools.pairwise(arguments) if flag == "--plugin"]
     return after + [a.removeprefix("--plugin=") for a in arguments if a.startswith("--plugin=")]
-
-
-def one_line(box: str) -> str:
-    """tyro's message in a box, as one line.
-
-    >>> one_line("╭─ Error ─╮\\n│ Bad --epochs. │\\n│ ─── │\\n│ Epochs.  │\\n│ ─── │\\n│ For full helptext, x │\\n╰─╯")
-    'Bad --epochs. (Epochs.)'
-    """
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    text = re.sub(r"\s+", " ", " ".join(lines))
-    parts = [part.strip() for part in re.split("[─-]{3,}", text)]
-    if "╭" not in box:  # where a terminal has no box, the title is a part of its own
-        parts = parts[1:]
-    parts = [part for part in parts if part and not part.startswith("For full helptext")]
-    hint = " ".join(parts[1:]).removeprefix("Argument helptext:").strip()
-    # a refusal by a config says which of its fields; tyro's own name for the config says nothing
-    what = re.sub(r"^Error parsing __tyro\S+: ", "", parts[0])
-    return f"{what} ({hint})" if hint else what
 
 
 if __name__ == "__main__":

@@ -17,17 +17,18 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.components import kebab
+from ppl_vae.components import Component, kebab
 
 
-class Encoding(ABC):
+class Encoding(Component, ABC):
     """`encoding(images, generator)` is x. `support` is the set of its values; `grey(x)` their brightness in [0, 1].
 
-    `log_p_is` says what log p(x) of a likelihood on this support means.
+    `log_p_is` says what log p(x) of a likelihood on this support means; `white` is x of the brightest level.
     """
 
     support: ClassVar[Constraint]
     log_p_is: ClassVar[str]
+    white: ClassVar[float] = 1.0  # x of the brightest level
 
     @abstractmethod
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor: ...
@@ -112,6 +113,7 @@ class Levels(Encoding):
 
     support = constraints.integer_interval(0, 255)
     log_p_is = "mass on {0..255}^D"
+    white = 255.0
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         return images.float()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 
 from ppl_vae.components import UsageError, unknown
@@ -73,30 +71,3 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
     if len(path.parts) > 1:
         raise FileNotFoundError(f"{path}: expected a .npz or .npy file or a folder of images; got nothing there")
     raise UsageError(unknown("data set", name, [*names(), "a path"]))
-
-
-def make_mini(root: Path, output: Path) -> None:
-    """Write the bundled sets to the folder `output`: the first images of MNIST and Fashion-MNIST.
-
-    `root` is torchvision's folder with their raw files. Raises what `load` raises.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("mnist", "fashion-mnist"):
-        full = load(name, root, download=False)
-        assert full.train_labels is not None
-        assert full.test_labels is not None
-        np.savez_compressed(
-            output / f"{name}-mini.npz",
-            train=full.train[:10_000].numpy(),
-            test=full.test[:2_000].numpy(),
-            train_labels=full.train_labels[:10_000].byte().numpy(),
-            test_labels=full.test_labels[:2_000].byte().numpy(),
-        )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the bundled sets from torchvision's raw files.")
-    parser.add_argument("root", type=Path)
-    parser.add_argument("output", type=Path)
-    arguments = parser.parse_args()
-    make_mini(arguments.root, arguments.output)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ppl_vae.components import Component
 
-class Noise(ABC):
+
+class Noise(Component, ABC):
     """`noise(x, generator)` is a corrupted copy of x in [0, 1]^D, of the same shape. A frozen dataclass each."""
 
     @abstractmethod

@@ -29,3 +29,7 @@ class Observe:
     def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
         """As observed once under a seed: validation and test data."""
         return self(images, generator=Generator().manual_seed(seed))
+
+    def for_encoder(self, grey: Tensor) -> Tensor:
+        """Images in [0, 1] as the encoder expects them: one that is trained on noisy images sees them as they are."""
+        return grey * self.encoding.white if isinstance(self.noise, NoNoise) else grey

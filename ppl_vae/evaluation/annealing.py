@@ -1,37 +1,26 @@
-"""log p(x) by annealing: tighter than importance sampling where the guide fits badly, and from both sides on
-data simulated from the model."""
+"""log p(x) by annealed importance sampling: tighter than importance sampling where the guide fits badly."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.contract import check_rows, measure_of
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
-from ppl_vae.programs import (
-    Program,
-    evaluating,
-    guide_trace_of,
-    log_prob_per_datum,
-    model_trace_of,
-    sample_sites,
-    seeded,
-)
+from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import progress
 
 Start = Literal["guide", "prior", "better"]
-BETTER = "better of guide and prior"
 
 # Noise is drawn for a block of so many data from a seed of its own, whatever the chunks that it is evaluated in.
 BLOCK_DATA = 128
@@ -98,143 +87,68 @@ def annealed_log_likelihood(
     between model and guide or from datum to datum, for a start without a density, or a likelihood without a
     gradient in the latent sites.
     """
-    sizes = (num_chains, num_steps, leapfrog_steps)
-    return _anneal(model, guide, (x, *args), {}, sizes, start, seed, memory, encoding, source, show_progress)[0]
+    settings = Annealing(num_chains, num_steps, start, leapfrog_steps)
+    (lower,) = anneal(model, guide, (x, *args), settings, seed=seed, memory=memory, show_progress=show_progress)
+    return replace(lower, encoding=encoding, source=source)
 
 
-@dataclass(frozen=True, eq=False)
-class Sandwich:
-    """Stochastic bounds of log p(x), in nats, for data simulated from the model.
+@dataclass(frozen=True)
+class Annealing:
+    """How much annealing, and from where. Raises `ValueError` for sizes below 1 and unknown starts."""
 
-    Attributes:
-        lower: forward chains, log mean w; below log p(x) in expectation.
-        upper: reverse chains from the z that made x, -log mean 1/w; above log p(x) in expectation over z too, which
-            all chains of a datum share, so that its `mc_se` (of the chains alone) is short of its error.
-    """
+    num_chains: int
+    num_steps: int
+    start: Start
+    leapfrog_steps: int
 
-    lower: LogLikelihood
-    upper: LogLikelihood
-
-    @property
-    def gap(self) -> float:
-        """Mean of upper - lower, nats per datum: what both bounds are off together."""
-        return self._gaps.mean().item()
-
-    @property
-    def gap_se(self) -> float:
-        """Standard error of the gap, from its spread over the data, which are independent; NaN for one datum."""
-        return self._gaps.std().item() / math.sqrt(len(self._gaps)) if len(self._gaps) > 1 else math.nan
+    def __post_init__(self) -> None:
+        for name in ("num_chains", "num_steps", "leapfrog_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1; got {getattr(self, name)}")
+        if self.start not in get_args(Start):
+            raise ValueError(f"start: expected one of {get_args(Start)}; got {self.start!r}")
 
     @property
-    def _gaps(self) -> Tensor:
-        return (self.upper.log_p - self.lower.log_p)[self.lower.done & self.upper.done]
+    def starts(self) -> tuple[Literal["guide", "prior"], ...]:
+        return ("guide", "prior") if self.start == "better" else (self.start,)
+
+    @property
+    def betas(self) -> Tensor:
+        """From 0 to 1, shape (num_steps + 1,), dense at both ends."""
+        betas = torch.linspace(-4, 4, self.num_steps + 1, dtype=torch.float64).sigmoid()
+        return (betas - betas[0]) / (betas[-1] - betas[0])
+
+    @property
+    def rows_per_datum(self) -> int:
+        """How often the model is evaluated on a datum, for one bound."""
+        chains = len(self.starts) * PILOT_CHAINS + self.num_chains
+        return chains * ((self.num_steps - 1) * self.leapfrog_steps + 1)
 
     def __str__(self) -> str:
-        return (
-            f"log p(x) of {len(self.lower)} simulated data is between {self.lower.mean:.3f} and {self.upper.mean:.3f} "
-            f"nats per datum ({self.lower.measure}), in expectation; gap {self.gap:.3f}, s.e. {self.gap_se:.3f}. "
-            "The upper bound holds only on data simulated from the model."
-        )
+        start = "better of guide and prior" if self.start == "better" else self.start
+        return f"annealed from the {start} in {self.num_steps} steps, in expectation"
 
 
-def bidirectional(
-    model: Program,
-    guide: Program,
-    x: Tensor,
-    *args: Tensor,
-    num_data: int = 64,
-    num_chains: int = 16,
-    num_steps: int = 500,
-    start: Start = "guide",
-    leapfrog_steps: int = 5,
-    seed: int = 0,
-    memory: int | None = None,
-    show_progress: bool = False,
-) -> Sandwich:
-    """log p(x) from both sides, for data simulated from the model: bidirectional Monte Carlo.
-
-    x and args only show the programs what data look like: the data are
-    `simulate(model, x, *args, num_data=num_data, seed=seed)`, whose z is an exact draw from p(z|x). From there the
-    kernels of `annealed_log_likelihood` run in reverse, with the same frozen step sizes, and E[1/w] = 1/p(x), so
-
-        E[log mean w] <= log p(x) <= E[-log mean 1/w].
-
-    The gap says how far annealing with these settings is off on such data; real data may differ. Roger Grosse,
-    Zoubin Ghahramani, Ryan Adams: Sandwiching the marginal likelihood using bidirectional Monte Carlo, 2015,
-    arXiv:1511.02543.
-
-    Raises `ValueError` as `annealed_log_likelihood` and `simulate` do.
-    """
-    simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
-    data = (simulated, *(_rows(t, num_data) for t in args))
-    sizes, encoding = (num_chains, num_steps, leapfrog_steps), "simulated from the model"
-    return Sandwich(*_anneal(model, guide, data, z, sizes, start, seed, memory, encoding, "", show_progress))
-
-
-def simulate(
-    model: Program, x: Tensor, *args: Tensor, num_data: int, seed: int = 0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Data from the model, (num_data, *event), and the latent sites' values that made them, each the same.
-
-    x and args are templates, whose rows are used over and over: only args can matter (labels, say).
-
-    Raises `ValueError` unless the model has one observed site, which observes x itself, and whose distribution
-    does not depend on x (an autoregressive likelihood's does).
-    """
-    if num_data < 1 or not len(x):
-        raise ValueError(f"expected num_data >= 1 from a template of at least 1 row; got {num_data} from {len(x)}")
-    template, *rest = (_rows(t, num_data) for t in (x, *args))
-    with evaluating(model), seeded(seed):
-        observed = sample_sites(guide_trace_of(model, template, *rest, num_samples=1), observed=True)
-        if len(observed) != 1 or not all(site["value"].equal(template) for site in observed.values()):
-            raise ValueError(f"the model: expected one observed site, of x itself; got {sorted(observed)}")
-        (name,) = observed
-        trace = guide_trace_of(poutine.uncondition(model), template, *rest, num_samples=1)
-        z = {name: site["value"][0] for name, site in sample_sites(trace, observed=False).items()}
-        simulated = z.pop(name)
-        again = model_trace_of(model, trace, simulated, *rest, num_samples=1)
-        log_p, log_p_again = (log_prob_per_datum(t, (1, num_data))[name] for t in (trace, again))
-        if not torch.allclose(log_p, log_p_again):
-            raise ValueError(f"site {name!r}: expected a distribution that does not depend on x; got one that does")
-    return simulated, z
-
-
-def _rows(t: Tensor, num_data: int) -> Tensor:
-    return t[torch.arange(num_data, device=t.device) % len(t)]
-
-
-def _anneal(
+def anneal(
     model: Program,
     guide: Program,
     data: tuple[Tensor, ...],
-    z: dict[str, Tensor],
-    sizes: tuple[int, int, int],
-    start: Start,
+    settings: Annealing,
+    *,
+    z: Mapping[str, Tensor] | None = None,
     seed: int,
     memory: int | None,
-    encoding: str,
-    source: str,
     show_progress: bool,
 ) -> list[LogLikelihood]:
-    """The lower bound and, where exact draws z from p(z|x) are given, the upper one."""
-    num_chains, num_steps, leapfrog_steps = sizes
-    for name, size in zip(("num_chains", "num_steps", "leapfrog_steps"), sizes, strict=True):
-        if size < 1:
-            raise ValueError(f"{name}: expected at least 1; got {size}")
-    if start not in get_args(Start):
-        raise ValueError(f"start: expected one of {get_args(Start)}; got {start!r}")
+    """The lower bound of log p(x) and, where exact samples z (data, *event) of p(z|x) are given, the upper one."""
     if memory is not None and memory <= 0:
         raise ValueError(f"memory: expected bytes above 0; got {memory}")
     check_rows(*data)
     num_data = len(data[0])
-    betas = torch.linspace(-4, 4, num_steps + 1, dtype=torch.float64).sigmoid()  # dense at both ends
-    betas = (betas - betas[0]) / (betas[-1] - betas[0])
-    bounds = {name: LogMeanExp(num_data, num_chains, device=data[0].device) for name in ("lower", "upper")}
-    if not z:
-        del bounds["upper"]
+    names = ["lower"] if z is None else ["lower", "upper"]
+    bounds = {name: LogMeanExp(num_data, settings.num_chains, device=data[0].device) for name in names}
     blocks = range(0, num_data, BLOCK_DATA)
-    starts: list[Literal["guide", "prior"]] = ["guide", "prior"] if start == "better" else [start]
-    moves = len(blocks) * (num_steps - 1) * (len(starts) + len(bounds))
+    moves = len(blocks) * (settings.num_steps - 1) * (len(settings.starts) + len(bounds))
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
         datum = [t[:1] for t in data]
@@ -247,35 +161,33 @@ def _anneal(
             for number, first in enumerate(blocks):
                 torch.manual_seed(seed_of(seed, number))
                 block = tuple(t[first : first + BLOCK_DATA] for t in data)
-                paths = [AnnealingPath(model, guide, r, block, sites, rows, leapfrog_steps, report) for r in starts]
-                for index, path, steps in _tuned(paths, betas):  # before and apart from the chains that are weighted
+                path = AnnealingPath(model, guide, "guide", block, sites, rows, settings.leapfrog_steps, report)
+                # step sizes are tuned before, and apart from the chains that are weighted
+                for index, tuned, steps in _tuned(path, settings):
                     part = first + index
-                    bounds["lower"].add(_log_weights(path, path.draw(num_chains), betas, steps), part)
-                    if z:
+                    u, betas = tuned.draw(settings.num_chains), settings.betas
+                    bounds["lower"].add(_log_weights(tuned, u, betas, steps), part)
+                    if z is not None:
                         u = pack({name: value[None, part] for name, value in z.items()}, sites)
-                        u = u.expand(num_chains, -1, -1)
-                        bounds["upper"].add(_log_weights(path, u, betas.flip(0), steps[::-1]), part)
-    return [
-        LogLikelihood(
-            log_p=weights.log_mean().cpu() * (1 if name == "lower" else -1),
-            mc_se=weights.standard_error().cpu(),
-            ess=weights.ess().cpu(),
-            khat=weights.khat(),
-            num_samples=weights.count.cpu(),
+                        u = u.expand(settings.num_chains, -1, -1)
+                        bounds["upper"].add(_log_weights(tuned, u, betas.flip(0), steps[::-1]), part)
+    results = []
+    for name, weights in bounds.items():
+        done, estimates = weights.count > 0, weights.estimates()
+        if name == "upper":
+            estimates["log_p"] = -estimates["log_p"]
+        result = LogLikelihood(
+            **estimates,
             measure=measure,
-            encoding=encoding,
+            encoding="",
             fingerprint=fingerprint(data[0]),
-            bound=f"{name} (annealed from the {BETTER if start == 'better' else start} in {num_steps} steps, "
-            "in expectation)",
-            source=source,
+            bound=f"{name} ({settings})",
             space=space,
-            decoder_rows=int((weights.count > 0).sum())
-            * (len(starts) * PILOT_CHAINS + num_chains)
-            * ((num_steps - 1) * leapfrog_steps + 1),
-            complete=bool((weights.count > 0).all()),
+            decoder_rows=int(done.sum()) * settings.rows_per_datum,
+            complete=bool(done.all()),
         )
-        for name, weights in bounds.items()
-    ]
+        results.append(result)
+    return results
 
 
 def _log_weights(path: AnnealingPath, u: Tensor, betas: Tensor, steps: list[Tensor]) -> Tensor:
@@ -290,9 +202,10 @@ def _log_weights(path: AnnealingPath, u: Tensor, betas: Tensor, steps: list[Tens
     return log_w
 
 
-def _tuned(paths: list[AnnealingPath], betas: Tensor) -> Iterator[tuple[Tensor, AnnealingPath, list[Tensor]]]:
-    """For each path that has any, the data for which it is the best by its pilots: (index, path, step sizes)."""
-    tuned = [_tune(path, betas) for path in paths]
+def _tuned(path: AnnealingPath, settings: Annealing) -> Iterator[tuple[Tensor, AnnealingPath, list[Tensor]]]:
+    """For each start that has any, the data for which it is the best by its pilots: (index, path, step sizes)."""
+    paths = [path._replace(start=start) for start in settings.starts]
+    tuned = [_tune(path, settings.betas) for path in paths]
     best_found, best = torch.stack([found for _, found in tuned]).max(0)
     if best_found.isneginf().any():
         raise ValueError(

@@ -7,18 +7,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-from ppl_vae import programs
-from ppl_vae.contract import check_rows, is_point, support_name
+from ppl_vae import contract, programs
+from ppl_vae.contract import Finding, check_rows, observed_sites, plain_trace, support_name
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.programs import Program, log_prob_per_datum, modules_of, sample_sites
 
@@ -26,24 +24,6 @@ Data = tuple[Tensor, ...]
 Buffer = tuple[str, nn.Module, str, Tensor, Tensor]  # path, module, name in the module, itself, its value before
 
 RTOL, ATOL = 1e-4, 1e-3  # of equal log-probs: a batch of another size is summed in another order
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong, and how to mend it. `site` is the sample site, parameter or buffer concerned, "" for none.
-
-    An "error" means that training or log p(x) would go wrong; a "warning" may well be as intended.
-    """
-
-    check: str
-    site: str
-    message: str
-    remedy: str
-    severity: Literal["error", "warning"] = "error"
-
-    def __str__(self) -> str:
-        site = f"{self.site!r} " * bool(self.site)
-        return f"{self.severity} ({self.check}): {site}{self.message}. {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -104,13 +84,13 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
     """Adds to `found`, check by check; returns the summary of a sound pair, "" of another."""
     n, traces, log_probs = len(data[0]), {}, {}
     with _noting(found, "runs", "the guide"):
-        traces["guide"] = poutine.trace(guide).get_trace(*data)
+        traces["guide"] = plain_trace(guide, *data)
     with _noting(found, "runs", "the model"):
-        traces["model"] = poutine.trace(poutine.replay(model, traces.get("guide", Trace()))).get_trace(*data)
+        traces["model"] = plain_trace(model, *data, latents=traces.get("guide"))
     for trace in traces.values():
-        found += _plates_and_handlers(trace, n)
+        found += contract.plates(trace, n)
     if not _errors(found):
-        found += _sites(traces)
+        found += contract.sites(traces["model"], traces["guide"])
     if _errors(found):
         return ""
     shape = (3, n)
@@ -137,7 +117,7 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
             found += _chunks(model, guide, tuple(t[:8] for t in data))  # one row at a time takes long
     if _errors(found):
         return ""
-    supports = {name: site["fn"].support for name, site in _observed(traces["model"]).items()}
+    supports = {name: site["fn"].support for name, site in observed_sites(traces["model"]).items()}
     observed = ", ".join(
         f"{k} ({'mass' if s.is_discrete else 'density'} on {support_name(s)})" for k, s in supports.items()
     )
@@ -175,49 +155,6 @@ def _kept_buffers(*pair: Program) -> Iterator[list[Buffer]]:
                 buffer.copy_(before)
 
 
-def _plates_and_handlers(trace: Trace, n: int) -> Iterator[Finding]:
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site):
-            continue
-        if site["mask"] is not None:
-            yield Finding("mask", name, "expected no mask; got poutine.mask", "Take it out: it hides part of the data")
-        plates = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-        if not plates:
-            remedy = 'Put it `with pyro.plate("data", len(x), dim=-1)`: a global latent leaves data dependent'
-        elif len(plates) > 1:
-            remedy = "Keep the plate of the data, and declare other dims as the event (to_event)"
-        elif plates[0].size != plates[0].full_size:
-            remedy = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
-        elif plates[0].dim != -1:
-            remedy = "Set dim=-1, and declare dims to the right of the data as the event (to_event)"
-        elif plates[0].size != n:
-            remedy = "Give the plate the size len(x)"
-        else:
-            if bool(torch.as_tensor(site["scale"] != 1).any()):
-                remedy = "Evaluation ignores it: log p(x) is that of the pair without a scale"
-                yield Finding("scale", name, "expected no scale; got poutine.scale", remedy, "warning")
-            continue
-        got = " and ".join(f"{f.name!r} with {f.size} of {f.full_size} at dim {f.dim}" for f in plates) or "none"
-        yield Finding("plates", name, f"expected one plate, with {n} data at dim -1; got {got}", remedy)
-
-
-def _observed(trace: Trace) -> dict[str, dict]:
-    return {k: site for k, site in sample_sites(trace, observed=True).items() if not site_is_factor(site)}
-
-
-def _sites(traces: dict[str, Trace]) -> Iterator[Finding]:
-    latents = {title: sample_sites(prune_subsample_sites(t), observed=False) for title, t in traces.items()}
-    for has, lacks in (("model", "guide"), ("guide", "model")):
-        for name in [name for name in latents[has] if name not in latents[lacks]]:
-            got = f"expected in both programs; got it in the {has} alone"
-            yield Finding("latents", name, got, f"Add it to the {lacks}, or take it out of the {has}")
-    if not any(latents.values()):
-        remedy = "An autoencoder has a reconstruction loss and no log p(x): sample a latent site in both programs"
-        yield Finding("latents", "", "expected a latent site; got none", remedy)
-    if not _observed(traces["model"]):
-        yield Finding("observed", "", "expected an observed site in the model; got none", "Pass obs=x to pyro.sample")
-
-
 def _mode(model: Program, guide: Program, buffers: list[Buffer]) -> Iterator[Finding]:
     for path, submodule in [named for module in modules_of(model, guide) for named in module.named_modules()]:
         if submodule.training:
@@ -244,8 +181,6 @@ def _reruns(
         trace = programs.model_trace_of(program, part, *(t[rows] for t in data), num_samples=num_samples)
         moved = False
         for name, now in log_prob_per_datum(trace, (num_samples, len(rows))).items():
-            if is_point(trace.nodes[name]["fn"]):
-                continue  # `_support` says so; rounding alone makes its log-prob -inf
             if off := _difference(now, log_probs[name][:, rows]):
                 moved = True
                 got = f"in the {title}: expected the same log-prob at the same z {words}; got it {off}"
@@ -258,32 +193,23 @@ def _difference(a: Tensor, b: Tensor) -> str:
     return "" if a.allclose(b, RTOL, ATOL, equal_nan=True) else f"{(a - b).abs().max().item():.3g} nats off"
 
 
-def _outside(support: Constraint, values: Tensor) -> str:
-    """What is wrong with values of which some are outside of the support, else "". NaN is for `_finite` to name."""
-    if values.isnan().any() or support.check(values).all():
-        return ""
-    return f"expected values in {support_name(support)}; got some outside, in [{values.min():.4g}, {values.max():.4g}]"
-
-
 def _support(traces: dict[str, Trace]) -> Iterator[Finding]:
-    for name, site in _observed(traces["model"]).items():
-        support, values = site["fn"].support, site["value"]
-        remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
-        if support_name(support) == "boolean" and values.min() >= 0 and values.max() <= 1:
-            remedy = "A Bernoulli on grey pixels is no likelihood: binarise x, or take a ContinuousBernoulli"
-        if got := _outside(support, values):
-            yield Finding("support", name, f"observed: {got}", remedy)
+    for name, site in observed_sites(traces["model"]).items():
+        if not site["value"].isnan().any():  # `_finite` names it
+            yield from contract.observed_outside(name, site["fn"].support, site["value"])
     for name, site in sample_sites(traces["guide"], observed=False).items():
         prior, posterior = traces["model"].nodes[name]["fn"], site["fn"]
-        if is_point(posterior):
-            got = "in the guide: expected a distribution; got a point (Delta)"
-            yield Finding("support", name, got, "Give it a spread: a point has no importance weight")
-        elif got := _outside(prior.support, site["value"]):
-            yield Finding("support", name, f"in the guide: {got}", "Let the guide draw what the prior allows")
+        if message := _outside(prior.support, site["value"]):
+            yield Finding("support", name, f"in the guide: {message}", "Let the guide sample what the prior allows")
         elif _outside(posterior.support, prior.sample()):
             all_of, part = support_name(prior.support), support_name(posterior.support)
-            got = f"in the guide: expected all of the prior's {all_of}; got {part} alone"
-            yield Finding("support", name, got, "Let the guide reach all of it, else log p(x) comes out too low")
+            message = f"in the guide: expected all of the prior's {all_of}; got {part} alone"
+            yield Finding("support", name, message, "Let the guide reach all of it, else log p(x) comes out too low")
+
+
+def _outside(support: Constraint, z: Tensor) -> str:
+    """What is wrong with latents (samples, data, *event) outside of a support. NaN is for `_finite` to name."""
+    return "" if z.isnan().any() else contract.outside(support, z.flatten(0, 1), "samples")
 
 
 def _finite(log_probs: dict[str, dict[str, Tensor]]) -> Iterator[Finding]:

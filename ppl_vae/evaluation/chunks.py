@@ -1,4 +1,4 @@
-"""How work is cut into chunks and blocks, and their seeds."""
+"""How work is cut: blocks, whose noise has a seed each, and chunks of them, as large as memory allows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.programs import (
-    Program,
-    guide_trace_of,
-    model_trace_of,
-)
+from ppl_vae.contract import check_rows
+from ppl_vae.programs import Program, guide_trace_of, model_trace_of
 
 # The largest intermediate tensor of a chunk should fit a last-level cache: 4,000 rows of 784 logits.
 CACHE_BYTES = 13 << 20
+
+# Noise is sampled for a block of so many (sample, datum) rows from a seed of its own, whatever the chunks in which the
+# block is then decoded: so the result under a seed does not depend on the memory at hand.
+BLOCK_ROWS, BLOCK_DATA = 4096, 64
 
 
 class _OutputBytes(TorchDispatchMode):
@@ -66,11 +67,6 @@ def seed_of(seed: int, *numbers: int) -> int:
     return seed
 
 
-# Noise is drawn for a block of so many (sample, datum) rows, each from a seed of its own, whatever the chunk in
-# which a block is then decoded: so that the result under one seed does not depend on the memory at hand.
-BLOCK_ROWS, BLOCK_DATA = 4096, 64
-
-
 def blocks_of(num_data: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
     """(samples, data) of blocks that cover every datum `num_samples` times, one datum's after another's."""
     for start in range(0, num_data, BLOCK_DATA):
@@ -78,3 +74,9 @@ def blocks_of(num_data: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
         per_block = max(BLOCK_ROWS // (part.stop - start), 1)
         for done in range(0, num_samples, per_block):
             yield slice(done, min(done + per_block, num_samples)), part
+
+
+def chunks_of_data(size: int, *data: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The arguments, `size` rows at a time. Raises `ValueError` for no rows, or different numbers of them."""
+    check_rows(*data)
+    return zip(*(t.split(size) for t in data), strict=True)

@@ -112,13 +112,9 @@ def _check_comparable(results: Mapping[str, LogLikelihood]) -> None:
     for other, result in others:
         pair = {name: first, other: result}
         require_same(pair, "number of data", "measure")
-        of_levels = all(_is(r, "levels") and r.measure == "mass" for r in pair.values())
+        of_levels = all(r.values == "levels" and r.measure == "mass" for r in pair.values())
         if not (of_levels and first.source == result.source != ""):
             require_same(pair, "encoding", "fingerprint")
-
-
-def _is(result: LogLikelihood, encoding: str) -> bool:
-    return result.encoding.lower().startswith(encoding)
 
 
 def require_likelihoods(results: Mapping[str, LogLikelihood]) -> None:
@@ -127,7 +123,7 @@ def require_likelihoods(results: Mapping[str, LogLikelihood]) -> None:
         if not result.complete:
             got = f"interrupted with {int(result.done.sum())} of {len(result)} data done"
             raise ValueError(f"result {name!r}: expected all its samples; got work that was {got}")
-        if _is(result, "scale"):
+        if result.values == "scaled":
             raise ValueError(f"result {name!r}: expected a likelihood; got a reconstruction loss ({result.encoding})")
 
 
@@ -171,7 +167,7 @@ def density_to_mass_bound(result: LogLikelihood, num_dims: int | None) -> LogLik
     arXiv:1511.01844. Raises `ValueError` unless the result is a density, its encoding `Dequantize`, num_dims >= 1.
     """
     offset = _dims(num_dims) * math.log(256)
-    if result.measure != "density" or not _is(result, "dequantize"):
+    if result.measure != "density" or result.values != "dequantized levels":
         raise ValueError(
             f"result: expected a density of images encoded by Dequantize; got a {result.measure} with encoding "
             f"{result.encoding!r}"

@@ -1,28 +1,25 @@
-"""Where log p(x) - ELBO comes from, and what a code tells of its datum, for any Pyro pair with one latent site."""
+"""Where log p(x) - ELBO comes from, for any Pyro pair with one latent site."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppl_vae.contract import check_rows, support_name
+from ppl_vae.evaluation.chunks import chunks_of_data
 from ppl_vae.evaluation.comparison import require_likelihoods, require_same
 from ppl_vae.evaluation.importance import log_weights
 from ppl_vae.evaluation.results import LogLikelihood, PerDatum
-from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, sample_sites, seeded, sum_of_sites
+from ppl_vae.evaluation.single_latent import moments_of, posterior_of
+from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, seeded, sum_of_sites
 from ppl_vae.system.hashing import fingerprint
 
-STEP_SAMPLES = 8  # draws for each datum in a step of `refine`
-MOMENT_SAMPLES = 1000  # draws for the mean and stddev of a posterior that has no formula for them
+STEP_SAMPLES = 8  # for each datum in a step of `refine`
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +46,7 @@ def refine(
     """For each datum apart, the diagonal Gaussian q*(z) that maximises its ELBO, E_q*[log p(x, z) - log q*(z)].
 
     It starts from the guide's mean and standard deviation at x. Adam takes `num_steps` steps, at a rate that falls
-    to 0; the ELBOs are then measured with `num_samples` fresh draws. The gradient leaves out the score, whose mean
+    to 0; the ELBOs are then measured with `num_samples` fresh samples. The gradient leaves out the score, whose mean
     is 0, so that it has no noise at an exact posterior. Geoffrey Roeder, Yuhuai Wu, David Duvenaud: Sticking the
     Landing, 2017, arXiv:1703.09194. Adam's first steps are whole ones wherever it starts: fewer than about 100 leave
     even an exact guide worse. Programs run in evaluation mode, on `chunk` data at a time, and stay as they are.
@@ -59,12 +56,13 @@ def refine(
     """
     parts = []
     with seeded(seed), evaluating(model, guide):
-        for data in _chunks(chunk, x, *args):
-            name, q, _ = _posterior(guide, *data)
-            guide_elbo = _mean_and_se(log_weights(model, guide, *data, num_samples=num_samples))
-            mean, stddev = _maximise(model, name, *_moments(q), data, num_steps, learning_rate)
+        for data in chunks_of_data(chunk, x, *args):
+            name, q, _ = posterior_of(guide, *data)
+            before = PerDatum.of_samples(log_weights(model, guide, *data, num_samples=num_samples))
+            mean, stddev = _maximise(model, name, *moments_of(q), data, num_steps, learning_rate)
             log_w = log_weights(model, _gaussian(name, mean, stddev), *data, num_samples=num_samples)
-            parts.append((mean, stddev, *_mean_and_se(log_w), *guide_elbo))
+            after = PerDatum.of_samples(log_w)
+            parts.append((mean, stddev, after.values, after.mc_se, before.values, before.mc_se))
     mean, stddev, *elbos = (torch.cat(part) for part in zip(*parts, strict=True))
     return Refined(mean, stddev, PerDatum(*elbos[:2]), PerDatum(*elbos[2:]))
 
@@ -95,42 +93,6 @@ def _gaussian(name: str, mean: Tensor, stddev: Tensor) -> Program:
             pyro.sample(name, dist.Normal(mean, stddev).to_event(mean.dim() - 1))
 
     return guide
-
-
-def _chunks(size: int, *data: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    check_rows(*data)
-    return zip(*(t.split(size) for t in data), strict=True)
-
-
-def _mean_and_se(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Over dim 0, in double precision and on the CPU, as in a `LogLikelihood`."""
-    if len(samples) < 2:
-        raise ValueError(f"num_samples: expected at least 2, for a standard error; got {len(samples)}")
-    samples = samples.double().cpu()
-    return samples.mean(0), samples.std(0) / math.sqrt(len(samples))
-
-
-def _posterior(guide: Program, *data: Tensor) -> tuple[str, TorchDistribution, Trace]:
-    """The name and distribution, of batch shape (1, data), of the guide's one latent site, and a trace of it."""
-    trace = guide_trace_of(guide, *data, num_samples=1)
-    sites = sample_sites(trace, observed=False)
-    if len(sites) != 1:
-        raise ValueError(f"the guide: expected one latent site; got {', '.join(map(repr, sites)) or 'none'}")
-    [(name, site)] = sites.items()
-    q = site["fn"]
-    if not q.has_rsample or support_name(q.support) != "real":
-        raise ValueError(f"site {name!r}: expected a reparameterised distribution on the reals; got {q}")
-    sum_of_sites(trace, (1, len(data[0])))  # raises unless independent per datum
-    return name, q, trace
-
-
-def _moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, shape (data, *latent): of a flow, from samples."""
-    try:
-        return q.mean[0], q.stddev[0]
-    except NotImplementedError:
-        z = q.sample((MOMENT_SAMPLES,))[:, 0]
-        return z.mean(0), z.std(0)
 
 
 @dataclass(frozen=True, eq=False)

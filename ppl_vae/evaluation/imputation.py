@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.contract import check_latents, check_rows, support_name
+from ppl_vae.contract import check_rows, check_same_without_x, check_structure, observed_x, support_name
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogMeanExp, PerDatum, khat_warnings
@@ -198,23 +198,19 @@ def _log_p(
 
 
 def _check_pair(model: Program, guide: Program, *datum: Tensor) -> Constraint:
-    """The support of a dimension of the observed site."""
+    """The support of a dimension of the observed site, which has independent ones and observes x alone."""
     x, *args = datum
+    check_structure(model, guide, *datum)
     guide_trace = guide_trace_of(guide, *datum, num_samples=1)
     trace = model_trace_of(model, guide_trace, *datum, num_samples=1)
-    check_latents(trace, guide_trace)
     log_prob_per_datum(trace, (1, 1))
-    sites = sample_sites(trace, observed=True)
-    if len(sites) != 1 or not all(site["value"].reshape(-1).equal(x.reshape(-1)) for site in sites.values()):
-        raise ValueError(f"the model: expected one observed site, of x itself; got {sorted(sites)}")
-    ((name, site),) = sites.items()
+    name, site = observed_x(trace, x)
     fn = _per_dimension(site["fn"])
     if fn.event_shape:
         raise ValueError(f"site {name!r}: expected independent dimensions, .to_event(...); got {type(fn).__name__}")
     other = site["fn"].sample()
     again = model_trace_of(model, guide_trace, other.reshape(x.shape).to(x), *args, num_samples=1).nodes[name]["fn"]
-    if not torch.allclose(site["fn"].log_prob(other), again.log_prob(other)):
-        raise ValueError(f"site {name!r}: expected a distribution that does not depend on x; got one that does")
+    check_same_without_x(name, site["fn"].log_prob(other), again.log_prob(other))
     return fn.support
 
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vae.contract import check_latents
-from ppl_vae.evaluation.gaps import _chunks, _mean_and_se, _moments, _posterior
+from ppl_vae.contract import latents, raise_first
+from ppl_vae.evaluation.chunks import chunks_of_data
 from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.evaluation.single_latent import moments_of, posterior_of
 from ppl_vae.programs import Program, evaluating, model_trace_of, seeded
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveUnits:
-    """How many dimensions of the code are in use, and the variance over x of each one's mean, shape (*latent)."""
+    """How many dimensions of the latent are in use, and the variance over x of each one's mean, shape (*latent)."""
 
     num_active: int
     variances: Tensor
@@ -31,7 +32,7 @@ def active_units(guide: Program, x: Tensor, *args: Tensor, threshold: float = 0.
     if len(x) < 2:
         raise ValueError(f"x: expected at least 2 data, for a variance; got {len(x)}")
     with seeded(0), evaluating(guide):
-        means = [_moments(_posterior(guide, *data)[1])[0] for data in _chunks(chunk, x, *args)]
+        means = [moments_of(posterior_of(guide, *data)[1])[0] for data in chunks_of_data(chunk, x, *args)]
     variances = torch.cat(means).double().var(0)
     return ActiveUnits(int((variances > threshold).sum()), variances)
 
@@ -51,22 +52,22 @@ class Information:
 def aggregate_posterior(
     model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int = 8, seed: int = 0, chunk: int = 256
 ) -> Information:
-    """What a code tells of its datum, I_q(x; z), and how far all codes are from the prior, KL(q(z) || p(z)):
+    """What a latent tells of its datum, I_q(x; z), and how far the aggregate is from the prior, KL(q(z) || p(z)):
 
         E_x KL(q(z|x) || p(z)) = E[log q(z|x) - log q(z)] + E[log q(z) - log p(z)],   q(z) = 1/N sum_j q(z|x_j),
 
-    over the N data at hand, with `num_samples` draws z ~ q(z|x_i) for each (N^2 num_samples densities). On the same
-    draws the two add up to the KL. I <= log N whatever the codes: close to it, N is too small to tell more. The
+    over the N data at hand, with `num_samples` samples z ~ q(z|x_i) for each (N^2 num_samples densities). On the same
+    samples the two add up to the KL. I <= log N for any guide: close to it, N is too small to tell more. The
     prior must not depend on `args`. Matthew Hoffman, Matthew Johnson: ELBO surgery, 2016 (NeurIPS workshop).
 
     Raises `ValueError` for a latent site that only one of the two has, and as `refine` does.
     """
     parts, qs = [], []
     with seeded(seed), evaluating(model, guide):
-        for data in _chunks(chunk, x, *args):
-            name, q, trace = _posterior(guide, *data)
+        for data in chunks_of_data(chunk, x, *args):
+            name, q, trace = posterior_of(guide, *data)
             model_trace = model_trace_of(model, trace, *data, num_samples=1)
-            check_latents(model_trace, trace)
+            raise_first(latents(model_trace, trace))
             z = q.sample((num_samples,))
             qs.append(q)
             parts.append([t[:, 0] for t in (z, q.log_prob(z), model_trace.nodes[name]["fn"].log_prob(z))])
@@ -75,4 +76,4 @@ def aggregate_posterior(
         mixture = torch.cat([torch.cat([q.log_prob(z[:, None]) for q in qs], 1).double().logsumexp(1) for z in rows])
     log_aggregate = mixture.reshape(log_q.shape) - math.log(len(x))
     terms = (log_q - log_p.double(), log_q - log_aggregate, log_aggregate - log_p)
-    return Information(*(PerDatum(*_mean_and_se(term)) for term in terms))
+    return Information(*(PerDatum.of_samples(term) for term in terms))

@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_vae.contract import check_rows, support_name
+from ppl_vae.contract import check_rows, only_latent, support_name
 from ppl_vae.evaluation.chunks import rows_per_chunk
 from ppl_vae.programs import (
     Program,
     evaluating,
     guide_trace_of,
     model_trace_of,
-    sample_sites,
     seeded,
     sum_of_sites,
     trace_of,
@@ -38,10 +37,7 @@ def log_p_by_quadrature(
     check_rows(x, *args)
     with evaluating(model), seeded(0):
         datum = [t[:1] for t in (x, *args)]
-        latent = sample_sites(guide_trace_of(model, *datum, num_samples=1), observed=False)
-        if len(latent) != 1:
-            raise ValueError(f"the model: expected one latent site; got {sorted(latent) or 'none'}")
-        ((name, site),) = latent.items()
+        name, site = only_latent("model", guide_trace_of(model, *datum, num_samples=1))
         shape, support = site["value"].shape[2:], support_name(site["fn"].support)
         size = shape.numel()
         if size > MAX_SIZE or support != "real":

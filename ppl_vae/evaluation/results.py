@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.diagnostics import KHAT_LIMIT, MIN_SAMPLES_FOR_KHAT, pareto_khat, tail_size
+
+VALUES = {"levels": "levels", "dequantize": "dequantized levels", "scale": "scaled"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,13 @@ class LogLikelihood:
 
     def __len__(self) -> int:
         return len(self.log_p)
+
+    @property
+    def values(self) -> str:
+        """What x has as values, by the name that its encoding begins with: "levels" (0..255), "dequantized levels", or
+        "scaled" to [0, 1], of which there is a reconstruction loss and no likelihood; "" for anything else."""
+        encoding = re.match(r"\w*", self.encoding)
+        return VALUES.get(encoding[0].lower() if encoding else "", "")
 
     @property
     def done(self) -> Tensor:
@@ -132,6 +143,14 @@ class PerDatum:
         """log p(x), in nats."""
         return cls(result.log_p, result.mc_se)
 
+    @classmethod
+    def of_samples(cls, samples: Tensor) -> PerDatum:
+        """The mean over samples (samples, data), in double precision and on the CPU. Raises `ValueError` for one."""
+        if len(samples) < 2:
+            raise ValueError(f"num_samples: expected at least 2, for a standard error; got {len(samples)}")
+        samples = samples.double().cpu()
+        return cls(samples.mean(0), samples.std(0) / math.sqrt(len(samples)))
+
     def __sub__(self, other: PerDatum) -> PerDatum:
         return PerDatum(self.values - other.values, (self.mc_se.square() + other.mc_se.square()).sqrt())
 
@@ -203,3 +222,13 @@ class LogMeanExp:
     def khat(self) -> Tensor:
         """Pareto k-hat of each datum's weights, shape (data,)."""
         return torch.from_numpy(pareto_khat(self.tail.cpu().numpy(), self.count.cpu().numpy()))
+
+    def estimates(self) -> dict[str, Any]:
+        """The fields of a `LogLikelihood` that are of each datum, on the CPU: `log_p` is the log-mean."""
+        return {
+            "log_p": self.log_mean().cpu(),
+            "mc_se": self.standard_error().cpu(),
+            "ess": self.ess().cpu(),
+            "khat": self.khat(),
+            "num_samples": self.count.cpu(),
+        }

@@ -5,31 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ppl_vae.components import create
+from ppl_vae.components import choices, refuse_taken
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, JointEncoder, SemiSupervisedVAE
+from ppl_vae.models import (
+    PPCA,
+    VAE,
+    Autoencoder,
+    ConditionalVAE,
+    HierarchicalVAE,
+    JointEncoder,
+    PyroPair,
+    SemiSupervisedVAE,
+)
 from ppl_vae.networks import Network, Shape
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 
-Model = Autoencoder | VAE | HierarchicalVAE | ConditionalVAE | SemiSupervisedVAE | PPCA
+Model = PyroPair
 
 NUM_FEATURES = 300  # of x, where an encoder joins it to something else
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What models are put together from. Prior and posterior are specs, for some models have two."""
+    """What models are put together from. Priors and posteriors are made when they are asked for: some models have
+    two."""
 
     network: Network
     likelihood: Likelihood
-    prior_spec: str
-    posterior_spec: str
+    make_prior: Callable[..., Prior]
+    make_posterior: Callable[..., Posterior]
     latent_size: int
     event_shape: Shape
     num_classes: int = 0
@@ -41,10 +52,10 @@ class Parts:
     without."""
 
     def prior(self, **shared: Any) -> Prior:
-        return create(Prior, self.prior_spec, latent_size=self.latent_size, event_shape=self.event_shape, **shared)
+        return self.make_prior(latent_size=self.latent_size, event_shape=self.event_shape, **shared)
 
     def posterior(self) -> Posterior:
-        return create(Posterior, self.posterior_spec, latent_size=self.latent_size)
+        return self.make_posterior(latent_size=self.latent_size)
 
     def encoder(self, num_outputs: int) -> nn.Module:
         return self._begun(self._features(num_outputs))
@@ -136,59 +147,75 @@ class Kind:
     """A kind of model: how it is built, and what of a config it takes."""
 
     about: str
+    model: type[PyroPair]
+    """The class of what is built; its class attributes say what it can do."""
     build: Callable[[Parts], Model]
     likelihood: str = "bernoulli"
     """The default."""
     encoding: str | None = None
     """The default: what the likelihood's support asks for, if None."""
     has_network: bool = True
-    learns_labels: bool = False
-    """Whether training takes labels."""
-    needs_labels: bool = False
-    """Whether the programs take a label for each datum, always."""
     shares_encoder: bool = True
     """Whether its encoder takes x alone, as a prior of pseudo-inputs wants."""
-    enumerates: bool = False
-    """Whether its objective is the ELBO with the class summed out."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a config that can't have another value."""
 
 
-_NO_NOISE = {"noise": "no-noise"}
+_kinds: dict[str, Kind] = {}
+KINDS: Mapping[str, Kind] = MappingProxyType(_kinds)
+"""The kinds by name. `register` adds one."""
 
-KINDS: dict[str, Kind] = {
-    "ae": Kind(
+
+def register(name: str, kind: Kind) -> None:
+    """Gives a kind of model a name, as in `--model dense-NAME`. Raises `UsageError` for a name that is taken."""
+    taken = _kinds.get(name)
+    same = ("__module__", "__qualname__")
+    if taken is not None and [getattr(taken.build, k) for k in same] != [getattr(kind.build, k) for k in same]:
+        refuse_taken("kind of model", name, kind.build, taken.build)
+    _kinds[name] = kind
+
+
+_NO_NOISE = {"noise": "no-noise"}
+# There is no z.
+_OF_AUTOENCODERS = {
+    "prior": "standard-normal",
+    "posterior": "diagonal-normal",
+    "objective": "elbo",
+    "kl_weight": "constant",
+}
+
+register(
+    "ae",
+    Kind(
         "autoencoder",
+        Autoencoder,
         _autoencoder,
         likelihood=f"gaussian:scale={math.sqrt(0.5):.4f}",
         encoding="scale",
-        fixed={  # there is no z
-            "prior": "standard-normal",
-            "posterior": "diagonal-normal",
-            "objective": "elbo",
-            "kl_weight": "constant",
-        },
+        fixed=_OF_AUTOENCODERS,
     ),
-    "vae": Kind("VAE", _vae),
-    "hvae": Kind("VAE of two latent layers", _hierarchical),
-    "cvae": Kind(
-        "conditional VAE, given the label",
-        _conditional,
-        learns_labels=True,
-        needs_labels=True,
-        shares_encoder=False,
-        fixed=_NO_NOISE,
-    ),
-    "m2": Kind(
+)
+register("vae", Kind("VAE", VAE, _vae))
+register("hvae", Kind("VAE of two latent layers", HierarchicalVAE, _hierarchical))
+register(
+    "cvae",
+    Kind("conditional VAE, given the label", ConditionalVAE, _conditional, shares_encoder=False, fixed=_NO_NOISE),
+)
+register(
+    "m2",
+    Kind(
         "semi-supervised VAE, its class summed out",
+        SemiSupervisedVAE,
         _semi_supervised,
-        learns_labels=True,
         shares_encoder=False,
-        enumerates=True,
         fixed=_NO_NOISE | {"objective": "elbo", "kl_weight": "constant"},
     ),
-    "ppca": Kind(
+)
+register(
+    "ppca",
+    Kind(
         "probabilistic PCA",
+        PPCA,
         _ppca,
         likelihood="gaussian-learned",
         has_network=False,
@@ -200,4 +227,11 @@ KINDS: dict[str, Kind] = {
             "hidden": None,
         },
     ),
-}
+)
+
+
+def model_names() -> list[str]:
+    """Every network with every kind of model that has one, dense-ae, dense-vae, ..., and those without."""
+    with_networks = [name for name, kind in KINDS.items() if kind.has_network]
+    names = [f"{network}-{kind}" for network in choices(Network) for kind in with_networks]
+    return names + [name for name, kind in KINDS.items() if not kind.has_network]

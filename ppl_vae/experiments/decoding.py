@@ -1,4 +1,4 @@
-"""What a run makes of codes and of noisy images: pictures, as brightness in [0, 1]."""
+"""What a run makes of latents and of noisy images: pictures, as brightness in [0, 1]."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.experiments.preparation import unscaled
 from ppl_vae.experiments.runs import Run
-from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE
 from ppl_vae.programs import evaluating, seeded
 
 
 def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
     """The model's reconstruction of noisy images in [0, 1], shape (data, C, H, W), as brightness in [0, 1]. A model
     that takes labels sees those of the test images."""
-    seen = (unscaled(run.config, noisy), *run.test_labels(len(noisy)))
+    seen = (run.observe.for_encoder(noisy), *run.test_labels(len(noisy)))
     with evaluating(run.model.model):
         chunks = zip(*(t.split(chunk) for t in seen), strict=True)
         return torch.cat([run.observe.encoding.grey(run.model.reconstruct(*part)) for part in chunks])
@@ -24,10 +22,8 @@ def restore(run: Run, noisy: Tensor, *, chunk: int = 512) -> Tensor:
 def generate(run: Run, num_samples: int) -> TorchDistribution:
     """p(x|z) for z from the prior, batch shape (num_samples, *event), of a model that takes labels for each class in
     turn. Raises `ValueError` for an autoencoder."""
-    if isinstance(run.model, Autoencoder):
+    if not run.model.has_log_p:
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no prior to sample from")
-    if isinstance(run.model, ConditionalVAE):
-        return run.model.generate(torch.arange(num_samples) % run.model.num_classes)
     return run.model.generate(num_samples)
 
 
@@ -43,15 +39,14 @@ def sample_data(run: Run, num_data: int, *, seed: int = 0) -> Tensor:
         return generate(run, num_data).sample()
 
 
-def codes(run: Run, grey: Tensor) -> Tensor:
-    """E_q[z|x], of the top layer if there are two, shape (data, latent), of images in [0, 1], (data, C, H, W)."""
-    assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
+def encode(run: Run, grey: Tensor) -> Tensor:
+    """E_q[z|x], of the top layer if there are two, shape (data, latent), of images in [0, 1], (data, C, H, W), for a
+    model without labels."""
     with evaluating(run.model.model):
-        return run.model.encode(unscaled(run.config, grey)).mean
+        return run.model.encode(run.observe.for_encoder(grey)).mean
 
 
 def decode(run: Run, z: Tensor) -> Tensor:
-    """E[x|z] as brightness in [0, 1], shape (*, C, H, W), of codes (*, latent)."""
-    assert isinstance(run.model, VAE | HierarchicalVAE | PPCA)
+    """E[x|z] as brightness in [0, 1], shape (*, C, H, W), of latents (*, latent), for a model without labels."""
     with evaluating(run.model.model):
         return run.observe.encoding.grey(run.model.decode(z))

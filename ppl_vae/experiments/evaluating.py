@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.components import create
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.encodings import Dequantize, Identity
 from ppl_vae.data.noise import NoNoise
-from ppl_vae.evaluation.annealing import Sandwich, annealed_log_likelihood, bidirectional
+from ppl_vae.evaluation.adaptive import log_likelihood_within
+from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
 from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.experiments.preparation import split_images, split_labels
+from ppl_vae.evaluation.sandwich import Sandwich, bidirectional
 from ppl_vae.experiments.runs import EVALUATION, Run, versions
-from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import Autoencoder
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import check, read_json, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
@@ -39,9 +38,9 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
 
     Raises `ValueError` for an autoencoder.
     """
-    if isinstance(run.model, Autoencoder):
+    if not run.model.has_log_p:
         raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
-    likelihood, encoding = create(Likelihood, run.config.likelihood or ""), run.observe.encoding
+    likelihood, encoding = run.assembly.likelihood, run.observe.encoding
     if not likelihood.support.is_discrete and not isinstance(encoding, Dequantize | Identity):
         raise ValueError(
             f"{run.config.likelihood}: expected images encoded by dequantize; got {run.config.encoding}, whose "
@@ -53,14 +52,22 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
 
 
 def evaluate_run(
-    run: Run, *, num_samples: int, num_images: int | None = None, seed: int = 0, **options: Any
+    run: Run,
+    *,
+    num_samples: int,
+    num_images: int | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    **options: Any,
 ) -> tuple[LogLikelihood, dict[str, Any]]:
-    """log p(x) of the first test images by `log_likelihood`, with its `options`, and a summary of it for JSON.
+    """log p(x) of the first test images by `log_likelihood`, or `log_likelihood_within` a tolerance in nats, with their
+    `options`, and a summary of it for JSON.
 
     Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
     """
     data, names = held_out(run, num_images, seed)
-    result = log_likelihood(
+    estimate = log_likelihood if tolerance is None else partial(log_likelihood_within, tolerance=tolerance)
+    result = estimate(
         *run.programs,
         *data,
         num_samples=num_samples,
@@ -118,8 +125,7 @@ def gaps_run(
         raise ValueError(f"log_p: expected all samples of {len(log_p)} images; got work that was interrupted")
     program, data = run.programs, held_out(run, num_images, seed)[0]
     gaps = gap_decomposition(*program, *data, log_p=log_p, seed=seed, num_steps=num_steps)
-    images = split_images(run.config, run.dataset)[0][: len(log_p)]
-    labels = [t[: len(log_p)] for t in split_labels(run.config, run.dataset)[0]]
+    images, labels = run.train_data(len(log_p))
     seen = Dataset(run.dataset.name, run.dataset.train, images, run.dataset.train_labels, *labels)
     trained = dataclasses.replace(run, dataset=seen)
     train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
@@ -187,6 +193,18 @@ def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]
     np.savez(arrays, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
     summary = summary | {"versions": versions()}
     write_checked(folder, {"log_likelihood.npz": arrays.getvalue(), "log_likelihood.json": to_json(summary)})
+
+
+def evaluated(folder: Path, *, num_samples: int, num_images: int, seed: int) -> dict[str, Any] | None:
+    """The summary of the evaluation in a run folder, if it is just this one, by importance sampling, and whole."""
+    try:
+        check(folder, *EVALUATION)
+        summary = read_json(folder / EVALUATION[0])
+    except (OSError, ValueError):  # one that is damaged is made again
+        return None
+    asked = {"num_samples": num_samples, "num_images": num_images, "seed": seed, "complete": True}
+    same = all(summary.get(name) == value for name, value in asked.items())
+    return summary if same and summary.get("bound", "").startswith("lower (importance-weighted") else None
 
 
 def load_evaluation(folder: Path) -> LogLikelihood:

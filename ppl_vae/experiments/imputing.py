@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Generator, Tensor
 
 from ppl_vae.data.noise import NoNoise
+from ppl_vae.evaluation.denoising import mean_and_se
 from ppl_vae.evaluation.imputation import Imputation, impute
+from ppl_vae.evaluation.results import num_unreliable_or_none
 from ppl_vae.experiments.evaluating import held_out
-from ppl_vae.experiments.runs import Run
+from ppl_vae.experiments.runs import Run, versions
+from ppl_vae.system.files import to_json, write_whole
+
+Part = Literal["top", "bottom", "left", "right", "random"]
+NUM_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ImputationConfig:
+    """Which pixels are missing, and how they are filled in."""
+
+    missing: Part = "bottom"
+    """Which pixels are missing."""
+    fraction: float = 0.5
+    """How many of them."""
+    num_images: int = 20
+    """The first so many test images."""
+    num_samples: int = 1000
+    """Samples of the latents for each image."""
+    seed: int = 0
+    """Of all samples."""
 
 
 def impute_run(
@@ -21,3 +48,52 @@ def impute_run(
     if not isinstance(run.observe.noise, NoNoise):
         raise ValueError(f"{run.config.noise}: expected a guide that sees x; got one that was trained to see it noisy")
     return impute(*run.programs, *data, seen=seen, seed=seed, **options), data[0]
+
+
+def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_progress: bool = True) -> Imputation:
+    """Fills in the missing pixels of test images; writes `imputation.json`, and the first images as they are, as seen
+    and as filled in to `imputation.npz`, (images, C, H, W) in [0, 1]. Raises `ValueError` as `impute_run` does."""
+    if not run.dataset.is_images:
+        raise ValueError(f"{output}: expected a model of images; got {run.dataset!r}")
+    seen = seen_pixels(run.dataset.test[: config.num_images], config.missing, config.fraction, seed=config.seed)
+    options: dict[str, Any] = {k: getattr(config, k) for k in ("num_images", "num_samples", "seed")}
+    result, x = impute_run(run, seen, show_progress=show_progress, **options)
+    grey, p = run.observe.encoding.grey, result.log_p_missing
+    square = (grey(result.mean) - grey(x)) ** 2 * ~seen
+    error, error_se = mean_and_se(square.flatten(1).sum(1) / (~seen).flatten(1).sum(1))
+    summary = {
+        "missing": config.missing,
+        "fraction": config.fraction,
+        **options,
+        "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
+        "squared_error": {"mean": error, "se": error_se},
+        "khat_over_limit": num_unreliable_or_none(result.khat),
+        "versions": versions(),
+    }
+    rows = {"original": x, "seen": x * seen, "mean": result.mean}
+    rows |= {f"draw {i + 1}": draw for i, draw in enumerate(result.samples[:3])}
+    write_whole(output / "imputation.npz", pictures({name: grey(row) for name, row in rows.items()}))
+    write_whole(output / "imputation.json", to_json(summary))
+    return result
+
+
+def pictures(rows: dict[str, Tensor]) -> bytes:
+    """The first images of each row, (images, C, H, W), as the content of a `.npz` file."""
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {name: row[:NUM_SHOWN].numpy() for name, row in rows.items()}
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+def seen_pixels(images: Tensor, missing: Part, fraction: float, *, seed: int) -> Tensor:
+    """Where pixels are seen, bool, as images (data, C, H, W): the channels of a pixel are missing together."""
+    if missing == "random":
+        u = torch.rand(images[:, :1].shape, generator=Generator().manual_seed(seed))
+        return (u >= fraction).expand(images.shape)
+    dim = 2 if missing in ("top", "bottom") else 3
+    size = images.shape[dim]
+    place = torch.arange(size)
+    if missing in ("bottom", "right"):
+        place = place.flip(0)
+    kept = place >= round(fraction * size)
+    return (kept[:, None] if dim == 2 else kept).expand(images.shape)

@@ -1,9 +1,12 @@
-"""What a model sees of a data set under a config: which data, encoded how, with which labels."""
+"""From a config and a dataset to objects, once: the model, what is observed, the objective, and the data, split."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
@@ -11,89 +14,245 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
-from ppl_vae.components import create
+from ppl_vae.components import UnknownComponentError, UsageError, choices, create, kebab, parse, unknown
 from ppl_vae.contract import support_name
 from ppl_vae.data.dataset import Dataset, select, split
-from ppl_vae.data.encodings import Encoding, Identity, Levels
+from ppl_vae.data.encodings import Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.data.observation import Observe
-from ppl_vae.experiments.architectures import Model, Parts
-from ppl_vae.experiments.config import MOST_CLASSES, NO_NOISE, TrainConfig
+from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_names
+from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import PPCA, Autoencoder, SemiSupervisedVAE
-from ppl_vae.networks import Dense, Divided, Log1p, Shape
+from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape
 from ppl_vae.objectives import Objective
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
 from ppl_vae.system.hashing import chunks
 
-
-def rescale(config: TrainConfig) -> nn.Module | None:
-    """What the encoder's input passes through first. An image with noise is in [0, 1] already."""
-    config = config.resolved()
-    encoding, noise = create(Encoding, config.encoding or ""), create(Noise, config.noise)
-    if isinstance(encoding, Levels) and isinstance(noise, NoNoise):
-        return Divided(255)
-    support = create(Likelihood, config.likelihood or "").support
-    if isinstance(encoding, Identity) and support.is_discrete and support is not constraints.boolean:
-        return Log1p()
-    return None
+NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
+MOST_PARAMETERS = 10**8  # of prior and posterior, which are made to see that they can be
 
 
-def unscaled(config: TrainConfig, grey: Tensor) -> Tensor:
-    """Images in [0, 1] as the encoder expects them."""
-    return grey * 255 if isinstance(rescale(config), Divided) else grey
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """The components that a config names, made once. `config` has its defaults written out."""
+
+    config: TrainConfig
+    kind: Kind
+    network: Network
+    likelihood: Likelihood
+    make_prior: Callable[..., Prior]
+    make_posterior: Callable[..., Posterior]
+    observe: Observe
+    objective: ELBO
+
+    @property
+    def rescale(self) -> nn.Module | None:
+        """What the encoder's input passes through first. An image with noise is in [0, 1] already."""
+        if isinstance(self.observe.encoding, Levels) and isinstance(self.observe.noise, NoNoise):
+            return Divided(self.observe.encoding.white)
+        support = self.likelihood.support
+        if isinstance(self.observe.encoding, Identity) and support.is_discrete and support is not constraints.boolean:
+            return Log1p()
+        return None
+
+    def build(self, event_shape: Shape, num_classes: int = 0) -> Model:
+        """The untrained model for data of this shape, with the components themselves: they serve one model."""
+        rescale = self.rescale
+        with seeded(self.config.seed):
+            parts = Parts(
+                self.network,
+                self.likelihood,
+                self.make_prior,
+                self.make_posterior,
+                self.config.latent_size,
+                event_shape,
+                num_classes,
+                rescale,
+                is_quiet=isinstance(rescale, Log1p),
+            )
+            return self.kind.build(parts)
 
 
-def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The config with its defaults written out for this data set. Raises `ValueError` where the two don't fit."""
+def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
+    """The components of a config. Of vectors the default encoding is `identity`.
+
+    Raises `UsageError` for components that do not exist, that refuse their arguments, or that have no meaning together
+    in a model of this kind.
+    """
+    name, colon, arguments = config.model.partition(":")
+    if name not in model_names():
+        networks, kinds = ", ".join(choices(Network)), ", ".join(k for k in KINDS if KINDS[k].has_network)
+        others = [name for name, kind in KINDS.items() if not kind.has_network]
+        written = ", ".join([f"({networks})-({kinds})", *others])
+        raise UnknownComponentError(unknown("model", name, model_names(), written))
+    of_network, _, of_kind = name.rpartition("-")
+    kind, hidden = KINDS[of_kind], config.hidden
+    network: Network = Dense()
+    if kind.has_network:
+        own = create(Network, of_network + colon + arguments)
+        network = own if hidden is None else create(Network, of_network + colon + arguments, hidden=hidden)
+        hidden = None if network == own else hidden
+    elif arguments:
+        raise UsageError(f"model {name}: expected no arguments; got {arguments!r}")
+    likelihood = create(Likelihood, config.likelihood or kind.likelihood)
+    by_support = default_encoding(likelihood.support)
+    if not of_images:
+        by_support = Identity()
+    of_kind_encoding = None if isinstance(by_support, Levels | Identity) else kind.encoding
+    encoding = create(Encoding, config.encoding or of_kind_encoding or kebab(type(by_support)))
+    if not isinstance(encoding, Identity):  # of data whose values are checked when they are there
+        try:
+            check_observable(encoding, likelihood.support, kebab(type(likelihood)))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    resolved = dataclasses.replace(
+        config,
+        likelihood=config.likelihood or kind.likelihood,
+        encoding=config.encoding or of_kind_encoding or kebab(type(by_support)),
+        hidden=hidden,
+    )
+    make_posterior = parse(Posterior, config.posterior, given=("latent_size",))
+    make_prior = parse(Prior, config.prior, given=("latent_size", "event_shape", "encoder", "posterior"))
+    objective = create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
+    assembly = Assembly(
+        resolved,
+        kind,
+        network,
+        likelihood,
+        make_prior,
+        make_posterior,
+        Observe(encoding, create(Noise, config.noise)),
+        TraceEnum_ELBO(max_plate_nesting=1) if kind.model.enumerates else objective,
+    )
+    _check_kind(assembly, config)
+    return assembly
+
+
+def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
+    """That the components have a meaning together, in a model of this kind, and can be made."""
+    kind, resolved = assembly.kind, assembly.config
+    about = f"{config.model} ({kind.about})"
+    for name, value in kind.fixed.items():
+        if getattr(resolved, name) != value:
+            raise UsageError(f"{name}: expected {value!r} for {about}; got {getattr(config, name)!r}")
+    with seeded(0), at_most(MOST_PARAMETERS):  # some sample their weights
+        posterior = assembly.make_posterior(latent_size=config.latent_size)
+        sizes = {"latent_size": config.latent_size, "event_shape": ()}
+        prior = assembly.make_prior(**sizes, encoder=nn.Identity(), posterior=posterior)
+    if not kind.shares_encoder and "encoder" in inspect.signature(type(prior)).parameters:
+        raise UsageError(
+            f"prior: expected one without pseudo-inputs, which have no label, for {about}; got {config.prior!r}"
+        )
+    if config.num_labels is not None and not kind.model.enumerates:
+        raise UsageError(f"num_labels: expected a semi-supervised model (m2); got {about}")
+
+
+def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Model:
+    """The untrained model of a config for data of this shape, (C, H, W) for images, its weights drawn from the
+    config's seed. Models that take labels want their `num_classes`. Raises `ValueError` as `assemble` does."""
+    return assemble(config).build(event_shape, num_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """All that training needs, made from a config and a dataset. `train` and `validation` are images, uint8, or
+    vectors, with the labels that the programs are given beside them: none, for most models."""
+
+    assembly: Assembly
+    dataset: Dataset
+    num_classes: int
+    model: Model
+    train: tuple[Tensor, ...]
+    validation: tuple[Tensor, ...]
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.assembly.config
+
+    @property
+    def observe(self) -> Observe:
+        return self.assembly.observe
+
+    def initialise(self) -> None:
+        """Gives the model what it starts from in the training data."""
+        images, *labels = self.train
+        self.model.initialise(self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1], *labels)
+
+
+def prepare(config: TrainConfig, dataset: Dataset) -> Prepared:
+    """The objects of a config, its defaults written out for this dataset, and the data, split: the seed takes one sixth
+    of the training images for validation (60,000 -> 50,000 + 10,000).
+
+    Raises `UsageError` as `assemble` does, and `ValueError` where config and data don't fit.
+    """
     if len(dataset.train) > 1 and all(bool((part == dataset.train[:1]).all()) for part in chunks(dataset.train)):
         raise ValueError(f"{dataset.name}: expected data that differ; got {len(dataset.train)} times the same")
+    assembly = fitted(config, dataset)
+    config, num_classes = assembly.config, _num_classes(assembly, dataset)
+    indices = split_of(config, dataset)
+    train: tuple[Tensor, ...]
+    validation: tuple[Tensor, ...]
+    train, validation = ((select(dataset.train, part),) for part in indices)
+    if num_classes:
+        assert dataset.train_labels is not None
+        y_train, y_validation = (dataset.train_labels[part] for part in indices)
+        if not assembly.kind.model.needs_labels:  # -1 where the label is latent
+            y_train = y_train if config.num_labels is None else labelled(y_train, config.num_labels)
+            y_validation = torch.full_like(y_validation, -1)
+        train, validation = (*train, y_train), (*validation, y_validation)
+    model = assembly.build(dataset.event_shape, num_classes)
+    return Prepared(assembly, dataset, num_classes, model, train, validation)
+
+
+def fitted(config: TrainConfig, dataset: Dataset) -> Assembly:
+    """The components of a config for this dataset. Raises `ValueError` where the two don't fit."""
     if dataset.is_images:
-        config = config.resolved()
-        if isinstance(create(Encoding, config.encoding or ""), Identity):
+        assembly = assemble(config)
+        if isinstance(assembly.observe.encoding, Identity):
             raise ValueError(
                 f"encoding: expected one for images ({dataset.name}); got {config.encoding!r}, for vectors"
             )
-        return config
-    for name, value in {"encoding": "identity", "noise": NO_NOISE}.items():
+        return assembly
+    for name, value in {"encoding": "identity", "noise": "no-noise"}.items():
         if getattr(config, name) not in (None, value):
             raise ValueError(
                 f"{name}: expected {value!r} for vectors ({dataset.name}); got {getattr(config, name)!r}, for images"
             )
-    config = dataclasses.replace(config, encoding="identity").resolved()
-    support = create(Likelihood, config.likelihood or "").support
-    is_loss = config.kind.encoding is not None  # of an autoencoder, for which cross entropy and squared error will do
+    assembly = assemble(config, of_images=False)
+    _check_vectors(assembly, dataset)
+    return assembly
+
+
+def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
+    support, likelihood = assembly.likelihood.support, assembly.config.likelihood
+    is_loss = assembly.kind.encoding is not None  # of an autoencoder: cross entropy and squared error will do
     if is_loss and support is constraints.boolean:
         support = constraints.unit_interval
     if not is_loss and not support.is_discrete and not dataset.train.is_floating_point():
         raise ValueError(
-            f"{dataset.name}: expected floats for {config.likelihood}; got whole numbers, on which a density is no "
+            f"{dataset.name}: expected floats for {likelihood}; got whole numbers, on which a density is no "
             "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
         )
     for part in (*chunks(dataset.train), *chunks(dataset.test)):
         x = part.float()
         if not bool(support.check(x).all()):
             raise ValueError(
-                f"{dataset.name}: expected values in {support_name(support)} for {config.likelihood}; got "
+                f"{dataset.name}: expected values in {support_name(support)} for {likelihood}; got "
                 f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
             )
-    return config
 
 
-def observation(config: TrainConfig) -> Observe:
-    config = config.resolved()
-    return Observe(create(Encoding, config.encoding or ""), create(Noise, config.noise))
-
-
-def num_classes(config: TrainConfig, dataset: Dataset) -> int:
+def _num_classes(assembly: Assembly, dataset: Dataset) -> int:
     """Of the labels, if the model takes them. Raises `ValueError` if it does and there are none."""
-    if not config.kind.learns_labels:
+    if not assembly.kind.model.labelled:
         return 0
-    labels = dataset.train_labels
+    labels, model = dataset.train_labels, assembly.config.model
     if labels is None or int(labels.min()) < 0:
         got = "none" if labels is None else f"the label {int(labels.min())}"
-        raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {config.model}; got {got}")
+        raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {model}; got {got}")
     if int(labels.max()) >= MOST_CLASSES:
         raise ValueError(f"{dataset.name}: expected labels below {MOST_CLASSES}; got the label {int(labels.max())}")
     return int(labels.max()) + 1
@@ -110,71 +269,27 @@ def labelled(labels: Tensor, num_labels: int) -> Tensor:
     return torch.full_like(labels, -1).index_copy(0, first, labels[first])
 
 
-def split_images(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Training and validation images, uint8: the seed takes one sixth for validation (60,000 -> 50,000 + 10,000)."""
-    train, validation = _split(config, dataset)
-    return select(dataset.train, train), select(dataset.train, validation)
-
-
-def split_labels(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The labels that training and validation are given beside the images: none, for most models, and -1 where the
-    label is latent, as it always is in the validation of a semi-supervised model."""
-    if not num_classes(config, dataset):
-        return (), ()
-    assert dataset.train_labels is not None
-    train, validation = (dataset.train_labels[indices] for indices in _split(config, dataset))
-    if config.kind.needs_labels:
-        return (train,), (validation,)
-    if config.num_labels is not None:
-        train = labelled(train, config.num_labels)
-    return (train,), (torch.full_like(validation, -1),)
-
-
-def _split(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
+def split_of(config: TrainConfig, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The indices of training and validation data: the seed takes one sixth for validation."""
     num_images = min(len(dataset.train), config.train_images or len(dataset.train))
     if num_images < 6:
         raise ValueError(f"training images: expected at least 6, to hold out one in six; got {num_images}")
     return split(num_images, num_images // 6, seed=config.seed)
 
 
-NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
+@contextmanager
+def at_most(num_parameters: int) -> Iterator[None]:
+    """Inside, modules can be made of so many numbers together: `ValueError` is raised before more are filled."""
+    left = num_parameters
 
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise ValueError(f"expected a model of at most {num_parameters:,} parameters; got one of more")
 
-def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Model:
-    """The untrained model of a config for data of this shape, (C, H, W) for images, its weights drawn from the
-    config's seed. Models that take labels want their `num_classes`."""
-    config = config.resolved()
-    with seeded(config.seed):
-        parts = Parts(
-            config.network() if config.kind.has_network else Dense(),
-            create(Likelihood, config.likelihood or ""),
-            config.prior,
-            config.posterior,
-            config.latent_size,
-            event_shape,
-            num_classes,
-            rescale(config),
-            is_quiet=isinstance(rescale(config), Log1p),
-        )
-        return config.kind.build(parts)
-
-
-def objective(config: TrainConfig) -> ELBO:
-    """The objective of training, with its KL weight at its first step."""
-    if config.kind.enumerates:
-        return TraceEnum_ELBO(max_plate_nesting=1)
-    return create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
-
-
-def initialise(model: Model, images: Tensor, labels: tuple[Tensor, ...], observe: Observe, seed: int) -> None:
-    """What starts from the training data: pseudo-inputs, PPCA at its solution, the weight of m2's classifier."""
-    x = observe.frozen(images[:NUM_FIRST], seed)[-1]  # what the encoder sees
-    if isinstance(model, PPCA):
-        latent_size = len(model.zeros)
-        if latent_size < min(math.prod(x.shape[1:]), len(x)):
-            model.load_state_dict(PPCA.maximum_likelihood(x, latent_size).state_dict())
-    elif isinstance(model, SemiSupervisedVAE):
-        # the paper's alpha, 0.1 N, weighs the mean over the labelled data, and this one their sum
-        model.alpha = 0.1 * len(images) / int((labels[0] >= 0).sum())
-    elif not isinstance(model, Autoencoder):
-        model.prior.initialise(x)
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

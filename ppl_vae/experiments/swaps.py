@@ -11,54 +11,54 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from ppl_vae import plots
 from ppl_vae.components import choices
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.experiments.config import TrainConfig, read_config
+from ppl_vae.experiments.config import Count, TrainConfig, read_config, record
 from ppl_vae.experiments.decoding import sample_images
-from ppl_vae.experiments.evaluating import evaluate_run, load_evaluation, save_evaluation
-from ppl_vae.experiments.runs import EVALUATION, history_of, versions
+from ppl_vae.experiments.evaluating import evaluate_run, evaluated, load_evaluation, save_evaluation
+from ppl_vae.experiments.preparation import assemble
+from ppl_vae.experiments.runs import history_of, versions
 from ppl_vae.experiments.training import trained
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
-from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import check, read_json, write_checked, write_json
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.system.signals import attempted, stoppable
+from ppl_vae.system.signals import attempted
 
 BASE = "base"
 GROUPS = ("prior", "posterior", "objective", "layers", "likelihood")
 NUM_SAMPLED = 10
 
 
-@dataclass(frozen=True)
+@record
 class SwapsConfig:
-    """What all models have in common: gated dense networks 300-300 with a code of 40, as in the VampPrior's paper."""
+    """What all models have in common: gated dense networks 300-300 with 40 latent dimensions, as in the VampPrior's
+    paper."""
 
-    latent_size: int = 40
-    epochs: int = 20
-    batch_size: int = 200
-    learning_rate: float = 1e-3
+    latent_size: Count = 40
+    epochs: Count = 20
+    batch_size: Count = 200
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """At first; it falls to 0 by half a cosine."""
-    num_images: int = 1000
+    num_images: Count = 1000
     """Test images whose log p(x) is estimated."""
-    num_samples: int = 1000
+    num_samples: Count = 1000
     """Importance samples for each of them."""
-    num_particles: int = 5
+    num_particles: Count = 5
     """Of the importance-weighted objectives."""
     seeds: tuple[int, ...] = (0,)
-    train_images: int | None = None
+    train_images: Count | None = None
 
     def models(self, dataset: str) -> dict[str, TrainConfig]:
         """The models by name, `base` and GROUP-COMPONENT; their seed is to be set."""
@@ -108,10 +108,12 @@ def run_swaps(
     *,
     data_dir: Path | None = None,
     say: Callable[[str], object] = print,
+    after_each: Callable[[Path], object] = lambda output: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` and `figures/` there, and
-    returns the metrics. `options` go to `fit` and `log_likelihood`.
+    """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` there, and returns it.
+    `after_each(output)` is called when it is written anew, after each model. `options` go to `fit` and
+    `log_likelihood`.
 
     A model that fails (as where its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others
     go on.
@@ -128,13 +130,16 @@ def run_swaps(
                 continue
             say(f"{dataset_name} {name}, seed {seed}")
             with attempted(f"{name}/seed-{seed}", failed, say):
-                _run(c, folder, config, dataset, **options)
+                run_one(c, folder, config, dataset, **options)
             with attempted("tables", failed, say):
                 summarise(dataset, config, output, failed)
-    return summarise(dataset, config, output, failed)
+                after_each(output)
+    metrics = summarise(dataset, config, output, failed)
+    after_each(output)
+    return metrics
 
 
-def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **options: Any) -> None:
+def run_one(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **options: Any) -> None:
     run = trained(c, folder, dataset=dataset, **options)
     images = (sample_images(run, NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
     samples = io.BytesIO()
@@ -149,14 +154,14 @@ def _run(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **
 
 def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
+    num_images = min(config.num_images, len(dataset.test))
+    if evaluated(folder, num_samples=config.num_samples, num_images=num_images, seed=0) is None:
+        return False
     try:
-        check(folder, "config.json", "metrics.json", "samples.npz", *EVALUATION)  # what is damaged is made again
+        check(folder, "config.json", "metrics.json", "samples.npz")  # what is damaged is made again
         history_of(folder)
-        summary = read_json(folder / "log_likelihood.json")
-        num_images = min(config.num_images, len(dataset.test))
-        same = (summary["num_samples"], summary["num_images"]) == (config.num_samples, num_images)
-        return same and read_config(folder / "config.json")[0] == c.resolved()
-    except (OSError, ValueError, KeyError):
+        return read_config(folder / "config.json")[0] == assemble(c).config
+    except (OSError, ValueError):
         return False
 
 
@@ -178,7 +183,6 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
         if runs:
             components = {name: _component(models[name], group) for name in runs}
             groups[group] = _table(runs, components, "bits per dimension" if group == "likelihood" else "nats", dataset)
-            _draw(group, groups[group], runs, dataset, output)
     metrics = {
         "dataset": dataset.name,
         "dataset_fingerprint": fingerprint(dataset.train, dataset.test),
@@ -193,7 +197,9 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
 
 
 def _component(model: TrainConfig, group: str) -> str:
-    return f"{model.kind.about}, {model.prior}" if group == "layers" else getattr(model.resolved(), group)
+    if group == "layers":
+        return f"{'VAE of two latent layers' if model.model.endswith('hvae') else 'VAE'}, {model.prior}"
+    return getattr(assemble(model).config, group)
 
 
 def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, dataset: Dataset) -> dict[str, Any]:
@@ -239,21 +245,3 @@ def _mean(results: list[LogLikelihood]) -> LogLikelihood:
         mc_se=torch.stack([r.mc_se for r in results]).square().sum(0).sqrt() / len(results),
         khat=torch.stack([r.khat for r in results]).amax(0),
     )
-
-
-@stoppable()
-def _draw(group: str, table: dict[str, Any], runs: dict[str, list[Path]], dataset: Dataset, output: Path) -> None:
-    (output / "figures").mkdir(exist_ok=True)
-    rows = table["rows"]
-    fig, ax = plots.figure(7, 0.4 * len(rows) + 1.2)
-    names = [row["component"] for row in rows]
-    plots.differences(
-        ax, names, [r["difference"] for r in rows], [r["difference_se"] for r in rows], unit=table["unit"]
-    )
-    plots.save(fig, output / "figures" / f"{group}.png", title=f"{dataset.name}: each {group} against the best")
-    samples = {}
-    for row, name in zip(rows, names, strict=True):
-        samples[name] = torch.from_numpy(read_npz(runs[row["name"]][0] / "samples.npz")["samples"]) / 255
-    fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
-    plots.rows_of_images(ax, samples)
-    plots.save(fig, output / "figures" / f"{group}-samples.png", title=f"{dataset.name}: E[x|z], z from the prior")

@@ -11,26 +11,17 @@ from typing import Any
 
 from safetensors.torch import save
 
-from ppl_vae.data.dataset import Dataset
+from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import (
-    build,
-    initialise,
-    num_classes,
-    objective,
-    observation,
-    split_images,
-    split_labels,
-    suited,
-)
+from ppl_vae.experiments.preparation import Prepared, fitted, prepare, split_of
 from ppl_vae.experiments.runs import CHECKPOINTS, EVALUATION, Run, finished, load_run, unfinished, versions
 from ppl_vae.system.files import CHECKSUMS, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import stoppable
 from ppl_vae.training.checkpoints import Checkpoints, difference
 from ppl_vae.training.fitting import fit
-from ppl_vae.training.history import DivergedError
+from ppl_vae.training.history import DivergedError, History
 from ppl_vae.training.optimizers import adam, cosine
 
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
@@ -66,21 +57,22 @@ def train(
     neither to be gone on from nor overwritten, and a run with another config or other data to go on with.
     """
     dataset = dataset or load(config.dataset, data_dir)
-    config = suited(config, dataset)
-    images, validation = split_images(config, dataset)
-    labels, validation_labels = split_labels(config, dataset)
-    of_data = {"event_shape": dataset.event_shape, "num_classes": num_classes(config, dataset)}
-    written = {**of_data, **dataclasses.asdict(config)}
-    checkpoints = Checkpoints(output / CHECKPOINTS, checkpoint_epochs, checkpoint_minutes, written)
+    checkpoints = Checkpoints(output / CHECKPOINTS, checkpoint_epochs, checkpoint_minutes)
     if resume and not checkpoints.paths() and (output / "metrics.json").is_file():
-        return _load_same(output, config, dataset)
-    model = build(config, dataset.event_shape, num_classes(config, dataset))
-    observe = observation(config)
-    initialise(model, images, labels, observe, config.seed)
+        return _load_same(output, fitted(config, dataset).config, dataset)
+    prepared = prepare(config, dataset)
+    config, model = prepared.config, prepared.model
+    written = {
+        "event_shape": dataset.event_shape,
+        "num_classes": prepared.num_classes,
+        **dataclasses.asdict(config),
+    }
+    checkpoints.config = written
+    prepared.initialise()
     if overwrite and checkpoints.paths():
         take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained
         shutil.rmtree(checkpoints.folder)
-    num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
+    num_steps = config.epochs * math.ceil(len(prepared.train[0]) / config.batch_size)
     schedule = cosine(num_steps) if config.schedule == "cosine" else None
     failure = None
     with stoppable() as stop:
@@ -88,11 +80,10 @@ def train(
             history = fit(
                 model.model,
                 model.guide,
-                images,
-                *labels,
-                validation=tuple(t[:NUM_MONITORED] for t in (validation, *validation_labels)),
-                encode=observe,
-                elbo=objective(config),
+                *prepared.train,
+                validation=tuple(t[:NUM_MONITORED] for t in prepared.validation),
+                encode=prepared.observe,
+                elbo=prepared.assembly.objective,
                 epochs=config.epochs,
                 batch_size=config.batch_size,
                 optim=adam(config.learning_rate, schedule=schedule),
@@ -109,31 +100,34 @@ def train(
             history, failure = error.history, error
         for name in ("metrics.json", *EVALUATION, CHECKSUMS):  # of an earlier run, which this one replaces
             (output / name).unlink(missing_ok=True)
+        weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         files = {
             "config.json": to_json(written),
-            "weights.safetensors": save(
-                {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-            ),
+            "weights.safetensors": save(weights),
             "history.csv": history.to_csv().encode(),
         }
-        metrics: dict[str, Any] = {}
-        if failure is None:
-            metrics = {
-                "dataset_fingerprint": fingerprint(images, validation),
-                "train_images": len(images),
-                "validation_images": len(validation),
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "seed": config.seed,
-                "seconds": round(math.fsum(history["seconds"]), 2),
-                "versions": versions(),
-                "last_epoch": {k: v for k, v in history.rows[-1].items() if k != "seconds"},
-            }
+        metrics: dict[str, Any] = {} if failure else _metrics(prepared, history)
+        if metrics:
             files["metrics.json"] = to_json(metrics)
         write_checked(output, files)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
     if failure is not None:
         raise failure
-    return Run(config, model, dataset, metrics)
+    return Run(prepared.assembly, model, dataset, metrics)
+
+
+def _metrics(prepared: Prepared, history: History) -> dict[str, Any]:
+    images, validation = prepared.train[0], prepared.validation[0]
+    return {
+        "dataset_fingerprint": fingerprint(images, validation),
+        "train_images": len(images),
+        "validation_images": len(validation),
+        "parameters": sum(p.numel() for p in prepared.model.parameters()),
+        "seed": prepared.config.seed,
+        "seconds": round(math.fsum(history["seconds"]), 2),
+        "versions": versions(),
+        "last_epoch": {k: v for k, v in history.rows[-1].items() if k != "seconds"},
+    }
 
 
 def trained(config: TrainConfig, folder: Path, *, dataset: Dataset, **options: Any) -> Run:
@@ -146,8 +140,9 @@ def trained(config: TrainConfig, folder: Path, *, dataset: Dataset, **options: A
 def _load_same(output: Path, config: TrainConfig, dataset: Dataset) -> Run:
     """The finished run in the folder, if it is one of this config and these data."""
     run = load_run(output, dataset=dataset)
-    then = {**dataclasses.asdict(run.config.resolved()), "data": run.metrics.get("dataset_fingerprint")}
-    now = {**dataclasses.asdict(config), "data": fingerprint(*split_images(config, dataset))}
+    parts = (select(dataset.train, index) for index in split_of(config, dataset))
+    then = {**dataclasses.asdict(run.config), "data": run.metrics.get("dataset_fingerprint")}
+    now = {**dataclasses.asdict(config), "data": fingerprint(*parts)}
     if differing := difference(then, now):
         raise ValueError(f"{output}: expected this run; got a finished one of another, stored -> given: {differing}")
     return run
@@ -161,16 +156,15 @@ def seconds_per_step(config: TrainConfig, dataset: Dataset) -> float:
 
 def take_steps(config: TrainConfig, dataset: Dataset, num_steps: int) -> float:
     """The seconds that training takes for so many steps, of a model that is built for it alone."""
-    images, labels = split_images(config, dataset)[0], split_labels(config, dataset)[0]
-    model = build(config, dataset.event_shape, num_classes(config, dataset))
+    prepared = prepare(config, dataset)
     start = time.perf_counter()
     fit(
-        model.model,
-        model.guide,
-        *(t[: num_steps * config.batch_size] for t in (images, *labels)),
-        validation=tuple(t[:1] for t in (images, *labels)),
-        encode=observation(config),
-        elbo=objective(config),
+        prepared.model.model,
+        prepared.model.guide,
+        *(t[: num_steps * config.batch_size] for t in prepared.train),
+        validation=tuple(t[:1] for t in prepared.train),
+        encode=prepared.observe,
+        elbo=prepared.assembly.objective,
         epochs=1,
         batch_size=config.batch_size,
         show_progress=False,

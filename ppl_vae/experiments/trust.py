@@ -14,17 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppl_vae import plots
-from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.data.noise import NoNoise
 from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.evaluating import anneal_run, evaluate_run, held_out, sandwich_run
 from ppl_vae.experiments.runs import Run, load_run, versions
-from ppl_vae.models import VAE
 from ppl_vae.system.files import read_json, write_json
-from ppl_vae.system.signals import attempted, stoppable
+from ppl_vae.system.signals import attempted
 
 OF_EXACT = ("most_samples", "tolerances", "grid_points")  # what concerns VAEs alone whose log p(x) is known exactly
 
@@ -50,7 +47,7 @@ class TrustConfig:
 def run_trust(
     study: Path, config: TrustConfig, *, data_dir: Path | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` and `figures/trust.png` there.
+    """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` there.
 
     A VAE that is there already with the same weights and config, as far as it concerns it, is not evaluated again.
     One that fails is said, and in `trust.json` under "failed"; the others go on.
@@ -79,15 +76,13 @@ def run_trust(
             if folder.name in models and models[folder.name].get("trained", trained) == trained:
                 continue
             # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.
-            if isinstance(run.model, VAE) and isinstance(run.observe.noise, NoNoise):
+            if run.model.has_log_p and isinstance(run.observe.noise, NoNoise):
                 say(f"{study.name} {folder.name}: log p(x) of {config.num_images} images by every method")
                 row = {"versions": versions(), "trained": trained, **trust_of(run, config)}
                 models = dict(sorted({**models, folder.name: row}.items()))
                 save()
     if failed != known.get("failed", {}):
         save()
-    if models:
-        _draw(models, study, dataset)
     return models
 
 
@@ -147,15 +142,3 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
 
 def _for_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-@stoppable()
-def _draw(models: dict[str, Any], study: Path, dataset: Dataset) -> None:
-    fig, axes = plots.figure(3.2 * len(models), 3.4, ncols=len(models), squeeze=False)
-    for ax, (name, row) in zip(axes[0], models.items(), strict=True):
-        estimates = row["importance"]
-        K, log_p, errors = ([r[key] for r in estimates] for key in ("num_samples", "log_p", "mc_se"))
-        plots.convergence(ax, K, log_p, errors, elbo=row["elbo"], annealed=row["annealed"]["guide"]["log_p"])
-        ax.set_title(f"{name}\nsandwich gap {row['sandwich']['gap']:.2f}", fontsize=9)
-    (study / "figures").mkdir(exist_ok=True)
-    plots.save(fig, study / "figures" / "trust.png", title=f"{dataset.name}: log p(x) by method, nats per image")

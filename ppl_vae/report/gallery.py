@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from ppl_vae import plots
-from ppl_vae.experiments.decoding import codes, decode, restore, sample_images
+from ppl_vae.experiments.decoding import decode, encode, restore, sample_images
 from ppl_vae.experiments.runs import Run, history_of
-from ppl_vae.models import Autoencoder
 from ppl_vae.system.signals import stoppable
 
 
@@ -36,16 +35,16 @@ def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) ->
     fig, ax = plots.figure(8, 1.8)
     plots.rows_of_images(ax, {"original": grey, "reconstruction": restore(run, grey)})
     save(fig, "reconstructions", f"{name}, reconstructions")
-    if isinstance(run.model, Autoencoder):
+    if not run.model.has_log_p:
         return paths
 
     fig, ax = plots.figure(6, 6)
     plots.images(ax, sample_images(run, num_samples, seed=seed))
     save(fig, "samples", f"{name}, E[x|z] for z from the prior")
 
-    if run.config.kind.learns_labels:  # z says the rest, once the label is known
+    if run.model.labelled:  # z says the rest, once the label is known
         return paths
-    z = codes(run, grey)
+    z = encode(run, grey)
     t = torch.linspace(0, 1, 10)[:, None]
     half = len(z) // 2
     between = torch.stack([(1 - t) * a + t * b for a, b in zip(z[:half], z[half:], strict=False)])
@@ -61,7 +60,7 @@ def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) ->
         save(fig, "latent-grid", f"{name}, E[x|z] at normal quantiles of z")
         labels = run.dataset.test_labels
         if labels is not None and int(labels.max()) < len(plots.LABEL_COLOURS):
-            z = codes(run, run.dataset.test[:2000] / 255)
+            z = encode(run, run.dataset.test[:2000] / 255)
             fig, ax = plots.figure(7, 6)
             plots.latent_scatter(ax, z, labels[:2000])
             save(fig, "latent-codes", f"{name}, means of q(z|x) by label")

@@ -1,12 +1,10 @@
-"""Markdown: a table, and blocks that are rendered into a text between markers."""
+"""Markdown: tables, and the numbers in them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import Any
-
-BEGIN, END = "<!-- rendered: {} -->", "<!-- end -->"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -21,18 +19,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("|" + "|".join(line if line[:3] == "---" else f" {line} " for line in row) + "|" for row in lines)
 
 
-def fill(text: str, blocks: dict[str, str]) -> str:
-    """`text` with each block between its two markers replaced. Raises `ValueError` for a missing marker."""
-    for name, block in blocks.items():
-        begin = BEGIN.format(name)
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(END)
-        if not (found and closed):
-            raise ValueError(f"expected the markers {begin!r} and {END!r}; got a text without them")
-        text = f"{before}{begin}\n{block}\n{END}{after}"
-    return text
-
-
 def number(value: float | None, digits: int = 2) -> str:
     """A number as it is shown; in JSON files null is one that is not known, or not finite.
 
@@ -42,7 +28,15 @@ def number(value: float | None, digits: int = 2) -> str:
     return "unknown" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def over_limit(row: dict[str, Any]) -> str:
+    """How many images of an evaluation have k̂ > 0.7; null for too few samples to tell.
+
+    >>> over_limit({"khat_over_limit": 3}), over_limit({"khat_over_limit": None})
+    ('3', 'unknown')
+    """
+    return "unknown" if row["khat_over_limit"] is None else str(row["khat_over_limit"])
+
+
 def unreliable(row: dict[str, Any]) -> str:
-    """How many images of an evaluation have k̂ > 0.7, of how many."""
-    over = row["khat_over_limit"]
-    return "unknown" if over is None else f"{over}/{row['num_images']}"
+    """... and of how many, as in 3/100."""
+    return over_limit(row) if row["khat_over_limit"] is None else f"{over_limit(row)}/{row['num_images']}"

@@ -1,6 +1,7 @@
-"""Checkpoints: all that training goes on from, so that a run that stopped ends bit for bit as one that did not.
+"""Checkpoints: files of the state that training resumes from, bit for bit as if it had not stopped.
 
-Each is one safetensors file: the tensors, and, as its metadata, the rest in JSON and a checksum of both.
+Each is one safetensors file: the tensors, and, as its metadata, the rest in JSON and a checksum of both. A state whose
+checksum holds is taken for what `Checkpoints.save` was given.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.optim import PyroOptim
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
+from ppl_vae.system.errors import one_line
 from ppl_vae.system.files import write_whole
 from ppl_vae.system.hashing import fingerprint
 
@@ -35,10 +36,10 @@ class Checkpoints:
 
     Arguments:
         folder: of the files `checkpoint-STEPS.safetensors`; made where it isn't there.
-        every_epochs: written after so many epochs; None for not by epoch.
-        every_minutes: written after the step at which so many minutes have gone by since the last, also in the middle
-            of an epoch; None for not by time.
-        config: what else must be the same in a run that goes on, as JSON has it.
+        every_epochs: one is written after each so many epochs; None for not by epoch.
+        every_minutes: one is written after the first step that ends so many minutes after the last checkpoint, also in
+            the middle of an epoch; None for not by time.
+        config: further settings that must be the same in a run that resumes, as JSON has them.
 
     Raises `ValueError` for numbers that are not above 0.
     """
@@ -80,39 +81,27 @@ class Checkpoints:
         return path
 
     def load(self, **expected: Any) -> dict[str, Any] | None:
-        """The newest state that is whole, or None if there are no files. One that is damaged is told by a warning,
-        and the one before is taken; so is one of another version of torch, whose numbers may differ in their last
-        bits.
+        """The newest undamaged state, or None if there are no files. Warns of a damaged file, and takes the one before;
+        warns of another version of torch, whose numbers may differ in their last bits.
 
-        Raises `ValueError` where none is whole, and where `config`, or an entry of the state that is `expected` to be
+        Raises `ValueError` where all are damaged, and where `config`, or an entry of the state that is `expected` to be
         what it is now, differs.
         """
-        for partial in self.folder.glob("*.tmp"):  # of a process that ended as it wrote
+        for partial in self.folder.glob("*.tmp"):  # of a process that ended while it wrote
             partial.unlink()
-        damaged = []
+        damaged: list[Path] = []
         for path in self.paths():
             try:
                 state = from_file(path)
-                if not (isinstance(state, dict) and isinstance(state.get("config"), dict)):
-                    raise ValueError("it has no config")
+                if not isinstance(state.get("config"), dict):
+                    raise ValueError("no config")
             except ValueError as error:
                 damaged.append(path)
                 reason = str(error)
                 continue
             self._check(path, state, expected)
-            if (version := state.get("version", torch.__version__)) != torch.__version__:
-                warnings.warn(
-                    f"{path}: expected torch {version}, as it was written with; got {torch.__version__}: goes on, but "
-                    "not bit for bit",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
             for other in damaged:
-                warnings.warn(
-                    f"{other}: expected a whole checkpoint; got a damaged one ({reason}): goes on from {path.name}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                _warn(f"{other}: expected a whole checkpoint; got a damaged one ({reason}): resumes from {path.name}")
                 other.replace(other.with_name(other.name + ".damaged"))  # out of the way of those to come
             return state
         if damaged:
@@ -125,11 +114,21 @@ class Checkpoints:
     def _check(self, path: Path, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps({**self.config, **expected}))
         then = {**state["config"], **{name: state.get(name) for name in expected}}
+        version = state.get("version", torch.__version__)
         if differing := difference(then, now):
             raise ValueError(
                 f"{path}: expected a checkpoint of this run; got one of another, stored -> given: {differing} "
                 f"(to begin anew, remove {self.folder})"
             )
+        if version != torch.__version__:
+            _warn(
+                f"{path}: expected torch {version}, which wrote it; got "
+                f"{torch.__version__}: resumes, but not bit for bit"
+            )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -155,12 +154,13 @@ def from_file(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if metadata["sha256"] != _digest(metadata["state"], tensors):
-            raise ValueError("its checksum is another")
-        return _with_tensors(json.loads(metadata["state"]), tensors)
+        is_whole = metadata["sha256"] == _digest(metadata["state"], tensors)
+        state = _with_tensors(json.loads(metadata["state"]), tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(reason) from None
+        raise ValueError(one_line(error, foreign=True)) from None
+    if not is_whole:
+        raise ValueError("another checksum")
+    return state
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -170,7 +170,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # each a memory of its own
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # none shares memory
         return {_TENSOR: name}
     if isinstance(value, Mapping):
         return {str(k): _without_tensors(v, f"{name}.{k}" if name else str(k), tensors) for k, v in value.items()}
@@ -185,134 +185,3 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[value[_TENSOR]]
         return {k: _with_tensors(v, tensors) for k, v in value.items()}
     return [_with_tensors(v, tensors) for v in value] if isinstance(value, list) else value
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("epoch", "step", "num_steps"), (int,)),
-    **dict.fromkeys(("losses", "generator", "before", "torch"), (Tensor,)),
-    **dict.fromkeys(("rows", "modules", "cuda"), (list,)),
-    "seconds": (float, int),
-    "optim": (dict,),
-    "weights": (list, type(None)),
-}
-
-
-def _values(part: Any) -> list[Any]:
-    return list(part.values()) if isinstance(part, dict) else [part]
-
-
-class TrainingState:
-    """What training goes on from, as it changes: where it is, the parameters and buffers of `modules`, the optimiser's
-    state, the generator of the data's order and noise, torch's own generators, and what is known of the epoch so far.
-
-    `load_state_dict` writes into the very tensors that are there, since a graph that was traced holds them.
-
-    Attributes: `epoch`, from 1; `step`, the steps taken of it; `seconds` spent on it; `losses` of its steps, float64
-    (steps,); `rows` of the history; `weights` after the epoch before.
-    """
-
-    def __init__(
-        self, modules: Sequence[nn.Module], optim: PyroOptim, generator: Generator, num_steps: int, device: Any
-    ):
-        self.modules, self.optim, self.generator = modules, optim, generator
-        self.epoch, self.step, self.seconds = 1, 0, 0.0
-        self.losses = torch.zeros(num_steps, dtype=torch.float64, device=device)
-        self.rows: list[dict[str, float]] = []
-        self.weights = self.snapshot()
-        self._before = generator.get_state()
-
-    @property
-    def num_steps(self) -> int:
-        """Taken in all."""
-        return (self.epoch - 1) * len(self.losses) + self.step
-
-    def order(self, num_data: int) -> Tensor:
-        """The order of the data in this epoch, a permutation (data,): drawn as the epoch begins, and drawn again from
-        the same state in the middle of it."""
-        now = self.generator.get_state()
-        if self.step == 0:
-            self._before = now
-        self.generator.set_state(self._before)
-        order = torch.randperm(num_data, generator=self.generator)
-        if self.step > 0:
-            self.generator.set_state(now)
-        return order
-
-    def end_epoch(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-        self.weights = self.snapshot()
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
-
-    def snapshot(self) -> list[dict[str, Tensor]]:
-        return [{name: t.detach().clone() for name, t in tensors.items()} for tensors in self._tensors()]
-
-    def restore(self, weights: Sequence[Mapping[str, Tensor]]) -> None:
-        with torch.no_grad():
-            for tensors, values in zip(self._tensors(), weights, strict=True):
-                for name, t in tensors.items():
-                    t.copy_(values[name])
-
-    def _tensors(self) -> list[dict[str, Tensor]]:
-        return [{**dict(module.named_parameters()), **dict(module.named_buffers())} for module in self.modules]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "num_steps": self.num_steps,
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "losses": self.losses,
-            "rows": self.rows,
-            "modules": self._tensors(),
-            "weights": self.weights if self.step else None,  # between epochs they are the modules' own
-            "optim": self.optim.get_state(),
-            "generator": self.generator.get_state(),
-            "before": self._before,
-            "torch": torch.random.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
-        }
-
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Raises `ValueError` for a state of other modules, or that is none."""
-        for name, kind in _KINDS.items():
-            if type(state.get(name)) not in kind:
-                got = type(state.get(name)).__name__
-                raise ValueError(f"checkpoint: {name}: expected {' or '.join(k.__name__ for k in kind)}; got {got}")
-        if not all(isinstance(t, Tensor) for part in state["modules"] for t in _values(part)):
-            raise ValueError("checkpoint: modules: expected tensors by name; got others")
-        if not (state["epoch"] >= 1 and 0 <= state["step"] <= len(self.losses) and state["num_steps"] >= 0):
-            at = f"epoch {state['epoch']}, step {state['step']}"
-            raise ValueError(f"checkpoint: expected an epoch from 1 and a step up to {len(self.losses)}; got {at}")
-        if not all(isinstance(v, int | float) for row in state["rows"] for v in _values(row)):
-            raise ValueError("checkpoint: rows: expected numbers by name; got others")
-        then, now = (
-            [{name: list(t.shape) for name, t in tensors.items()} for tensors in modules]
-            for modules in (state["modules"], self._tensors())
-        )
-        if len(then) != len(now):
-            raise ValueError(f"checkpoint: expected the state of {len(now)} modules; got one of {len(then)}")
-        for shapes_then, shapes_now in zip(then, now, strict=True):
-            if differing := difference(shapes_then, shapes_now):
-                raise ValueError(f"checkpoint: expected the state of these modules; got another's: {differing}")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on a state that `check` has let through. Raises `ValueError` where it doesn't fit all the same."""
-        try:
-            self._load(state)
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError, OverflowError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ValueError(f"checkpoint: expected the state of this training; got another ({reason})") from None
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.losses.copy_(state["losses"])
-        self.rows[:] = state["rows"]
-        self.restore(state["modules"])
-        self.weights = state["weights"] or self.snapshot()
-        optim = state["optim"]
-        moments = {int(i): s for i, s in optim["optimizer"]["state"].items()}  # JSON's keys are strings
-        self.optim.set_state({**optim, "optimizer": {**optim["optimizer"], "state": moments}})
-        self.generator.set_state(state["generator"])
-        self._before = state["before"]
-        torch.random.set_rng_state(state["torch"])
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -21,18 +22,19 @@ from ppl_vae.programs import Program, mode, modules_of, seeded
 from ppl_vae.system.files import locked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import progress
-from ppl_vae.training.checkpoints import Checkpoints, TrainingState
+from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
-from ppl_vae.training.monitoring import blame, first_nonfinite, mean_parts, warn_of_collapse
-from ppl_vae.training.optimizers import OneOptimizer, adam
+from ppl_vae.training.monitoring import Finding, blame, first_nonfinite, mean_parts, warn_of_collapse
+from ppl_vae.training.optimizers import OneOptimizer, adam, learning_rate_of
+from ppl_vae.training.state import TrainingState
 
 Encode = Callable[..., tuple[Tensor, ...]]
 """encode(*batch, generator=...) -> the programs' arguments: from stored data to what the programs observe."""
 
 
 def observe(*batch: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
-    """The data as they are: the `encode` of data that need no encoding."""
+    """The `encode` of data that need no encoding: returns them unchanged."""
     return batch
 
 
@@ -62,152 +64,181 @@ def fit(
     Arguments:
         model, guide: any Pyro pair whose parameters belong to `nn.Module`s (`pyro.module`).
         x, args: the data, batched together along dim 0: tensors of shape (data, ...).
-        validation: held-out data of the same form; their ELBO is logged by epoch under noise frozen by `seed`.
-        encode: from a batch of stored data to the programs' arguments, drawn anew for each training batch.
+        validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each.
+        encode: from a batch of stored data to the programs' arguments, with new noise for each training batch.
         elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch.
-        optim: a `PyroOptim`; fused Adam at `learning_rate` by default.
+        optim: a `PyroOptim`; by default fused Adam at `learning_rate`, which is for that alone.
         seed: of the order of the data and of all noise. The same seed gives the same weights, bit for bit, on
             one machine.
-        compiled: whether steps are traced and compiled (`ppl_vae.training.compilation`): 20 seconds once, then two to three
-            times as fast. By default where the number of steps to come repays it. The same noise is drawn either
-            way, and results are the same but for rounding. Pyro's own ELBOs are not compiled, but for `Trace_ELBO`.
-        checkpoints: where and how often all that training goes on from is written, `Checkpoints(folder)`.
-        resume: goes on from the newest checkpoint, or begins if there is none. Weights and history are bit for bit
+        compiled: whether steps are traced and compiled (`ppl_vae.training.compilation`), which takes 20 seconds once
+            and makes them two to three times as fast. By default where the number of steps repays it. The noise is
+            the same either way, and results are the same but for rounding. Of Pyro's own ELBOs only `Trace_ELBO` is
+            compiled.
+        checkpoints: where and how often the state of training is written, `Checkpoints(folder)`.
+        resume: whether to resume from the newest checkpoint, if there is one. Weights and history are bit for bit
             those of a run that was not stopped, but for `seconds`, compiled or not. The first two steps are taken again
             before the state is loaded, since they decide what is traced.
-        stop: asked after each step; what is true ends training by `Stopped`, after a checkpoint.
-        metrics: called after each epoch with its row of the history, a copy: where a tracker comes in, as
-            `ppl_vae.training.trackers.TensorBoard` does. What it draws at random changes nothing here.
+        stop: called after each step; a true value ends training by `Stopped`, after a checkpoint.
+        metrics: a logging callback, such as `ppl_vae.training.trackers.TensorBoard`: called after each epoch with a
+            copy of its row of the history. Random numbers that it takes change nothing here.
 
     Pyro's param store, torch's random generators and the modules' training mode are left as they were found.
 
     Raises `ValueError` for empty data, data of unequal length, a program without trainable parameters or with a
     bare `pyro.param` (it would be lost with the param store), checkpoints of another run or all damaged, or
-    checkpoints and another optimiser than a `OneOptimizer`; `OSError` where a checkpoint can't be written, and where
+    checkpoints and an optimiser other than a `OneOptimizer`; `OSError` where a checkpoint can't be written, and where
     another process trains in its folder; and `DivergedError` when the loss is NaN or infinite, with epoch, step, the
-    first site that is to blame and what to try: the weights are then those after the last whole epoch. A posterior
-    that has collapsed, with a KL next to 0, is told by a `RuntimeWarning`.
+    first site that is to blame and what to try: the weights are then those after the last whole epoch. Warns by
+    `RuntimeWarning` of a posterior that has collapsed, with a KL next to 0.
     """
     data = (x, *args)
     _check(data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    held_out = None if validation is None else (validation if isinstance(validation, tuple) else (validation,))
-    generator = Generator().manual_seed(seed)
-    monitors = {"train": tuple(t[: len(held_out[0] if held_out else x)] for t in data)}
-    if held_out:
-        monitors["validation"] = held_out
-    # Frozen once, so that epochs differ by the weights alone.
-    frozen = {name: encode(*part, generator=Generator().manual_seed(seed)) for name, part in monitors.items()}
-
-    objective = objective_of(elbo)
-    if compiled is None and isinstance(elbo, CompiledTrace_ELBO):
+    held_out = validation if isinstance(validation, tuple) else () if validation is None else (validation,)
+    monitored = _monitored(data, held_out, encode, seed)
+    objective, optim = objective_of(elbo), optim or adam(learning_rate)
+    if isinstance(elbo, CompiledTrace_ELBO) and compiled is None:
         compiled = True
-    optim = optim or adam(learning_rate)
-    modules = modules_of(model, guide)
-    num_steps = math.ceil(len(x) / batch_size)
-    at = TrainingState(all_modules(model, guide, objective), optim, generator, num_steps, x.device)
-    history = History(at.rows)
+    generator, num_steps = Generator().manual_seed(seed), math.ceil(len(x) / batch_size)
+    step = Step(model, guide, objective, optim, compiled=bool(compiled))
+    state = TrainingState(all_modules(model, guide, objective), optim, generator, num_steps, x.device)
+    steps = _Steps(step, state, data, encode, num_planned=epochs * num_steps if compiled is None else None)
+    settings: dict[str, Any] = {}
+
+    def save() -> None:
+        if checkpoints is not None:
+            checkpoints.save({**settings, **state.state_dict()}, state.num_steps)
+
     with (
         nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
         pyro.get_param_store().scope(),
         progress(description, epochs, enabled=show_progress) as report_epoch,
     ):
-        step = Step(model, guide, objective, optim, compiled=bool(compiled))
-
-        def drawn(rows: Tensor) -> tuple[Tensor, ...]:
-            # index_select copies rows in a tenth of the time that t[rows] takes
-            return encode(*(t.index_select(0, rows.to(t.device)) for t in data), generator=generator)
-
-        def take(rows: Tensor, *, first: bool) -> Tensor:
-            batch = drawn(rows)
-            # The first batch is validated: a wrong shape is a clear error there, and costs time later.
-            with pyro.validation_enabled(first), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, below
-                try:
-                    loss = step(*batch)
-                except ValueError:
-                    if (found := first_nonfinite(model, guide, *batch)) is None:
-                        raise
-                    raise ValueError(
-                        f"epoch 1, step 1: expected a finite loss{blame(found, None, learning_rate)}"
-                    ) from None
-            if first:
-                _check_params(modules)
-                if compiled is None:
-                    step.compiled = repays(epochs * num_steps, step.flops)
-            return loss
-
-        def save() -> None:
-            assert checkpoints is not None
-            checkpoints.save({**settings, **at.state_dict()}, at.num_steps)
-
-        def stop_if_told() -> None:
-            if reason := stop():
-                if checkpoints is not None:
-                    save()
-                raise Stopped(f"stopped in epoch {at.epoch} of {epochs}, after {at.step} of {num_steps} steps", reason)
-
         if checkpoints is not None:
-            settings = {
+            settings |= {
                 "epochs": epochs,
                 "batch_size": batch_size,
                 "seed": seed,
                 "compiled": compiled,
                 "objective": type(objective).__name__,
                 "optimiser": _name_of(optim),
-                "data": fingerprint(*data, *(held_out or ())),
+                "data": fingerprint(*data, *held_out),
             }
             if (saved := _checkpoint(checkpoints, resume, settings)) is not None:
-                at.check(saved)
-                at.restore(saved["modules"])
-                # Taken again, the first two steps leave the same graph; the state goes into the tensors that it holds.
-                batches = torch.randperm(len(x), generator=generator).split(batch_size)
-                with mode(model, guide, training=True):
-                    for i, rows in enumerate((*batches, *batches)[: min(2, saved["num_steps"])]):
-                        take(rows, first=i == 0)
-                at.load_state_dict(saved)
-                report_epoch(at.epoch - 1, f"goes on in epoch {at.epoch}, after {at.step} of {num_steps} steps")
-        for epoch in range(at.epoch, epochs + 1):
-            start = time.perf_counter() - at.seconds
-            batches = at.order(len(x)).split(batch_size)
+                steps.resume(saved, batch_size)
+                at = f"in epoch {state.epoch}, after {state.step} of {num_steps} steps"
+                report_epoch(state.epoch - 1, f"resumes {at}")
+        for epoch in range(state.epoch, epochs + 1):
+            start = time.perf_counter() - state.seconds
+            batches = state.order(len(x)).split(batch_size)
             with mode(model, guide, training=True):
-                for i in range(at.step, num_steps):
-                    at.losses[i] = take(batches[i], first=epoch == 1 and i == 0)
-                    at.step, at.seconds = i + 1, time.perf_counter() - start
-                    if at.num_steps == 1 and not at.losses[0].isfinite():
+                for rows in batches[state.step :]:
+                    state.losses[state.step] = steps.take(rows, first=state.num_steps == 0)
+                    state.step, state.seconds = state.step + 1, time.perf_counter() - start
+                    if state.num_steps == 1 and not state.losses[0].isfinite():
                         break  # no step can make it better: the rest of the epoch is spared
-                    stop_if_told()
+                    if reason := stop():
+                        save()
+                        at = f"in epoch {epoch} of {epochs}, after {state.step} of {num_steps} steps"
+                        raise Stopped(f"stopped {at}", reason)
                     if checkpoints is not None and checkpoints.is_due():
                         save()
-            # Read once an epoch, so that no step waits for a loss.
-            if not at.losses.isfinite().all():
-                bad = int((~at.losses.isfinite()).nonzero()[0])
-                batch = drawn(batches[bad])
-                after = first_nonfinite(model, guide, *batch)
-                at.restore(at.weights)
-                before = first_nonfinite(model, guide, *batch)
-                raise DivergedError(
-                    f"epoch {epoch}, step {bad + 1}: expected a finite loss; got {at.losses[bad].item()}"
-                    f"{blame(before, after, learning_rate)}. The weights are those after epoch {epoch - 1}",
-                    history,
-                )
-            row: dict[str, float] = {"epoch": epoch, "loss": at.losses.sum().item() / len(x)}
-            for name, arguments in frozen.items():
+            if not state.losses.isfinite().all():  # read once an epoch, so that no step waits for a loss
+                raise steps.diverged(batches)
+            row: dict[str, float] = {"epoch": epoch, "loss": state.losses.sum().item() / len(x)}
+            for name, arguments in monitored.items():
                 row |= {f"{name}_{k}": v for k, v in mean_parts(model, guide, arguments, seed).items()}
             row["seconds"] = time.perf_counter() - start
-            at.end_epoch(row)
+            state.end_epoch(row)
             report_epoch(text=_line(row, epochs))
             if metrics is not None:
                 with torch.random.fork_rng():
                     metrics(dict(row))
             if checkpoints is not None and checkpoints.is_due(epoch):
                 save()
-    warn_of_collapse(history.rows[-1])
-    return history
+    warn_of_collapse(state.rows[-1])
+    return History(state.rows)
+
+
+@dataclass
+class _Steps:
+    """Steps on batches of `data`, encoded anew for each. `num_planned` is how many there will be, if that decides
+    whether they are compiled."""
+
+    step: Step
+    state: TrainingState
+    data: tuple[Tensor, ...]
+    encode: Encode
+    num_planned: int | None
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        # index_select copies rows in a tenth of the time that t[rows] takes
+        parts = (t.index_select(0, rows.to(t.device)) for t in self.data)
+        return self.encode(*parts, generator=self.state.generator)
+
+    def take(self, rows: Tensor, *, first: bool) -> Tensor:
+        """The loss of a step. Raises `ValueError` for what Pyro's validation or `_check_params` finds in the first."""
+        batch = self.batch(rows)
+        # The first batch is validated: a wrong shape is a clear error there, and costs time later.
+        with pyro.validation_enabled(first), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # an error, in `fit`
+            try:
+                loss = self.step(*batch)
+            except ValueError:
+                if (found := self._first_nonfinite(batch)) is None:
+                    raise
+                at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
+                raise ValueError(f"{at}: expected a finite loss{self._blame(found, None)}") from None
+        if first:
+            _check_params(modules_of(self.step.model, self.step.guide))
+            if self.num_planned is not None:
+                self.step.compiled = repays(self.num_planned, self.step.flops)
+        return loss
+
+    def resume(self, saved: Mapping[str, Any], batch_size: int) -> None:
+        """Takes on a saved state. Taken again, the first two steps leave the same graph; the state is then written
+        into the tensors that it holds."""
+        self.state.check(saved)
+        self.state.restore(saved["modules"])
+        batches = torch.randperm(len(self.data[0]), generator=self.state.generator).split(batch_size)
+        with mode(self.step.model, self.step.guide, training=True):
+            for i, rows in enumerate((*batches, *batches)[: min(2, saved["num_steps"])]):
+                self.take(rows, first=i == 0)
+        self.state.load_state_dict(saved)
+
+    def diverged(self, batches: Sequence[Tensor]) -> DivergedError:
+        """The error of an epoch with a loss that is not finite. The weights are then those after the epoch before."""
+        state = self.state
+        bad = int((~state.losses.isfinite()).nonzero()[0])
+        batch = self.batch(batches[bad])
+        after = self._first_nonfinite(batch)
+        state.restore(state.weights)
+        before = self._first_nonfinite(batch)
+        return DivergedError(
+            f"epoch {state.epoch}, step {bad + 1}: expected a finite loss; got {state.losses[bad].item()}"
+            f"{self._blame(before, after)}. The weights are those after epoch {state.epoch - 1}",
+            History(state.rows),
+        )
+
+    def _first_nonfinite(self, batch: tuple[Tensor, ...]) -> Finding | None:
+        return first_nonfinite(self.step.model, self.step.guide, *batch)
+
+    def _blame(self, before: Finding | None, after: Finding | None) -> str:
+        return blame(before, after, learning_rate_of(self.step.optim))
+
+
+def _monitored(
+    data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], encode: Encode, seed: int
+) -> dict[str, tuple[Tensor, ...]]:
+    """The programs' arguments whose ELBO is logged. Encoded once, so that epochs differ by the weights alone."""
+    parts = {"train": tuple(t[: len(held_out[0] if held_out else t)] for t in data)}
+    if held_out:
+        parts["validation"] = held_out
+    return {name: encode(*part, generator=Generator().manual_seed(seed)) for name, part in parts.items()}
 
 
 def _checkpoint(checkpoints: Checkpoints, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from, if there is one."""
+    """The state to resume from, if there is one."""
     if resume:
         return checkpoints.load(**settings)
     if paths := checkpoints.paths():
@@ -217,7 +248,9 @@ def _checkpoint(checkpoints: Checkpoints, resume: bool, settings: dict[str, Any]
 
 def _name_of(optim: PyroOptim) -> str:
     if not isinstance(optim, OneOptimizer):
-        raise ValueError(f"optim: expected a OneOptimizer, for checkpoints to carry; got {type(optim).__name__}")
+        raise ValueError(
+            f"optim: expected a OneOptimizer, whose state checkpoints can hold; got {type(optim).__name__}"
+        )
     return repr(optim)
 
 
@@ -261,5 +294,5 @@ def _check_params(modules: list) -> None:
         if param.data_ptr() not in ours:
             raise ValueError(
                 f"param {name!r}: expected a contiguous nn.Parameter of a module that the program refers to; got one "
-                "that lives in the param store alone, which fit leaves as it was found"
+                "that is in the param store alone, which fit leaves as it was found"
             )

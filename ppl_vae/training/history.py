@@ -1,4 +1,4 @@
-"""The history of a training, and how it can end early."""
+"""The history of a training, and the errors that end it early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppl_vae.system.files import write_whole
 
 @dataclass
 class History:
-    """What happened, a row an epoch: `epoch`, `loss`, `seconds`, and, per datum in nats and in evaluation mode,
+    """A row for each epoch: `epoch`, `loss`, `seconds`, and, per datum in nats and in evaluation mode,
     `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -33,6 +33,16 @@ class History:
     def save(self, path: Path) -> None:
         """Writes the rows as CSV."""
         write_whole(path, self.to_csv().encode())
+
+    @classmethod
+    def load(cls, path: Path) -> History:
+        """Reads what `save` wrote. Raises `OSError`, and `ValueError` for a file of anything else."""
+        try:
+            names, *lines = path.read_text().splitlines()
+            rows = [zip(names.split(","), map(float, line.split(",")), strict=True) for line in lines]
+            return cls([dict(row) for row in rows])
+        except ValueError as error:
+            raise ValueError(f"{path}: expected columns of numbers, with their names; got {str(error)[:100]}") from None
 
 
 class DivergedError(ArithmeticError):

@@ -1,4 +1,5 @@
-"""Where a loss that is NaN or infinite comes from: the first site of a Pyro pair that is to blame, and what to try."""
+"""What is monitored in training: the parts of the ELBO, posterior collapse, and where a loss that is not finite comes
+from, with what to try."""
 
 from __future__ import annotations
 
@@ -24,9 +25,8 @@ from ppl_vae.programs import (
     seeded,
 )
 
-TINY = 1e-4  # a scale below it is what the log-prob suffers from, and not what suffers
-
-
+TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
+COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one
 _FINITE = "data without NaN and infinity, as encoded"
 
 
@@ -42,36 +42,32 @@ def first_nonfinite(model: Program, guide: Program, *args: Tensor) -> Finding | 
     the guide's first; None where all are. Programs run in evaluation mode; where they raise, nothing is known: None."""
     for i, data in enumerate(args):
         if bad := _nonfinite(data):
-            return Finding(f"the data, {'further argument ' + str(i) if i else 'x'}: {bad}", _FINITE)
+            return Finding(f"the data, {f'further argument {i}' if i else 'x'}: {bad}", _FINITE)
     try:
         with evaluating(model, guide):
             guide_trace = poutine.trace(guide).get_trace(*args)
-            found = next(_findings(guide_trace, "guide"), None)
-            if found is None:
-                found = next(
-                    _findings(poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args), "model"), None
-                )
-            return found
+            if found := next(_findings(guide_trace, "guide"), None):
+                return found
+            model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
+            return next(_findings(model_trace, "model"), None)
     except (ValueError, RuntimeError, IndexError):  # sampling from NaN
         return None
 
 
 def _findings(trace: Trace, program: str) -> Iterator[Finding]:
-    sites = [
-        (name, site, observed)
-        for observed in (False, True)
-        for name, site in sample_sites(trace, observed=observed).items()
-    ]
-    for name, site, observed in sites:
+    latent, observed = (sample_sites(trace, observed=observed) for observed in (False, True))
+    for name, site in (latent | observed).items():
         fn, value = site["fn"], torch.as_tensor(site["value"])
         where = f"site {name!r} of the {program}"
         if bad := _nonfinite(value):
-            if observed:
+            if site["is_observed"]:
                 yield Finding(f"{where}: observed data with {bad}", _FINITE)
             else:
-                yield Finding(f"{where}: values with {bad}, drawn from {_described(fn)}", "")
+                yield Finding(f"{where}: values with {bad}, sampled from {_described(fn)}", "")
         elif bad := _nonfinite(fn.log_prob(value)):
-            yield Finding(f"{where}: a log-prob with {bad}, of {_described(fn)}", _remedy(fn, value, observed))
+            yield Finding(
+                f"{where}: a log-prob with {bad}, of {_described(fn)}", _remedy(fn, value, site["is_observed"])
+            )
 
 
 def _nonfinite(values: Tensor) -> str:
@@ -104,12 +100,9 @@ def _scale(fn: Distribution) -> float | None:
     return None if scale is None else float(torch.as_tensor(scale).min())
 
 
-COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than one unit has whose means have the variance that is called active
-
-
-def blame(before: Finding | None, after: Finding | None, learning_rate: float) -> str:
+def blame(before: Finding | None, after: Finding | None, learning_rate: float | None) -> str:
     """What is to blame, and what to try, from what was found at the weights before the epoch and at the last."""
-    smaller = f"a smaller learning rate than {learning_rate:g}"
+    smaller = "a smaller learning rate" + ("" if learning_rate is None else f" than {learning_rate:g}")
     if before is not None:
         return f"; {before.text}. Try {before.remedy or smaller}"
     if after is not None:
@@ -121,8 +114,8 @@ def warn_of_collapse(row: dict[str, float]) -> None:
     kl = row.get("validation_kl", row["train_kl"])
     if 0 < kl < COLLAPSED:  # it is 0 where nothing is latent
         warnings.warn(
-            f"posterior collapse: expected codes that tell of their data; got a KL of {kl:.2g} nats a datum, with "
-            "next to no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            f"posterior collapse: expected latents that depend on the data; got a KL of {kl:.2g} nats a datum, with "
+            "almost no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -153,11 +146,11 @@ def elbo_parts(
     seed: int = 0,
     chunk: int = 512,
 ) -> ElboParts:
-    """E_q[log p(x|z)] and KL(q(z|x) || p(z)) for each datum, in nats, by `num_samples` draws from the guide.
+    """E_q[log p(x|z)] and KL(q(z|x) || p(z)) for each datum, in nats, by `num_samples` samples of the guide.
 
     A latent site's KL is in closed form where there is one for the two distributions (given the latent sites
-    above it), else the same draws' mean of log q - log p. Programs run in evaluation mode, on `chunk` data at a
-    time. For a guide without latent sites (an autoencoder) the KL is 0.
+    above it), else the mean of log q - log p over the same samples. Programs run in evaluation mode, on `chunk`
+    data at a time. For a guide without latent sites (an autoencoder) the KL is 0.
 
     Raises `ValueError` for a site that is masked or not independent per datum.
     """

@@ -182,6 +182,15 @@ def cosine(num_steps: int, *, warm_up: int = 0) -> Schedule:
     return factor
 
 
+def learning_rate_of(optim: PyroOptim) -> float | None:
+    """The learning rate that it was made with, if that is one for all parameters.
+
+    >>> learning_rate_of(adam(0.01)), learning_rate_of(pyro.optim.Adam({"lr": 0.1}))
+    (0.01, 0.1)
+    """
+    return optim.pt_optim_args.get("lr") if isinstance(optim.pt_optim_args, dict) else None
+
+
 def adam_of(optim: PyroOptim) -> Optimizer | None:
     """The torch optimiser of which `adam_update` is the step, if it is one."""
     optimizer = optim.optimizer if isinstance(optim, OneOptimizer) else None

@@ -1,7 +1,7 @@
-"""Where the numbers of training go, an epoch at a time: `fit(..., metrics=tracker)`.
+"""Logging callbacks, called after each epoch: `fit(..., metrics=TensorBoard(folder))`.
 
-A tracker is any function of a row of the history. For another one than TensorBoard it takes some lines; here it is a
-list, where it could be `mlflow.log_metrics(row, step)` or `wandb.log(row, step)`:
+Any function of a row of the history is one. This one appends to a list, where it could call
+`mlflow.log_metrics(row, step)` or `wandb.log(row, step)`:
 
 >>> import torch
 >>> from ppl_vae.models import PPCA
@@ -17,7 +17,7 @@ list, where it could be `mlflow.log_metrics(row, step)` or `wandb.log(row, step)
 >>> log[1]
 (2, ['loss', 'seconds', 'train_elbo', 'train_kl', 'train_reconstruction'])
 
-The history that `fit` returns has all rows whether there is a tracker or not, and `history.save` writes them as CSV.
+The history that `fit` returns has all rows in any case, and `history.save` writes them as CSV.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TensorBoard:
 
         fit(model, guide, x, metrics=TensorBoard(Path("runs/a")))
 
-    Several may write to folders below one, to be compared. A run that goes on from a checkpoint goes on in its folder.
-    Raises `ImportError`, in one line, unless tensorboard is installed, and `OSError` where no folder can be made.
+    Runs whose folders have one parent are compared by `tensorboard --logdir parent`. A run that resumes appends to its
+    folder. Raises `ImportError` unless tensorboard is installed, and `OSError` where no folder can be made.
     """
 
     def __init__(self, folder: Path | str):
@@ -47,7 +47,7 @@ class TensorBoard:
 
     @functools.cached_property
     def writer(self) -> Any:
-        """torch's `SummaryWriter`, made with the first row: a training that is refused leaves no folder."""
+        """torch's `SummaryWriter`, made with the first row, so that a training that fails before leaves no folder."""
         return self._writer_of(str(self.folder))
 
     def __call__(self, row: dict[str, float]) -> None:
@@ -59,7 +59,7 @@ class TensorBoard:
 
 
 def tag(column: str) -> str:
-    """The name of a column of the history in TensorBoard, which draws what begins alike together.
+    """The name of a column of the history in TensorBoard, which groups plots by what precedes the slash.
 
     >>> tag("validation_elbo"), tag("seconds")
     ('elbo/validation', 'seconds')

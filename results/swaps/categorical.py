@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import ppl_vae.evaluation.importance
 import ppl_vae.training.fitting
-from ppl_vae import swaps
 from ppl_vae.data.loading import load
 from ppl_vae.distributions import LevelCategorical
+from ppl_vae.experiments import swaps
 from ppl_vae.likelihoods import Categorical
 from ppl_vae.networks import Shape
 from ppl_vae.system.files import locked
@@ -131,7 +131,7 @@ def main(name: str, data_dir: Path, output: Path) -> None:
     model, folder = dataclasses.replace(config.models(name)[NAME], seed=SEED), output / name / NAME / f"seed-{SEED}"
     in_parts(math.prod(dataset.event_shape))
     with locked(folder):
-        swaps._run(model, folder, config, dataset)
+        swaps.run_one(model, folder, config, dataset)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,19 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ppl_vae.cli.commands import ImputeCommand
 from ppl_vae.cli.main import main
 from ppl_vae.components import choices
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.evaluating import load_evaluation
+from ppl_vae.experiments.imputing import seen_pixels
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.report.pages import results_page
+from ppl_vae.report.sections import study_section
 
 TINY = ["--hidden", "8", "--latent-size", "2", "--epochs", "1", "--batch-size", "16", "--train-images", "60"]
 
@@ -72,9 +71,9 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     assert "models to train" not in out
     assert weights.stat().st_mtime_ns == written
     assert json.loads((folder / "metrics.json").read_text())["denoising"]["rows"] == rows
-    page = results_page(tmp_path / "out")
+    page = study_section(folder)
     assert "## tiny.npz" in page
-    assert "study/tiny/figures/denoising.png" in page
+    assert "tiny/figures/denoising.png" in page
 
 
 @pytest.mark.parametrize("likelihood", list(choices(Likelihood)))
@@ -116,11 +115,11 @@ def test_pixels_that_are_missing(missing, fraction, rows, columns):
     expected = torch.ones(3, 2, 4, 6, dtype=torch.bool)
     for i in rows:
         expected[:, :, i, list(columns)] = False
-    assert ImputeCommand(run=Path(), missing=missing, fraction=fraction).seen(expected).equal(expected)
+    assert seen_pixels(expected, missing, fraction, seed=0).equal(expected)
 
 
 def test_pixels_missing_at_random_are_missing_in_every_channel():
-    seen = ImputeCommand(run=Path(), missing="random", fraction=0.2).seen(torch.zeros(50, 3, 10, 10))
+    seen = seen_pixels(torch.zeros(50, 3, 10, 10), "random", 0.2, seed=0)
     assert (seen[:, :1] == seen).all()
     share = seen[:, 0].float().mean().item()
     assert abs(share - 0.8) < 5 * (0.8 * 0.2 / 5000) ** 0.5

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from ppl_vae import study
+from ppl_vae.experiments import study
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.study import StudyConfig
 from ppl_vae.experiments.training import train

@@ -10,19 +10,21 @@ import torch
 
 import ppl_vae.evaluation.importance
 import ppl_vae.training.fitting
-from ppl_vae import swaps
 from ppl_vae.components import choices
 from ppl_vae.data.loading import load
 from ppl_vae.distributions import LevelCategorical
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.experiments import swaps
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
+from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of
 from ppl_vae.experiments.swaps import SwapsConfig, run_swaps
 from ppl_vae.likelihoods import Categorical, Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
-from ppl_vae.report.swap_tables import swap_table, swaps_section
+from ppl_vae.report.figures import draw_swaps
+from ppl_vae.report.sections import swaps_section
+from ppl_vae.report.tables import swap_table
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
 
@@ -36,7 +38,7 @@ def test_every_component_is_swapped_in_alone():
     base = models["base"]
     for kind, group in ((Prior, "prior"), (Posterior, "posterior"), (Likelihood, "likelihood")):
         swapped = {getattr(model, group) for name, model in models.items() if name.startswith(f"{group}-")}
-        assert swapped == {*choices(kind)} - {getattr(base.resolved(), group)}
+        assert swapped == {*choices(kind)} - {getattr(assemble(base).config, group)}
     for name, model in models.items():
         changed = {k for k, v in dataclasses.asdict(model).items() if v != dataclasses.asdict(base)[k]}
         assert len(changed) == (0 if name == "base" else 2 if name == "layers-two-vamp-prior" else 1)
@@ -81,8 +83,9 @@ def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(f
         ]
         assert row["sd_of_seeds"] == pytest.approx(torch.tensor([r.mean for r in runs]).std().item() / bits)
         assert row["elbo"] == pytest.approx(offset - sum(elbos) / 2 / bits)
+    assert tmp_path / "figures" / "likelihood-samples.png" in draw_swaps(tmp_path)
     assert (tmp_path / "figures" / "likelihood-samples.png").is_file()
-    assert swap_table(metrics["groups"]["prior"]) in "\n".join(swaps_section(tmp_path))
+    assert swap_table(metrics["groups"]["prior"]) in swaps_section(tmp_path)
 
     for weights in tmp_path.glob("*/*/weights.safetensors"):
         weights.unlink()
@@ -92,7 +95,7 @@ def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(f
 
     other["overfitting"] = 2.53
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    text = "\n".join(swaps_section(tmp_path))
+    text = swaps_section(tmp_path)
     assert text.count("Overfitted") == text.count("below that of their best epoch: laplace 2.5 nats.") == 1
 
 
@@ -144,7 +147,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(few, tmp_path, monkeypatch
     assert metrics["failed"] == {"prior-laplace/seed-0": "NaN"}
     assert [row["name"] for row in metrics["groups"]["prior"]["rows"]] == ["base"]
     assert metrics["groups"]["prior"]["rows"][0]["sd_of_seeds"] is None
-    assert "prior-laplace/seed-0: NaN" in "\n".join(swaps_section(tmp_path))
+    assert "prior-laplace/seed-0: NaN" in swaps_section(tmp_path)
 
 
 SCRIPT = Path(__file__).parents[2] / "results" / "swaps" / "categorical.py"

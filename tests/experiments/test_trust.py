@@ -8,7 +8,8 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.training import train
 from ppl_vae.experiments.trust import TrustConfig, run_trust
-from ppl_vae.report.trust_tables import savings, trust_section
+from ppl_vae.report.figures import draw_trust
+from ppl_vae.report.sections import savings, trust_section
 
 
 def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
@@ -42,11 +43,12 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
             assert method["rms_error"] > abs(method["log_p"] - row["exact"]) - 1e-6
         assert row["most"]["rms_error"] < few["rms_error"]
         assert row["sandwich"]["gap"] == pytest.approx(row["sandwich"]["upper"] - row["sandwich"]["lower"])
+    assert tmp_path / "figures" / "trust.png" in draw_trust(tmp_path)
     assert (tmp_path / "figures" / "trust.png").is_file()
     assert len(said) == 2
     assert run_trust(tmp_path, config, say=said.append) == json.loads((tmp_path / "trust.json").read_text())["models"]
     assert len(said) == 2  # what is there is not done again
-    text = "\n".join(trust_section(tmp_path, "###"))
+    text = trust_section(tmp_path)
     assert "K = 200" in text
     assert "| vae |" in text
     assert "log_likelihood(tolerance=0.1)" in text

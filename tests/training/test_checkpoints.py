@@ -251,7 +251,7 @@ def test_another_version_of_torch_goes_on_and_says_so(tmp_path, monkeypatch):
     checkpoints.save({"epoch": 1}, 1)
     assert checkpoints.load()["epoch"] == 1  # and warns of nothing
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    with pytest.warns(RuntimeWarning, match=r"expected torch \d.*; got 2\.99\.0: goes on, but not bit for bit"):
+    with pytest.warns(RuntimeWarning, match=r"expected torch \d.*; got 2\.99\.0: resumes, but not bit for bit"):
         assert checkpoints.load()["epoch"] == 1
 
 
@@ -266,7 +266,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_taken(x, tmp_
         content = newest.read_bytes()
         newest.write_bytes({"truncated": content[: generator.randrange(len(content))],
                             "flipped": flipped(content, generator), "emptied": b""}[how])  # fmt: skip
-        with pytest.warns(RuntimeWarning, match=rf"000007.safetensors: expected a whole.*goes on from {before.name}"):
+        with pytest.warns(RuntimeWarning, match=rf"000007.safetensors: expected a whole.*resumes from {before.name}"):
             again = train(x, Pair(seed=9), checkpoints=checkpoints, resume=True)
         assert same(again, expected)
         assert newest.with_name(newest.name + ".damaged").exists()

@@ -1,6 +1,6 @@
-"""The documentation as a site: the API reference, a page on extending, and the notebooks with their output.
+"""The documentation as a site: the API reference, and the notebooks with their output.
 
-    pip install -e '.[docs]' && python -m ppl_vae.site OUTPUT
+    pip install -e '.[docs]' && python notebooks/build_site.py OUTPUT
 
 It needs a browser to look at and no network: no script, style, font or image comes from elsewhere. The reference is
 made by pdoc from the docstrings, the notebooks by nbconvert from what they have stored; nothing of them is run.
@@ -9,6 +9,8 @@ made by pdoc from the docstrings, the notebooks by nbconvert from what they have
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import re
 import sys
 import warnings
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 PACKAGE = "ppl_vae"
-EXTENDING = f"{PACKAGE}.extending"
+NOTEBOOKS = Path(__file__).parent
 Entry = tuple[str, str, str]  # of the index: address, title, and HTML of what it is about
 ESCAPED = {"*": r"\*", "<": "&lt;"}
 
@@ -75,7 +77,7 @@ NOTEBOOK = """
 """
 
 
-def build(output: Path, notebooks: Path = Path("notebooks")) -> None:
+def build(output: Path, notebooks: Path = NOTEBOOKS) -> None:
     """Writes the site into the folder `output`: `index.html`, a page for each module and one for each notebook.
 
     Raises `ModuleNotFoundError` without the extra `docs`, `FileNotFoundError` where there are no notebooks, and
@@ -102,7 +104,7 @@ def reference(notebooks: Sequence[Entry]) -> dict[str, str]:
     render.configure(docformat="google")
     templates = jinja2.DictLoader({"module.html.jinja2": MODULE, "site.html.jinja2": INDEX, "custom.css": STYLE})
     render.env.loader = jinja2.ChoiceLoader([templates, *filter(None, [render.env.loader])])
-    modules = {name: pdoc.doc.Module.from_name(name) for name in pdoc.extract.walk_specs([PACKAGE])}
+    modules = {name: pdoc.doc.Module.from_name(name) for name in module_names()}
     with warnings.catch_warnings():
         # of what `NamedTuple` and `dataclass` make: its types are shown as they are written
         warnings.filterwarnings("ignore", "Error parsing type annotation", UserWarning)
@@ -116,14 +118,22 @@ def reference(notebooks: Sequence[Entry]) -> dict[str, str]:
         return address(name), name, to_html(modules[name].docstring.partition("\n")[0])
 
     sections = {
-        "Extending": [entry(EXTENDING)],
         "Notebooks": notebooks,
-        "Modules": [entry(name) for name in modules if name != EXTENDING],
+        "Modules": [entry(name) for name in modules],
     }
     about = to_html(modules[PACKAGE].docstring)
     index = render.env.get_template("site.html.jinja2")
     files["index.html"] = index.render(package=PACKAGE, about=about, sections=sections, all_modules=modules)
     return files
+
+
+def module_names() -> list[str]:
+    """The package, with its lazy names imported, and every module of it but for `__main__`."""
+    package = importlib.import_module(PACKAGE)
+    for name in package.__all__:
+        getattr(package, name)  # pdoc reads only what has been imported
+    found = [info.name for info in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.")]
+    return [PACKAGE, *(name for name in found if not name.endswith("__main__"))]
 
 
 def address(module: str) -> str:
@@ -230,9 +240,9 @@ def notebook_page(path: Path) -> tuple[str, str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit status 1 for failure, in one line, and 2 for bad usage."""
-    parser = argparse.ArgumentParser(prog=f"python -m {PACKAGE}.site", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("output", type=Path, help="folder for the site; files of the same names are replaced")
-    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the notebooks")
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="folder of the notebooks")
     given = parser.parse_args(arguments)
     try:
         build(given.output, given.notebooks)

@@ -1,4 +1,4 @@
-"""Codes in two dimensions."""
+"""Latents in two dimensions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ppl_vae.plots.figures import LABEL_COLOURS, OKABE_ITO
 def latent_scatter(
     ax: Axes, z: ArrayLike, labels: ArrayLike, names: Sequence[str] | None = None, *, of: str = "mean of"
 ) -> None:
-    """Codes z (N, 2), coloured by `labels` (N,), integers 0..9, with a legend outside that gives `names[label]`. They
-    are means of q(z|x), or what `of` says in the labels of the axes: "draw from". Each label also stands at the median
+    """Latents z (N, 2), coloured by `labels` (N,), integers 0..9, with a legend outside that gives `names[label]`. They
+    are means of q(z|x), or what `of` says in the labels of the axes: "sample of". Each label also stands at the median
     of its points, for those who do not see all colours. Points are drawn in the order given, so shuffled data hide no
     label under another. Raises ValueError for another shape, other labels or too few names."""
     points, label = np.asarray(z), np.asarray(labels)
@@ -41,13 +41,13 @@ def latent_scatter(
 
 
 def prior_and_posterior(ax: Axes, prior: ArrayLike, posterior: ArrayLike) -> None:
-    """Draws from a prior and from the aggregate posterior 1/N sum_i q(z|x_i), each (draws, 2): where the one has
-    points and the other none, the prior decodes what no image was encoded to, or finds images unlikely. Raises
-    ValueError for another shape."""
-    draws = {"aggregate posterior": np.asarray(posterior), "prior": np.asarray(prior)}
-    for (name, z), colour in zip(draws.items(), ("sky blue", "vermilion"), strict=True):
+    """Samples of a prior and of the aggregate posterior 1/N sum_i q(z|x_i), each (samples, 2). Where only the prior
+    has points, samples decode to what no image was encoded as; where only the posterior has, the prior finds images
+    unlikely. Raises ValueError for another shape."""
+    samples = {"aggregate posterior": np.asarray(posterior), "prior": np.asarray(prior)}
+    for (name, z), colour in zip(samples.items(), ("sky blue", "vermilion"), strict=True):
         if z.ndim != 2 or z.shape[1] != 2:
-            raise ValueError(f"{name}: expected draws of shape (N, 2); got {z.shape}")
+            raise ValueError(f"{name}: expected samples of shape (N, 2); got {z.shape}")
         ax.scatter(z[:, 0], z[:, 1], s=3, alpha=0.5, linewidths=0, color=OKABE_ITO[colour], label=name)
     ax.set(aspect="equal", xlabel="z1", ylabel="z2")
     ax.legend(fontsize=7, markerscale=3, loc="upper right")

@@ -1,4 +1,4 @@
-"""The ELBO and its parts."""
+"""Curves: the ELBO and its parts by epoch, and log p(x) by the number of importance samples."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import Formatter, MaxNLocator
 from numpy.typing import ArrayLike
 
-from ppl_vae.plots.figures import LABEL_COLOURS, OKABE_ITO, Array, axes_of
-
-_MARKERS = "os^Dv<>Pph"
+from ppl_vae.plots.figures import OKABE_ITO, Array, axes_of
 
 
 class Columns(Protocol):
@@ -47,42 +45,23 @@ def training_curves(axes: Any, history: Columns) -> None:
         ax.legend(frameon=False)
 
 
-def rate_distortion(
-    ax: Axes, names: Sequence[str], rates: ArrayLike, distortions: ArrayLike, unit: str = "nats"
+def convergence(
+    ax: Axes, num_samples: ArrayLike, means: ArrayLike, errors: ArrayLike, *, elbo: float, annealed: float
 ) -> None:
-    """Each named model in the plane of rate, E KL(q(z|x) || p(z)), and distortion, -E log p(x|z), in `unit` per datum,
-    shapes (len(names),): what a code costs, and what it leaves to say of x. The grey lines are of equal -ELBO, their
-    sum, so that models on one line have one ELBO and spend it differently. Raises ValueError for another shape or
-    values that are not finite.
-
-    Alexander A. Alemi, Ben Poole, Ian Fischer, Joshua V. Dillon, Rif A. Saurous, Kevin Murphy: Fixing a Broken ELBO,
-    2018, arXiv:1711.00464.
-    """
-    rate, distortion = np.asarray(rates, dtype=float), np.asarray(distortions, dtype=float)
-    if not rate.shape == distortion.shape == (len(names),) or not len(names):
-        raise ValueError(f"expected rates and distortions ({len(names)},); got {rate.shape} and {distortion.shape}")
-    if not (np.isfinite(rate).all() and np.isfinite(distortion).all()):
-        raise ValueError(f"expected finite rates and distortions; got {rate.tolist()} and {distortion.tolist()}")
-    limits = []
-    for values in (rate, distortion):
-        margin = 0.15 * np.ptp(values) or max(0.05 * abs(values[0]), 1.0)
-        limits.append((values.min() - margin, values.max() + margin))
-    (left, right), (low, high) = limits
-    for level in MaxNLocator(6).tick_values(left + low, right + high):
-        ends = max(left, level - high), min(right, level - low)  # where the line enters and leaves
-        if ends[0] < ends[1]:
-            middle = sum(ends) / 2
-            ax.axline((middle, level - middle), slope=-1, color="0.7", linewidth=0.8, zorder=0)
-            text = Formatter.fix_minus(f"{level:g}")
-            box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 0}
-            ax.text(middle, level - middle, text, ha="center", va="center", size=7, color="0.4", bbox=box, zorder=1)
-    for i, (name, r, d) in enumerate(zip(names, rate, distortion, strict=True)):
-        ax.plot(r, d, _MARKERS[i % len(_MARKERS)], color=LABEL_COLOURS[i % len(LABEL_COLOURS)], label=name)
-    ax.set(
-        xlabel=f"rate: KL [{unit}]", ylabel=f"distortion: $-$reconstruction [{unit}]", xlim=limits[0], ylim=limits[1]
-    )
-    ax.set_title(f"grey: equal $-$ELBO [{unit}]", fontsize=9)
-    ax.legend(fontsize=7, framealpha=0.9, edgecolor="none")
+    """Mean log p(x) by importance sampling against K, with a band of two Monte Carlo standard errors, between the
+    ELBO and the annealed value, in nats per datum. `num_samples`, `means` and `errors` have shape (points,);
+    other shapes raise ValueError."""
+    K, mean, error = (np.asarray(values, dtype=float) for values in (num_samples, means, errors))
+    if not K.shape == mean.shape == error.shape or K.ndim != 1 or not K.size:
+        raise ValueError(f"expected K, means and errors (points,); got {K.shape}, {mean.shape} and {error.shape}")
+    ax.fill_between(K, mean - 2 * error, mean + 2 * error, color=OKABE_ITO["blue"], alpha=0.25, lw=0)
+    ax.plot(K, mean, "o-", color=OKABE_ITO["blue"], ms=4, label="importance sampling")
+    ax.axhline(annealed, color=OKABE_ITO["vermilion"], ls="--", lw=1.2, label="annealed")
+    ax.axhline(elbo, color=OKABE_ITO["black"], ls=":", lw=1.2, label="ELBO")
+    ax.set_xscale("log")
+    ax.set_xlabel("K")
+    ax.set_ylabel("log p(x) [nats]")
+    ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
 
 
 def _leave_out_first(ax: Axes, curves: Array) -> str:

@@ -1,13 +1,21 @@
-"""The benchmarks as Markdown."""
+"""Renders results/README.md, and the tables of the README, from the numbers on disk.
+
+python results/render.py
+"""
 
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 from ppl_vae.report.markdown import table
+from ppl_vae.report.sections import study_section, swaps_section, versions
+from ppl_vae.report.tables import denoising_table, likelihood_table, swap_table
 from ppl_vae.system.files import read_json
+
+ROOT = Path(__file__).parents[1]
 
 CONTENDERS = {
     "ours": "this package",
@@ -37,6 +45,61 @@ TARGETS = [
     ("dense 400-20, K = 1,000", "numpyro_jit", 1.4),
     ("dense 400-20, K = 1,000", "bare_products", 1 / 1.6),
 ]
+
+
+def results_page(results: Path) -> str:
+    """`results/README.md`, from the experiments and benchmarks below it."""
+    lines = [
+        "# Results",
+        "",
+        "Rendered from the `metrics.json` files by `python results/render.py`. Beside each lie the runs that it "
+        "summarises: config, seed, versions, history by epoch and figures; of the study also the weights.",
+        "",
+    ]
+    if (results / "swaps" / "categorical.py").is_file():
+        lines += [
+            "The runs of the categorical likelihood are by [swaps/categorical.py](swaps/categorical.py), which takes "
+            "its last layer in parts: each step and estimate is that of `ppl-vae run swaps` to rounding.",
+            "",
+        ]
+    for path in sorted(results.glob("*/*/metrics.json")):
+        folder, metrics = path.parent, read_json(path)
+        for key, section in (("denoising", study_section), ("groups", swaps_section)):
+            if key in metrics:
+                lines.append(section(folder).replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))
+    if (results / "benchmarks" / "benchmarks.json").is_file():
+        lines += benchmark_section(results / "benchmarks")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def readme_blocks(results: Path) -> dict[str, str]:
+    """The rendered blocks of the top-level README, by name."""
+    metrics = read_json(results / "study" / "mnist" / "metrics.json")
+    swaps = read_json(results / "swaps" / "mnist" / "metrics.json")
+    return {
+        "denoising": denoising_table(metrics),
+        "log-likelihood": likelihood_table(metrics),
+        "priors": swap_table(swaps["groups"]["prior"]),
+        "likelihoods": swap_table(swaps["groups"]["likelihood"]),
+        "benchmarks": benchmark_table(read_json(results / "benchmarks" / "benchmarks.json")),
+    }
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """`text` with each block between `<!-- rendered: NAME -->` and `<!-- end -->` in place of what is there.
+
+    Raises `ValueError` for a marker without an end, or of a block that is not in `blocks`.
+    """
+
+    def filled(found: re.Match[str]) -> str:
+        begin, name, end = found.group("begin", "name", "end")
+        if end is None or name not in blocks:
+            known = ", ".join(sorted(blocks))
+            raise ValueError(f"expected the markers of one of {known}, and an end; got {begin!r}")
+        return f"{begin}\n{blocks[name]}\n{end}"
+
+    marked = r"(?P<begin><!-- rendered: (?P<name>.*?) -->)(?:(?:(?!<!-- rendered: ).)*?(?P<end><!-- end -->))?"
+    return re.sub(marked, filled, text, flags=re.DOTALL)
 
 
 def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:
@@ -79,7 +142,6 @@ def target_table(benchmarks: dict[str, Any]) -> str:
 def benchmark_section(folder: Path) -> list[str]:
     """How fast, from `benchmarks.json`."""
     benchmarks = read_json(folder / "benchmarks.json")
-    versions = ", ".join(f"{k} {v}" for k, v in benchmarks["versions"].items())
     return [
         "## Speed",
         "",
@@ -89,7 +151,7 @@ def benchmark_section(folder: Path) -> list[str]:
         benchmark_table(benchmarks, spread=True),
         "",
         f"{benchmarks['rounds']} rounds, each contender in a process of its own, on {benchmarks['threads']} threads of "
-        f"{benchmarks['processor']}; {versions}. By `python tests/benchmarks --output results/benchmarks`.",
+        f"{benchmarks['processor']}; {versions(benchmarks)}. By `python tests/benchmarks --output results/benchmarks`.",
         "",
         target_table(benchmarks),
         "",
@@ -131,3 +193,13 @@ def chunk_lines(folder: Path) -> list[str]:
         table(["", *(f"{int(size):,} rows" for size in sizes)], rows),
         "",
     ]
+
+
+def main() -> None:
+    results, readme = ROOT / "results", ROOT / "README.md"
+    (results / "README.md").write_text(results_page(results))
+    readme.write_text(fill(readme.read_text(), readme_blocks(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Remove noise from test images: by runs, and by PCA for comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, Tensor
+
+from ppl_vae.components import create
+from ppl_vae.data.dataset import Dataset, select
+from ppl_vae.data.noise import Noise, NoNoise
+from ppl_vae.evaluation.denoising import PCA, quality_summary
+from ppl_vae.experiments.decoding import restore
+from ppl_vae.experiments.imputing import pictures
+from ppl_vae.experiments.preparation import split_of
+from ppl_vae.experiments.runs import Run
+from ppl_vae.system.files import to_json, write_whole
+
+USUAL = "gaussian-noise:scale=0.5"
+
+
+def denoise_run(run: Run, output: Path, *, noise: str | None = None, num_images: int | None, seed: int) -> dict:
+    """Quality of a run's restorations of the first test images with noise, by default what it learned to remove, else
+    Gaussian. Writes `denoising.json`, and the first images to `denoising.npz`; returns what is in the former."""
+    if not run.dataset.is_images:
+        raise ValueError(f"{output}: expected a model of images, to remove noise from; got {run.dataset!r}")
+    spec = noise or (USUAL if isinstance(run.observe.noise, NoNoise) else run.config.noise)
+    clean = run.dataset.test[:num_images] / 255
+    noisy = create(Noise, spec)(clean, Generator().manual_seed(seed))
+    restored = {"noisy": noisy, output.name: restore(run, noisy)}
+    rows = {name: quality_summary(x, clean) for name, x in restored.items()}
+    summary = {"noise": spec, "num_images": len(clean), "seed": seed, "rows": rows}
+    shown = {"original": clean, "noisy": noisy, "restored": restored[output.name]}
+    write_whole(output / "denoising.npz", pictures(shown))
+    write_whole(output / "denoising.json", to_json(summary))
+    return summary
+
+
+def denoise_all(runs: dict[str, Run], dataset: Dataset, noise: str, *, seed: int) -> tuple[dict, dict[str, Tensor]]:
+    """Quality of every model's restoration of the same noisy test images, beside the noisy images and PCA.
+
+    Returns rows for JSON, and the images of each row.
+    """
+    add = create(Noise, noise)
+    clean = dataset.test / 255
+    noisy = add(clean, Generator().manual_seed(seed))
+    indices = split_of(next(iter(runs.values())).config, dataset)
+    images, validation = (select(dataset.train, index) / 255 for index in indices)
+    pca = PCA.tuned(images, add(validation, Generator().manual_seed(seed + 1)), validation)
+    restored = {"noisy": noisy, f"PCA ({pca.num_components} components)": pca(noisy)}
+    restored |= {name: restore(run, noisy) for name, run in runs.items()}
+    rows: dict[str, Any] = {}
+    for name, x in restored.items():
+        run = runs.get(name)
+        rows[name] = {
+            "trained_on_noise": run is not None and run.config.noise == noise,
+            **quality_summary(x, clean),
+        }
+    return {"noise": noise, "num_images": len(clean), "rows": rows}, {"original": clean, **restored}

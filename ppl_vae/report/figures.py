@@ -1,0 +1,131 @@
+"""The figures of an experiment, from the files that it wrote."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ppl_vae import plots
+from ppl_vae.system.arrays import read_npz
+from ppl_vae.system.files import read_json
+from ppl_vae.system.signals import stoppable
+
+
+@stoppable()
+def draw_study(folder: Path) -> list[Path]:
+    """Draws `denoising` (of what is in `denoising.npz`, if there is one), `denoising-quality` and, for each measure,
+    `log-likelihood-MEASURE`, as PNG under `folder/figures`. Returns the paths."""
+    metrics = read_json(folder / "metrics.json")
+    name, rows = metrics["config"]["dataset"], metrics["denoising"]["rows"]
+    figures = _figures(folder)
+    paths = [figures / "denoising-quality.png"]
+
+    if (folder / "denoising.npz").is_file():
+        denoised = read_npz(folder / "denoising.npz", ["original", *rows])
+        paths.insert(0, figures / "denoising.png")
+        fig, ax = plots.figure(8, 0.62 * len(denoised) + 0.5)
+        plots.rows_of_images(ax, denoised)
+        plots.save(fig, paths[0], title=f"{name}: {metrics['config']['noise']}, removed")
+
+    fig, axes = plots.figure(10, 0.4 * len(rows) + 1.2, ncols=3, sharey=True)
+    quality = {
+        metric.upper(): (
+            [row[metric]["mean"] for row in rows.values()],
+            [_number(row[metric]["se"]) for row in rows.values()],
+        )
+        for metric in ("mse", "psnr", "ssim")
+    }
+    plots.denoising_dots(axes, list(rows), quality)
+    plots.save(fig, figures / "denoising-quality.png", title=f"{name}: quality of denoising, mean and s.e.")
+
+    likelihoods = metrics["log_likelihood"]
+    for measure in sorted({row["measure"] for row in likelihoods.values()}):
+        part = {k: row for k, row in likelihoods.items() if row["measure"] == measure}
+        means, errors = ([_number(row[key]) for row in part.values()] for key in ("log_p", "data_se"))
+        fig, ax = plots.figure(7, 0.45 * len(part) + 1.2)
+        plots.log_likelihood_bars(ax, list(part), means, errors)
+        paths.append(figures / f"log-likelihood-{measure}.png")
+        plots.save(fig, paths[-1], title=f"{name}: log p(x), a {measure}, mean and s.e. over test images")
+    return paths
+
+
+@stoppable()
+def draw_swaps(folder: Path) -> list[Path]:
+    """Draws for each group of components the differences to the best one, `GROUP`, and samples of each, from the run
+    folders, `GROUP-samples`, as PNG under `folder/figures`. Returns the paths."""
+    metrics = read_json(folder / "metrics.json")
+    figures, dataset, seeds = _figures(folder), metrics["dataset"], metrics["config"]["seeds"]
+    paths = []
+    for group, compared in metrics["groups"].items():
+        rows = compared["rows"]
+        names = [row["component"] for row in rows]
+        means, errors = ([_number(row[key]) for row in rows] for key in ("difference", "difference_se"))
+        fig, ax = plots.figure(7, 0.4 * len(rows) + 1.2)
+        plots.differences(ax, names, means, errors, unit=compared["unit"])
+        paths.append(figures / f"{group}.png")
+        plots.save(fig, paths[-1], title=f"{dataset}: each {group} against the best")
+
+        samples = {name: _samples(folder / row["name"], seeds) for name, row in zip(names, rows, strict=True)}
+        fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
+        plots.rows_of_images(ax, samples)
+        paths.append(figures / f"{group}-samples.png")
+        plots.save(fig, paths[-1], title=f"{dataset}: E[x|z], z from the prior")
+    return paths
+
+
+@stoppable()
+def draw_trust(folder: Path) -> list[Path]:
+    """Draws log p(x) of each VAE by each method, from `trust.json`, to `folder/figures/trust.png`; nothing where there
+    are none. Returns the paths."""
+    models = read_json(folder / "trust.json")["models"]
+    if not models:
+        return []
+    dataset = Path(read_json(folder / "metrics.json")["config"]["dataset"])
+    name = dataset.stem if dataset.suffix.lower() in (".npy", ".npz") else dataset.name
+    fig, axes = plots.figure(3.2 * len(models), 3.4, ncols=len(models), squeeze=False)
+    for ax, (model, row) in zip(axes[0], models.items(), strict=True):
+        K, log_p, errors = ([_number(r[key]) for r in row["importance"]] for key in ("num_samples", "log_p", "mc_se"))
+        plots.convergence(ax, K, log_p, errors, elbo=row["elbo"], annealed=row["annealed"]["guide"]["log_p"])
+        ax.set_title(f"{model}\nsandwich gap {row['sandwich']['gap']:.2f}", fontsize=9)
+    path = _figures(folder) / "trust.png"
+    plots.save(fig, path, title=f"{name}: log p(x) by method, nats per image")
+    return [path]
+
+
+def draw_denoising(run: Path, title: str) -> Path:
+    """Draws test images as they are, noisy and restored, from `denoising.npz` in the folder of a run, to its
+    `figures/denoising.png`. Returns the path."""
+    return _draw_rows(run, "denoising", 2.6, title)
+
+
+def draw_imputation(run: Path, title: str) -> Path:
+    """Draws test images as they are, as seen and as filled in, from `imputation.npz` in the folder of a run, to its
+    `figures/imputation.png`. Returns the path."""
+    return _draw_rows(run, "imputation", 4, title)
+
+
+@stoppable()
+def _draw_rows(run: Path, stem: str, height: float, title: str) -> Path:
+    fig, ax = plots.figure(8, height)
+    plots.rows_of_images(ax, read_npz(run / f"{stem}.npz"))
+    path = _figures(run) / f"{stem}.png"
+    plots.save(fig, path, title=title)
+    return path
+
+
+def _figures(folder: Path) -> Path:
+    (folder / "figures").mkdir(exist_ok=True)
+    return folder / "figures"
+
+
+def _samples(model: Path, seeds: list[int]) -> Any:
+    """Samples of the prior, as brightness in [0, 1], of the first seed that has them."""
+    folders = [model / f"seed-{seed}" for seed in seeds]
+    found = next((f for f in folders if (f / "samples.npz").is_file()), folders[0])
+    return read_npz(found / "samples.npz", ["samples"])["samples"] / 255
+
+
+def _number(value: float | None) -> float:
+    """A number from JSON, which has null for NaN: the error of a single image, say."""
+    return math.nan if value is None else value

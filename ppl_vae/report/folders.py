@@ -1,0 +1,34 @@
+"""The folders that a page is made of: runs, and experiments with runs below."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.system.files import check, read_json
+
+
+def name_of(folder: Path) -> str:
+    return "/".join(folder.resolve().parts[-2:])
+
+
+def name_in(folder: Path, run: Path) -> str:
+    """The name of a run of an experiment, or of a folder that is a run itself."""
+    return name_of(folder) if run == folder else run.relative_to(folder).as_posix()
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "metrics.json").is_file()
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The folders of finished runs: this one, or those below it, one or two levels down."""
+    if is_run(folder):
+        return [folder]
+    return [f for pattern in ("*", "*/seed-*") for f in sorted(folder.glob(pattern)) if f.is_dir() and is_run(f)]
+
+
+def checked_json(folder: Path, name: str) -> dict[str, Any]:
+    """What a run or an experiment wrote. Raises `ValueError` where it is damaged or was changed since."""
+    check(folder, name)
+    return read_json(folder / name)

@@ -1,0 +1,224 @@
+"""The sections of a page of results, in Markdown: an experiment's tables and figures, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.report.markdown import number
+from ppl_vae.report.tables import denoising_table, exact_table, likelihood_table, swap_table, trust_table
+from ppl_vae.system.files import read_json
+
+GROUPS = {
+    "prior": "Priors, under Bernoulli with the diagonal normal posterior",
+    "posterior": "Posteriors, under Bernoulli with the standard normal prior",
+    "objective": "Objectives of training",
+    "layers": "Layers of latent variables",
+    "likelihood": "Likelihoods of grey images",
+}
+
+OVERFITTED = 1.0  # nats per image
+
+
+def study_section(folder: Path) -> str:
+    """One study, from its `metrics.json`; paths are relative to the folder above it."""
+    metrics = read_json(folder / "metrics.json")
+    config = metrics["config"]
+    lines = [
+        f"## {config['dataset']}",
+        "",
+        f"{metrics['train_images']} training images, {config['autoencoder_epochs']} epochs for autoencoders and "
+        f"{config['vae_epochs']} for VAEs, batch {config['batch_size']}, seed {config['seed']}; {versions(metrics)}.",
+        "",
+        f"### Denoising: {config['noise']}, {metrics['denoising']['num_images']} test images, mean ± s.e.",
+        "",
+        denoising_table(metrics),
+        "",
+        verdict(metrics),
+        "",
+        f"![Originals, noisy and restored images]({folder.name}/figures/denoising.png)",
+        "",
+        "### Log-likelihood",
+        "",
+        likelihood_table(metrics),
+        "",
+        likelihood_caption(metrics),
+        "",
+    ]
+    if (folder / "trust.json").is_file():
+        lines += [trust_section(folder)]
+    for stem, text in (
+        ("conv-vae/figures/samples", "Samples of the convolutional VAE"),
+        ("conv-vae/figures/interpolations", "Interpolations of the convolutional VAE"),
+        ("dense-vae-2d/figures/latent-grid", "The grid over a 2-d latent space"),
+        ("dense-vae-2d/figures/latent-codes", "Latents of test images in a 2-d latent space, by label"),
+        ("conv-vae/figures/training", "ELBO, reconstruction and KL of the convolutional VAE by epoch"),
+    ):
+        if (folder / f"{stem}.png").is_file():
+            lines += [f"![{text}]({folder.name}/{stem}.png)", ""]
+    return "\n".join(lines)
+
+
+def versions(metrics: dict[str, Any]) -> str:
+    """The versions of packages that wrote a file, as in "python 3.12.1, torch 2.7.0"."""
+    return ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """Which networks do not beat PCA at the same noise, by more than two standard errors, in SSIM and squared error."""
+    rows = metrics["denoising"]["rows"]
+    pca = next(row for name, row in rows.items() if name.startswith("PCA"))
+    networks = {name: row for name, row in rows.items() if name != "noisy" and not name.startswith("PCA")}
+    if pca["ssim"]["se"] is None:
+        return "One image tells nothing of their order."
+
+    def behind(metric: str, sign: int) -> list[str]:
+        def lead(row: dict[str, Any]) -> float:
+            return sign * (row[metric]["mean"] - pca[metric]["mean"]) - 2 * (row[metric]["se"] + pca[metric]["se"])
+
+        return [name for name, row in networks.items() if lead(row) <= 0]
+
+    in_ssim, in_mse = behind("ssim", 1), behind("mse", -1)
+    if in_ssim:
+        text = f"Not ahead of PCA in SSIM: {', '.join(in_ssim)}."
+        if not any(networks[name]["trained_on_noise"] for name in in_ssim):
+            text += " These never saw noise in training; every network that learned noisy → clean is ahead in SSIM."
+    else:
+        text = "Every network is ahead of PCA in SSIM."
+    text += f" Not ahead in squared error: {', '.join(in_mse) or 'none'}."
+    return text + (
+        " (PCA projects on components of clean images, as many as serve best at this noise on validation images; it is "
+        "no linear regression from noisy to clean ones.)"
+    )
+
+
+def likelihood_caption(metrics: dict[str, Any]) -> str:
+    row = next(iter(metrics["log_likelihood"].values()))
+    return (
+        f"Nats per image, the first {row['num_images']} test images, one training run each; importance sampling with "
+        f"K = {row['num_samples']} from the guide, a lower bound in expectation. ± MC: from the samples, by the delta "
+        "method, which is at most 1 nat per image and too small where k̂ > 0.7; ± data: sd / √N over these images. A "
+        "mass on binarised pixels and a density on dequantised ones do not compare; and where most have k̂ > 0.7, "
+        "these are lower bounds of unequal looseness, which do not rank models of one kind either. The guide of a "
+        "-denoising model sees the noisy image alone."
+    )
+
+
+def gaps_lines(gaps: dict[str, Any]) -> list[str]:
+    """Where log p(x) - ELBO comes from and what codes tell of their images, a sentence a line, from `gaps.json`."""
+
+    def of(name: str) -> str:
+        return f"{number(gaps[name]['mean'])} ± {number(gaps[name]['mc_se'])}"
+
+    ahead = gaps["generalisation"]
+    return [
+        f"nats per image, ± MC; {gaps['num_images']} images:",
+        f"log p(x) - ELBO {of('total')} = approximation {of('approximation')} + amortisation {of('amortisation')}; "
+        "by as much as log p(x) is put too low, so are the first two",
+        f"log p(x) of training images - of test images {number(ahead['mean'])} ± {number(ahead['mc_se'])}, "
+        f"± data {number(ahead['data_se'])}",
+        f"KL(q(z|x) || p(z)) {of('kl')} = I(x; z) {of('mutual_information')} + KL(q(z) || p(z)) {of('marginal_kl')}",
+        f"I(x; z) is at most log {gaps['num_images']} = {gaps['log_num_images']:.2f}, whatever the codes",
+        f"active units: {gaps['active_units']} of {gaps['latent_size']}",
+    ]
+
+
+def trust_section(folder: Path) -> str:
+    """Who can be believed at what cost, from `trust.json`."""
+    trust = read_json(folder / "trust.json")
+    config = trust["config"]
+    lines = [
+        "### Who can be believed, at what cost",
+        "",
+        trust_table(trust),
+        "",
+        f"Nats per image ± Monte Carlo s.e. on the first {config['num_images']} test images; the s.e. is at most 1 nat "
+        "per image, and is too small where k̂ > 0.7, or unknown for few chains. Each estimate is a lower bound in "
+        "expectation: a higher one is nearer, beyond its Monte Carlo error. The ELBO is of one draw per image. "
+        f"Annealing: {config['num_chains']} chains of "
+        f"{config['num_steps']} steps with {config['leapfrog_steps']} leapfrog steps each, whose rows are gradients, "
+        f"three times as dear as the rows of importance sampling. The sandwich is on {config['num_images']} data "
+        "simulated from each model, where alone an upper bound holds: its gap bounds what annealing from the better "
+        "of guide and prior misses there. Where it is tens of nats or more, as under narrow Gaussians, chains of so "
+        "few steps don't mix, and it tells nothing of log p(x).",
+        "",
+        f"![log p(x) against K, by model]({folder.name}/figures/trust.png)",
+        "",
+    ]
+    if exact := exact_table(trust):
+        lines += [
+            "Where z has two dimensions log p(x) is known, by quadrature on a grid. Posteriors have modes there that "
+            "the guide does not see: neither the Monte Carlo error nor, at times, the k̂ of chains or samples from the "
+            "guide shows it.",
+            "",
+            exact,
+            "",
+            "Samples spent where they are needed, against the same number for each image (rows of annealing among them "
+            "are gradients, three times as dear):",
+            "",
+            savings(trust),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def savings(trust: dict[str, Any]) -> str:
+    """What a tolerance costs against the fixed K of the same rms error, or of the least that was come down to."""
+    lines = []
+    for name, row in trust["models"].items():
+        for spent in row.get("tolerance", ()):
+            fixed = sorted((*row["importance"], row["most"]), key=lambda r: r["decoder_rows"])
+            enough = [r for r in fixed if r["rms_error"] <= spent["rms_error"]]
+            r = enough[0] if enough else fixed[-1]
+            lines.append(
+                f"- {name}, `tolerance={spent['tolerance']}`: an rms error of {spent['rms_error']:.3f} nats by "
+                f"{spent['decoder_rows']:,} decoder rows, those of annealing with their gradients, in "
+                f"{spent['seconds']:.1f} s. A fixed K = {r['num_samples']:,} takes {r['decoder_rows']:,} without, "
+                f"{r['seconds'] / spent['seconds']:.1f} times as long, for {r['rms_error']:.3f}"
+                f"{'' if enough else ', and does not reach it'}."
+            )
+    return "\n".join(lines)
+
+
+def swaps_section(folder: Path) -> str:
+    """One data set's swapped components, from `metrics.json`; paths are relative to the folder above it."""
+    metrics = read_json(folder / "metrics.json")
+    config = metrics["config"]
+    made_by = versions(metrics)
+    lines = [
+        f"## Swapped components: {metrics['dataset']}",
+        "",
+        f"Gated dense networks 300-300 with a code of {config['latent_size']}, {config['epochs']} epochs, batch "
+        f"{config['batch_size']}, learning rate {config['learning_rate']:g} falling to 0 by a cosine; log p(x) of the "
+        f"first {config['num_images']} test images, K = {config['num_samples']}; {made_by}. Each table has the best "
+        "first, chosen on the images that it is scored on, and the paired differences to it, with their error over the "
+        "choice of images. Of one training seed the spread between seeds is not known; `elbo` and `analytic-kl`, which "
+        "maximise the same bound, show what it may be, and smaller differences rank nothing. Where k̂ > 0.7 all are "
+        "lower bounds, and a difference of two is none: a prior or posterior that lets the guide fit better also makes "
+        "a better proposal, and part of its lead is that. Few epochs favour what converges fast. Objectives of 5 "
+        "particles do five times the work of a step.",
+        "",
+    ]
+    for name, heading in GROUPS.items():
+        if len(metrics["groups"].get(name, {"rows": ()})["rows"]) > 1:  # else there is nothing to compare yet
+            lines += [f"### {heading}", "", swap_table(metrics["groups"][name]), ""]
+            if overfitted := [r for r in metrics["groups"][name]["rows"] if r.get("overfitting", 0.0) > OVERFITTED]:
+                named = ", ".join(f"{r['component']} {r['overfitting']:.1f}" for r in overfitted)
+                lines += [
+                    f"Overfitted at the end, their validation ELBO below that of their best epoch: {named} nats.",
+                    "",
+                ]
+            lines += [f"![Differences to the best {name}]({folder.name}/figures/{name}.png)", ""]
+    if "likelihood" in metrics["groups"]:
+        lines += [
+            "Bits per dimension of the 256 levels, less is better. A density of dequantised images gives a bound on "
+            "their mass, by D ln 256: it falls short where the density varies within a level; a mass does not. Some "
+            "spend mass where no image is: Poisson and the negative binomials above level 255, those on the real line "
+            "outside of [0, 1]. And the defaults set floors: scales of Gaussians are at least 0.01, and 0.1 where "
+            "fixed. So it is these components as they come that are in order here, and not families; and with k̂ > 0.7 "
+            "for all images a few hundredths of a bit are the estimate's.",
+            "",
+        ]
+    if metrics["failed"]:
+        lines += ["Failed: " + "; ".join(f"{name}: {why}" for name, why in metrics["failed"].items()) + ".", ""]
+    return "\n".join(lines)

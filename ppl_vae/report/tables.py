@@ -1,0 +1,93 @@
+"""What is in `metrics.json` and `trust.json`, as tables in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ppl_vae.report.markdown import number, over_limit, table, unreliable
+
+
+def denoising_table(metrics: dict[str, Any]) -> str:
+    """Mean and standard error over the test images of MSE, PSNR and SSIM, a row a model."""
+
+    def cell(row: dict[str, Any], metric: str, digits: int) -> str:
+        return f"{number(row[metric]['mean'], digits)} ± {number(row[metric]['se'], digits)}"
+
+    rows = [
+        [
+            name,
+            "noisy → clean" if row["trained_on_noise"] else "—" if name == "noisy" else "clean only",
+            cell(row, "mse", 5),
+            cell(row, "psnr", 2),
+            cell(row, "ssim", 4),
+        ]
+        for name, row in metrics["denoising"]["rows"].items()
+    ]
+    return table(["model", "trained on", "MSE", "PSNR (dB)", "SSIM"], rows)
+
+
+def likelihood_table(metrics: dict[str, Any]) -> str:
+    """log p(x) per test image with both errors, and the ELBO with its parts, in nats, a row a VAE."""
+    rows = [
+        [
+            name,
+            row["likelihood"],
+            row["measure"],
+            *(number(row[key]) for key in ("log_p", "mc_se", "data_se", "elbo", "reconstruction", "kl")),
+            unreliable(row),
+        ]
+        for name, row in metrics["log_likelihood"].items()
+    ]
+    header = ["model", "likelihood", "kind", "log p(x)", "± MC", "± data", "ELBO", "reconstruction", "KL", "k̂ > 0.7"]
+    return table(header, rows)
+
+
+def swap_table(group: dict[str, Any]) -> str:
+    """A row a component, the best first: log p(x) with its errors, and the paired difference to the best."""
+    nats = group["unit"] == "nats"
+    digits = 2 if nats else 3
+    rows = []
+    for i, row in enumerate(group["rows"]):
+        difference = f"{number(row['difference'], digits)} ± {number(row['difference_se'], digits)}" if i else "—"
+        spread = "—" if row["sd_of_seeds"] is None else number(row["sd_of_seeds"], digits)
+        cells = [number(row[key], digits) for key in ("value", "data_se", "mc_se")]
+        cells = [row["component"], *cells, difference, str(row["num_seeds"]), spread, unreliable(row)]
+        rows.append(cells if nats else [*cells, row["measure"]])
+    header = ["", "log p(x)" if nats else "bits per dimension", "± data", "± MC", "to the best", "seeds", "sd of seeds"]
+    return table([*header, "k̂ > 0.7", *([] if nats else ["kind"])], rows)
+
+
+def trust_table(trust: dict[str, Any]) -> str:
+    """log p(x) by every method, nats per image, and the gap of the sandwich on simulated data, a row a VAE."""
+    methods = [f"K = {K:,}" for K in trust["config"]["num_samples"]]
+    rows = []
+    for name, row in trust["models"].items():
+        estimates = [*row["importance"], *row["annealed"].values()]
+        cells = [f"{number(r['log_p'])} ± {number(r['mc_se'])}" for r in estimates]
+        gap = row["sandwich"]
+        exact = number(row["exact"]) if "exact" in row else ""
+        rows.append([name, number(row["elbo"]), *cells, exact, f"{number(gap['gap'])} ± {number(gap['gap_se'])}"])
+        costs = []
+        for r in row["importance"]:
+            costs.append(f"{r['decoder_rows']:,} rows, k̂ > 0.7: {over_limit(r)}")
+        costs += [f"{r['decoder_rows']:,} rows" for r in row["annealed"].values()]
+        rows.append(["", "", *costs, "", ""])
+    annealed = ["annealed from the guide", "annealed from the prior"]
+    return table(["model", "ELBO", *methods, *annealed, "exact", "sandwich gap"], rows)
+
+
+def exact_table(trust: dict[str, Any]) -> str:
+    """The error of every method against quadrature, for the VAEs whose z has two dimensions; "" for none."""
+    rows = []
+    for name, row in trust["models"].items():
+        if "exact" not in row:
+            continue
+        methods = {f"importance sampling, K = {r['num_samples']:,}": r for r in (*row["importance"], row["most"])}
+        methods |= {f"annealed from the {start}": r for start, r in row["annealed"].items()}
+        methods |= {f"`log_likelihood(tolerance={r['tolerance']})`": r for r in row["tolerance"]}
+        for method, r in methods.items():
+            error = r["log_p"] - row["exact"]
+            numbers = [f"{error:+.3f}", number(r["mc_se"], 3), f"{r['rms_error']:.3f}"]
+            rows.append([name, method, *numbers, f"{r['decoder_rows']:,}"])
+    header = ["model", "method", "error of the mean", "its Monte Carlo s.e.", "rms error by image", "rows"]
+    return table(header, rows) if rows else ""

@@ -1,0 +1,47 @@
+"""What a reader has to know before any number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.report.folders import checked_json, name_in, name_of, runs_of
+from ppl_vae.training.monitoring import COLLAPSED
+
+
+def warnings_of(folder: Path) -> list[str]:
+    """Warnings on a folder and the runs in it, a sentence each."""
+    name = name_of(folder)
+    metrics = checked_json(folder, "metrics.json") if (folder / "metrics.json").is_file() else {}
+    found = [f"{name}: {part} failed: {why}" for part, why in metrics.get("failed", {}).items()]
+    evaluations = dict(metrics.get("log_likelihood", {}))
+    for run in runs_of(folder):
+        if (run / "log_likelihood.json").is_file():
+            evaluations.setdefault(name_in(folder, run), checked_json(run, "log_likelihood.json"))
+        kl = checked_json(run, "metrics.json").get("last_epoch", {}).get("validation_kl")
+        if kl is not None and 0 < kl < COLLAPSED:  # an autoencoder has no KL
+            found.append(
+                f"{name_in(folder, run)}: posterior collapse: KL(q(z|x) || p(z)) is {kl:.2g} nats, so latents hold no "
+                "information on x"
+            )
+    found += _of_evaluations(name, evaluations)
+    if metrics.get("config", {}).get("seeds", [0])[1:] == [] or "denoising" in metrics:
+        found.append(f"{name}: one training run of each model, so the spread between seeds is not known")
+    return found
+
+
+def _of_evaluations(folder: str, evaluations: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    unsure = [f"{name} ({e['khat_over_limit']} of {e['num_images']})" for name, e in evaluations.items()
+              if e["khat_over_limit"]]  # fmt: skip
+    if unsure:
+        yield (
+            f"{folder}: k̂ > 0.7 for images of {', '.join(unsure)}: their log p(x) is a lower bound, and its Monte "
+            "Carlo error is underestimated"
+        )
+    unknown = [name for name, e in evaluations.items() if e["khat_over_limit"] is None]
+    if unknown:
+        yield f"k̂ unknown, of too few samples: {', '.join(unknown)}"
+    for name, e in evaluations.items():
+        if "interrupted" in e["bound"]:
+            yield f"{name}: the evaluation was interrupted"

@@ -1,0 +1,129 @@
+"""The state that training resumes from, as it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Generator, Tensor, nn
+
+from ppl_vae.system.errors import one_line
+from ppl_vae.training.checkpoints import difference
+
+_OTHER_STATE = (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError, OverflowError)
+
+
+class TrainingState:
+    """The state that training resumes from: epoch and step, the parameters and buffers of `modules`, the optimiser's
+    state, the generator of the data's order and noise, torch's own generators, and the losses of the epoch so far.
+
+    `load_state_dict` writes into the tensors that are there, since a graph that was traced holds them.
+
+    Attributes: `epoch`, from 1; `step`, the steps taken of it; `seconds` spent on it; `losses` of its steps, float64
+    (steps,); `rows` of the history; `weights` after the epoch before.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], optim: PyroOptim, generator: Generator, num_steps: int, device: Any
+    ):
+        self.modules, self.optim, self.generator = modules, optim, generator
+        self.epoch, self.step, self.seconds = 1, 0, 0.0
+        self.losses = torch.zeros(num_steps, dtype=torch.float64, device=device)
+        self.rows: list[dict[str, float]] = []
+        self.weights = self.snapshot()
+        self._before = generator.get_state()
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps taken in all epochs."""
+        return (self.epoch - 1) * len(self.losses) + self.step
+
+    def order(self, num_data: int) -> Tensor:
+        """The order of the data in this epoch, a permutation (data,): sampled as the epoch begins, and sampled again
+        from the same state of the generator in the middle of it."""
+        now = self.generator.get_state()
+        if self.step == 0:
+            self._before = now
+        self.generator.set_state(self._before)
+        order = torch.randperm(num_data, generator=self.generator)
+        if self.step > 0:
+            self.generator.set_state(now)
+        return order
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        self.weights = self.snapshot()
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+
+    def snapshot(self) -> list[dict[str, Tensor]]:
+        return [{name: t.detach().clone() for name, t in tensors.items()} for tensors in self._tensors()]
+
+    @torch.no_grad()
+    def restore(self, weights: Sequence[Mapping[str, Tensor]]) -> None:
+        for tensors, values in zip(self._tensors(), weights, strict=True):
+            for name, t in tensors.items():
+                t.copy_(values[name])
+
+    def _tensors(self) -> list[dict[str, Tensor]]:
+        return [{**dict(module.named_parameters()), **dict(module.named_buffers())} for module in self.modules]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "num_steps": self.num_steps,
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "rows": self.rows,
+            "modules": self._tensors(),
+            "weights": self.weights if self.step else None,  # between epochs they are the modules' own
+            "optim": self.optim.get_state(),
+            "generator": self.generator.get_state(),
+            "before": self._before,
+            "torch": torch.random.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        }
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises `ValueError` for a state of other modules."""
+        try:
+            then = _shapes(state["modules"])
+        except _OTHER_STATE as error:
+            raise _not_ours(error) from None
+        none: dict[str, list[int]] = {}
+        modules = zip_longest(then, _shapes(self._tensors()), fillvalue=none)
+        if differing := ", ".join(filter(None, (difference(*shapes) for shapes in modules))):
+            raise ValueError(f"checkpoint: expected the state of these modules; got another's: {differing}")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes on a state of the same modules. Raises `ValueError` for another."""
+        try:
+            self._load(state)
+        except _OTHER_STATE as error:
+            raise _not_ours(error) from None
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.losses.copy_(state["losses"])
+        self.rows[:] = state["rows"]
+        self.restore(state["modules"])
+        self.weights = state["weights"] or self.snapshot()
+        optim = state["optim"]
+        moments = {int(i): s for i, s in optim["optimizer"]["state"].items()}  # JSON's keys are strings
+        self.optim.set_state({**optim, "optimizer": {**optim["optimizer"], "state": moments}})
+        self.generator.set_state(state["generator"])
+        self._before = state["before"]
+        torch.random.set_rng_state(state["torch"])
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _shapes(modules: Sequence[Mapping[str, Tensor]]) -> list[dict[str, list[int]]]:
+    return [{name: list(t.shape) for name, t in tensors.items()} for tensors in modules]
+
+
+def _not_ours(error: Exception) -> ValueError:
+    reason = one_line(error, foreign=True)
+    return ValueError(f"checkpoint: expected the state of this training; got another ({reason})")

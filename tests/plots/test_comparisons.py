@@ -1,0 +1,74 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from drawing import NAMES, assert_refused_in_one_line, ticks
+from matplotlib.axes import Axes
+
+from ppl_vae import plots
+
+
+def test_log_likelihoods_are_dots_with_errors_from_the_top(ax: Axes) -> None:
+    errors = torch.tensor([1, 0.5, torch.nan])
+    plots.log_likelihood_bars(ax, NAMES, [-98, -96, -95], errors, unit="bits")
+    (container,) = ax.containers
+    dots, _, (bars,) = container
+    assert list(dots.get_xdata()) == [-98, -96, -95]
+    assert list(dots.get_ydata()) == [0, 1, 2]
+    assert bars.get_segments()[0].tolist() == [[-99, 0], [-97, 0]]
+    assert ticks(ax.yaxis) == {"plain": 0, "flow": 1, "ladder": 2}
+    assert ax.get_ylim() == (2.5, -0.5)
+    assert ax.get_xlim()[1] < -90  # not bars from zero
+    assert ax.get_xlabel() == "mean log p(x) ± 1 s.e. [bits]"
+
+
+def test_an_error_that_is_not_known_is_not_drawn() -> None:
+    fig, ax = plots.figure(4, 3)
+    plots.log_likelihood_bars(ax, ["plain"], [-90.0], [None])  # null, from a file
+    fig.canvas.draw()
+    assert list(ax.lines[0].get_xdata()) == [-90.0]
+
+
+@pytest.mark.parametrize("sharey", [False, True])
+def test_denoising_has_an_axes_a_metric(sharey: bool) -> None:
+    means = {"MSE": [1, 2, 3], "psnr": [20, 19, 18], "LPIPS": [0, 1, 0]}
+    axes = plots.figure(9, 3, ncols=3, sharey=sharey)[1]
+    plots.denoising_dots(axes, NAMES, {metric: (values, [1, 1, 1]) for metric, values in means.items()})
+    for ax, values in zip(axes, means.values(), strict=True):
+        assert list(ax.lines[0].get_xdata()) == values
+        assert ax.get_ylim() == (2.5, -0.5)
+    labels = [ax.get_xlabel() for ax in axes]
+    assert labels == ["MSE (lower is better)", "PSNR [dB] (higher is better)", "LPIPS"]
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == NAMES
+    assert [ax.yaxis.get_tick_params()["labelleft"] for ax in axes] == [True, False, False]
+
+
+def test_differences_stand_beside_zero(ax: Axes) -> None:
+    plots.differences(ax, ["best", "other"], [0.0, -2.0], [0.0, 0.5], unit="bits")
+    assert [0, 0] in [list(line.get_xdata()) for line in ax.lines]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["best", "other"]
+    assert "bits" in ax.get_xlabel()
+
+
+def test_per_datum_differences_rise_and_say_who_is_better(ax: Axes) -> None:
+    plots.per_datum_differences(ax, [1.0, -3.0, 2.0, 4.0], ("a", "b"))
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (-3, 4)
+    assert "a is the better one for 75%" in ax.get_xlabel()
+    assert ax.lines[1].get_ydata()[0] == 1
+    assert "nats" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="expected shape"):
+        plots.per_datum_differences(ax, np.zeros((2, 2)), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda ax: plots.log_likelihood_bars(ax, NAMES, [1, 2], [1, 2]), r"\(3,\); got \(2,\) and \(2,\)"),
+        (lambda ax: plots.log_likelihood_bars(ax, NAMES, [1] * 3, [-1] * 3), "negative"),
+        (lambda ax: plots.denoising_dots([ax, ax], ["a"], {"MSE": ([1], [1])}), "1 Axes; got 2"),
+    ],
+)
+def test_errors_are_one_line(ax: Axes, draw: Callable[[Axes], None], message: str) -> None:
+    assert_refused_in_one_line(ax, draw, message)

@@ -1,0 +1,17 @@
+import pytest
+
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
+from ppl_vae.experiments.training import train
+from ppl_vae.report.gallery import draw_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of a VAE with two latent dimensions, evaluated and drawn."""
+    config = TrainConfig(model="dense-vae", hidden=(16,), latent_size=2, epochs=1, train_images=60, batch_size=50)
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    run = train(config, folder, show_progress=False)
+    draw_run(run, folder, num_samples=9)
+    save_evaluation(folder, *evaluate_run(run, num_samples=4, num_images=3))
+    return folder

@@ -1,0 +1,76 @@
+"""The script that renders results/README.md and the README's tables, beside the numbers that it reads."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "results" / "render.py"
+if not SCRIPT.is_file():
+    pytest.skip("results are not part of an installed package", allow_module_level=True)
+render = runpy.run_path(str(SCRIPT))
+benchmark_table, target_table, profile_lines = (render[n] for n in ("benchmark_table", "target_table", "profile_lines"))
+fill, readme_blocks, results_page = (render[name] for name in ("fill", "readme_blocks", "results_page"))
+
+
+def test_benchmarks_are_ratios_within_each_round():
+    seconds = {"ours": [0.001, 0.002, 0.003], "pyro_svi": [0.003, 0.004, 0.015], "bare_products": [0.0005] * 3}
+    case = {"case": "dense 400-20, batch 128", "unit": "step", "seconds": seconds}
+    rows = {
+        "case": "dense 400-20, K = 1,000",
+        "unit": "decoder row",
+        "seconds": {"ours": [5e-6, 5e-6], "pythae": [1e-5, 2e-5]},
+    }
+    table = benchmark_table({"cases": [case, rows]})
+    assert "| this package | 2.00 ms | 5.00 µs |" in table
+    assert "| Pyro's SVI, images in memory | 3.00 | — |" in table  # and not 2, the ratio of the medians
+    assert "| 3.00 [2.50, 4.00] |" in benchmark_table({"cases": [case]}, spread=True)
+    wanted = target_table({"cases": [case]})
+    assert "| Pyro's SVI, images in memory | dense 400-20, batch 128 | ≥ 2.40 | 3.00 | reached |" in wanted
+    assert "| ≥ 0.56 | 0.25 | not reached |" in wanted
+
+
+def test_the_profile_is_in_shares(tmp_path):
+    assert profile_lines(tmp_path) == []
+    (tmp_path / "profile.json").write_text(json.dumps({"case": "dense", "seconds": {"a": 0.003, "b": 0.001}}))
+    assert "| a | 3.00 | 75% |" in profile_lines(tmp_path)[2]
+
+
+def test_blocks_are_filled_between_their_markers():
+    text = "a\n<!-- rendered: t -->\nold\n<!-- end -->\nb"
+    filled = fill(text, {"t": "new"})
+    assert filled == "a\n<!-- rendered: t -->\nnew\n<!-- end -->\nb"
+    assert fill(filled, {"t": "new"}) == filled
+    assert fill("nothing here", {"t": "new"}) == "nothing here"
+    for wrong in ("<!-- rendered: u -->\n<!-- end -->", "<!-- rendered: t -->\nno end", "<!-- rendered: t -->" + text):
+        with pytest.raises(ValueError, match="expected the markers"):
+            fill(wrong, {"t": "new"})
+
+
+def test_a_page_of_results_links_to_where_the_figures_are(tmp_path):
+    figure = {"mean": 0.5, "se": 0.1}
+    row = {"trained_on_noise": False, "mse": figure, "psnr": figure, "ssim": figure}
+    evaluation = dict.fromkeys(("log_p", "mc_se", "data_se", "elbo", "reconstruction", "kl"), -1.0)
+    evaluation |= {"likelihood": "bernoulli", "measure": "mass", "khat_over_limit": None}
+    evaluation |= {"num_images": 3, "num_samples": 4}
+    metrics = {
+        "config": dict.fromkeys(("dataset", "autoencoder_epochs", "vae_epochs", "batch_size", "seed", "noise"), "tiny"),
+        "train_images": 60,
+        "versions": {},
+        "denoising": {"num_images": 3, "rows": {"noisy": row, "PCA (2 components)": row}},
+        "log_likelihood": {"vae": evaluation},
+    }
+    folder = tmp_path / "study" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = results_page(tmp_path)
+    assert "## tiny" in page
+    assert "(study/tiny/figures/denoising.png)" in page
+
+
+def test_the_shipped_tables_are_those_of_the_shipped_metrics():
+    assert (ROOT / "results" / "README.md").read_text() == results_page(ROOT / "results")
+    readme = (ROOT / "README.md").read_text()
+    assert readme == fill(readme, readme_blocks(ROOT / "results"))
