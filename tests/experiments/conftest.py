@@ -6,7 +6,6 @@ from stopping import TRAIN, results
 
 from ppl_vae.cli import commands
 from ppl_vae.cli.main import main
-from ppl_vae.experiments import study, swaps
 from ppl_vae.experiments.swaps import SwapsConfig
 from ppl_vae.system.signals import SIGNALS
 
@@ -23,10 +22,8 @@ def sigint():
 def ppl_vae(capsys, tmp_path, monkeypatch):
     """Runs a command in this process and in an empty folder: (exit status, standard error). Pictures are left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "draw_run", lambda *args, **kwargs: [])
-    monkeypatch.setattr(study, "draw_run", lambda *args, **kwargs: [])
-    monkeypatch.setattr(study, "draw", lambda *args: None)
-    monkeypatch.setattr(swaps, "_draw", lambda *args: None)
+    for draw in ("draw_run", "draw_study", "draw_swaps", "draw_trust"):
+        monkeypatch.setattr(commands, draw, lambda *args, **kwargs: [])
 
     def run(*arguments):
         status, before = 0, [signal.getsignal(s) for s in SIGNALS]
@@ -63,5 +60,5 @@ def few_swaps(monkeypatch):
 
     monkeypatch.setattr(SwapsConfig, "models", few)
     sizes = {"latent-size": 2, "epochs": 2, "num-images": 6, "num-samples": 3, "train-images": 60, "batch-size": 5}
-    options = [part for name, size in sizes.items() for part in (f"--swaps.{name}", str(size))]
+    options = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
     return ["run", "swaps", "--dataset", "mnist-mini", *options]
