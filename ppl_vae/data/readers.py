@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ppl_vae.data.dataset import Dataset, Rows, split
-from ppl_vae.system.arrays import Array, one_line, read_npy, read_npz
+from ppl_vae.system.arrays import Array, read_npy, read_npz
+from ppl_vae.system.errors import one_line
 from ppl_vae.system.hashing import chunks
 
 _Arrays = dict[str, Array]
@@ -168,7 +169,7 @@ def _read_images(files: Sequence[Path]) -> Tensor:
                 # a palette's transparency has to pass through RGBA, or Pillow warns
                 picture = opened.convert("RGBA") if mode in ("P", "PA") else ImageOps.exif_transpose(opened)
         except Exception as error:  # Pillow has many for a damaged file
-            raise ValueError(f"{file}: expected an image; got {one_line(error)}") from error
+            raise ValueError(f"{file}: expected an image; got {one_line(error, foreign=True)}") from error
         if mode not in _GREY | _COLOUR:  # Pillow would clip 16 bits to 8, not scale them
             raise ValueError(f"{file}: expected 8-bit grey or RGB pixels; got Pillow's mode {mode!r}")
         array = np.asarray(picture.convert("L" if mode in _GREY else "RGB"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.system.arrays import one_line
+from ppl_vae.system.errors import one_line
 
 
 class DataError(OSError):
@@ -66,7 +66,7 @@ def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
             for is_train in (True, False):
                 download_to(root, train=is_train, download=True, **dict(source.options))
         except Exception as error:  # whatever keeps a download from its end, the remedy is the same
-            reason = one_line(error)
+            reason = one_line(error, foreign=True)
         else:
             reason = "torchvision left them out"
     missing = [file.name for file in files if not file.is_file()]

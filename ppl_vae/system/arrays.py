@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -12,19 +11,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from ppl_vae.system.errors import one_line
+
 Array = np.ndarray[Any, Any]
 
 # A deflated file can hold a thousand times its size. Images and counts that are worth learning from shrink far less.
 LARGEST_ARCHIVE, LARGEST_RATIO = 2**30, 50
-
-
-def one_line(error: Exception) -> str:
-    """An error as one short line, with its type.
-
-    >>> one_line(ValueError("a\\nb"))
-    'ValueError: a b'
-    """
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder="...")
 
 
 def read_npy(path: Path, *, mapped: bool = False) -> Array:
@@ -43,7 +35,9 @@ def read_npy(path: Path, *, mapped: bool = False) -> Array:
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # numpy has many for a damaged file
-        raise ValueError(f"{path}: expected a whole .npy file, no objects; got {one_line(error)}") from error
+        raise ValueError(
+            f"{path}: expected a whole .npy file, no objects; got {one_line(error, foreign=True)}"
+        ) from error
 
 
 def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Array]:
@@ -65,7 +59,9 @@ def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Ar
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-        raise ValueError(f"{path}: expected a whole .npz file, no objects; got {one_line(error)}") from error
+        raise ValueError(
+            f"{path}: expected a whole .npz file, no objects; got {one_line(error, foreign=True)}"
+        ) from error
 
 
 def _check_file(path: Path) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
+from ppl_vae.system.errors import one_line
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _raised: ContextVar[list[int] | None] = ContextVar("raised", default=None)  # by the `terminable` that is open
 
@@ -88,22 +90,5 @@ def attempted(part: str, failed: dict[str, str], say: Callable[[str], object]) -
         yield
     except Exception as error:
         _raise_again(error)
-        failed[part] = reason(error)
+        failed[part] = one_line(error)
         say(f"{part}: failed: {failed[part]}")
-
-
-def reason(error: BaseException) -> str:
-    """In one line, with the type of an error that nobody meant to be read.
-
-    >>> reason(ValueError("x: expected\\n  1"))
-    'x: expected 1'
-    >>> reason(KeyError("x"))
-    "KeyError: 'x'"
-    """
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    without_shapes = str(error).partition("Trace Shapes:")[0]  # a screenful, of Pyro
-    text, name = " ".join(without_shapes.split()), type(error).__name__
-    if isinstance(error, ValueError | OSError | ArithmeticError | MemoryError | ImportError):
-        return text or name
-    return f"{name}: {text}"
