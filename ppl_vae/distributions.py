@@ -72,8 +72,8 @@ class ContinuousBernoulli(Univariate):
         return self.logits * (value - 0.5) - log_sinhc
 
     def _branches(self, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Where |l| < limit, and l for each of the two branches. Where the other branch is used, l is replaced by a value
-        with a finite gradient, since `where` would pass on 0 * inf."""
+        """Where |l| < limit, and l for each of the two branches. Where the other branch is used, l is replaced by a
+        value with a finite gradient, since `where` would pass on 0 * inf."""
         small = self.logits.abs() < limit
         return small, torch.where(small, self.logits, 0.0), torch.where(small, limit, self.logits)
 
@@ -126,8 +126,8 @@ class LogitNormal(Univariate):
 
     @property
     def mean(self) -> Tensor:
-        """E[sigmoid(loc + scale t)], t ~ N(0, 1), by the trapezoid rule with step 1: over t where scale < 1; else, since
-        the sigmoid is too steep, over a logistic y, as it is P(y < loc + scale t). Exact to 2e-6."""
+        """E[sigmoid(loc + scale t)], t ~ N(0, 1), by the trapezoid rule with step 1: over t where scale < 1; else,
+        since the sigmoid is too steep, over a logistic y, as it is P(y < loc + scale t). Exact to 2e-6."""
         narrow = sum(
             math.exp(-(t**2) / 2) / math.sqrt(2 * math.pi) * (self.loc + self.scale * t).sigmoid() for t in range(-6, 7)
         )
@@ -283,8 +283,8 @@ class OptimalNormal(dist.Normal):
 
 
 def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) in closed form, in nats, of the batch shape: where torch or Pyro has one, and also from a normal of any
-    covariance to one of independent dimensions,
+    """KL(q || p) in closed form, in nats, of the batch shape: where torch or Pyro has one, and also from a normal of
+    any covariance to one of independent dimensions,
 
         KL = 1/2 sum_d (log(2 pi s_d^2) + (Var[z_d] + (E[z_d] - m_d)^2) / s_d^2) - H[q],    p = N(m, diag(s^2)).
 

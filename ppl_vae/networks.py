@@ -92,7 +92,7 @@ class GatedDense(Network):
 
 @dataclass(frozen=True)
 class Conv(Network):
-    """The convolutional networks of the report. The latent of its autoencoder is 8 feature maps of 1/8 the resolution."""
+    """The convolutional networks of the report. Its autoencoder's latent is 8 feature maps of 1/8 the resolution."""
 
     def encoder(self, event_shape: Shape, num_outputs: int) -> nn.Module:
         return ConvEncoder(_image(event_shape), num_outputs)

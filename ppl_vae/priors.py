@@ -201,8 +201,8 @@ class AggregatePosterior(TorchDistribution):
 def _log_normals(z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """log N(z_i; mean_k, diag(scale_k^2)) of z (*, D) under each of K normals (K, D), shape (*, K).
 
-    It is computed by matrix products, since a tensor (*, K, D) would have 20,000 numbers a row for 500 pseudo-inputs and
-    40 dimensions; and in float64, since the expanded square cancels, with an error of about eps (mean / scale)^2.
+    It is computed by matrix products, since a tensor (*, K, D) would have 20,000 numbers a row for 500 pseudo-inputs
+    and 40 dimensions; and in float64, since the expanded square cancels, with an error of about eps (mean / scale)^2.
     """
     z, mean, precision = z.double(), mean.double(), scale.double() ** -2
     square = z**2 @ precision.T - 2 * z @ (mean * precision).T + (mean**2 * precision).sum(-1)
