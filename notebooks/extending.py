@@ -54,8 +54,8 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae.data.encodings import Encoding
 from ppl_vae.data.noise import Noise
-from ppl_vae.experiments.architectures import KINDS, Kind
-from ppl_vae.experiments.preparation import objective
+from ppl_vae.experiments.architectures import Kind, register
+from ppl_vae.experiments.preparation import assemble
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
@@ -73,7 +73,12 @@ def trained(**components):
     usual = {"model": "dense-vae:hidden=8", "likelihood": "gaussian-learned", "latent_size": 2, "epochs": 3}
     config = pv.TrainConfig(**usual | components)
     vae = pv.build(config, x.shape[1:])
-    options = {"elbo": objective(config), "epochs": config.epochs, "learning_rate": 0.01, "show_progress": False}
+    options = {
+        "elbo": assemble(config).objective,
+        "epochs": config.epochs,
+        "learning_rate": 0.01,
+        "show_progress": False,
+    }
     vae.history = pv.fit(vae.model, vae.guide, x, **options)
     return vae
 
@@ -295,10 +300,9 @@ assert len(trained(kl_weight="switch:steps=2").history) == 3
 # %% [markdown]
 # ## Kinds of model
 #
-# `ppl_vae.experiments.architectures.KINDS` is a dictionary: a new entry is a model for every network, here
-# `dense-linear`, `conv-linear` and so on. Commands train and evaluate any class with `model`, `guide` and `prior`.
-# `train` ends with figures, which there are for `VAE` and its subclasses, `HierarchicalVAE`, `ConditionalVAE` and
-# `PPCA`.
+# `ppl_vae.experiments.architectures.register` gives a kind of model a name, for every network: here `dense-linear`,
+# `conv-linear` and so on. A `Kind` says how it is built, and which class comes out: a `ppl_vae.models.PyroPair`, whose
+# class attributes say what it can do (`has_log_p`, `labelled`, ...).
 
 
 # %%
@@ -313,7 +317,7 @@ def linear_decoder(parts):
     )
 
 
-KINDS["linear"] = Kind("VAE with a linear decoder", linear_decoder, shares_encoder=False)
+register("linear", Kind("VAE with a linear decoder", pv.VAE, linear_decoder, shares_encoder=False))
 
 # %%
 for network in ("dense", "gated-dense"):
@@ -322,7 +326,7 @@ for network in ("dense", "gated-dense"):
 # %% [markdown]
 # ## From the command line
 #
-# With the classes above, and the line that adds to `KINDS`, in a file `mine.py`:
+# With the classes above, and the line that registers the kind, in a file `mine.py`:
 #
 #     ppl-vae train --plugin mine.py --model linear-vae --likelihood soft-laplace --prior two-modes:distance=2 \
 #         --posterior logistic --output runs/mine

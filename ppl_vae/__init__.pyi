@@ -33,14 +33,15 @@ from .data.noise import Masking as Masking
 from .data.noise import NoNoise as NoNoise
 from .data.noise import SaltAndPepper as SaltAndPepper
 from .data.observation import Observe as Observe
+from .evaluation.adaptive import log_likelihood_within as log_likelihood_within
 from .evaluation.annealing import annealed_log_likelihood as annealed_log_likelihood
-from .evaluation.annealing import bidirectional as bidirectional
 from .evaluation.checking import check_model as check_model
 from .evaluation.comparison import compare as compare
 from .evaluation.export import to_arviz as to_arviz
 from .evaluation.importance import log_likelihood as log_likelihood
 from .evaluation.imputation import impute as impute
 from .evaluation.quadrature import log_p_by_quadrature as log_p_by_quadrature
+from .evaluation.sandwich import bidirectional as bidirectional
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build
 from .experiments.runs import load_run as load_run

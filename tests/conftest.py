@@ -73,3 +73,29 @@ def nothing_left_behind():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (torch.get_default_dtype(), torch.get_num_threads()) == (dtype, threads)
     assert (torch.distributions.Distribution._validate_args, is_validation_enabled()) == validation
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that are traced, in order; they run as they are, without inductor."""
+    traced = []
+
+    def compile(graph, **kwargs):
+        traced.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return traced
+
+
+@pytest.fixture
+def compiled_graphs(monkeypatch):
+    """The graphs that inductor compiles, in order."""
+    traced, compile = [], torch.compile
+
+    def spied(graph, **kwargs):
+        traced.append(graph)
+        return compile(graph, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", spied)
+    return traced

@@ -24,9 +24,8 @@ from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
 from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of, load_weights
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.checkpoints import Checkpoints, from_file, to_bytes
+from ppl_vae.training.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
 from ppl_vae.training.optimizers import adam
-from ppl_vae.training.state import TrainingState
 
 REFUSALS = (ValueError, OSError)
 CONFIG = TrainConfig(model="dense-vae:hidden=3", latent_size=2)

@@ -12,7 +12,7 @@ import jupytext
 import pytest
 
 import ppl_vae.cli.main
-from ppl_vae.experiments.architectures import KINDS
+from ppl_vae.experiments import architectures
 
 SCRIPT = Path(__file__).parent.parent / "notebooks" / "extending.py"
 if not SCRIPT.is_file():
@@ -40,8 +40,8 @@ def is_component(node):
     """Whether a statement of the notebook belongs into a file of components."""
     if isinstance(node, ast.FunctionDef):
         return node.name == "linear_decoder"
-    if isinstance(node, ast.Assign):
-        return ast.unparse(node.targets[0]) == "KINDS['linear']"
+    if isinstance(node, ast.Expr):
+        return ast.unparse(node).startswith("register(")
     return isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
 
 
@@ -53,7 +53,7 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("\n".join(examples))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    KINDS.pop("linear", None)
+    architectures._kinds.pop("linear", None)
     sys.modules.pop("plugin_mine", None)
     gc.collect()  # classes are found for as long as they are there
 

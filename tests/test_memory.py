@@ -10,13 +10,13 @@ MEASURE = """
 import resource
 import torch
 from ppl_vae.evaluation import importance
-from ppl_vae.evaluation.streaming import LogMeanExp
-from ppl_vae.configs import TrainConfig
-from ppl_vae.experiments import build
-from ppl_vae.observation import Observe
-from ppl_vae.encodings import Binarize
-from ppl_vae.noise import NoNoise
-from ppl_vae.training import fit
+from ppl_vae.evaluation.results import LogMeanExp
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
+from ppl_vae.data.observation import Observe
+from ppl_vae.data.encodings import Binarize
+from ppl_vae.data.noise import NoNoise
+from ppl_vae.training.fitting import fit
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GB; Linux counts in KB
@@ -70,11 +70,11 @@ def test_less_than_a_gigabyte(job: str) -> None:
 MAPPED = """
 import contextlib, dataclasses, pathlib, sys, threading, time
 import numpy as np
-from ppl_vae.experiments import experiments
-from ppl_vae.dataset import Rows
-from ppl_vae.configs import TrainConfig
-from ppl_vae.experiments import train
-from ppl_vae.training import Stopped
+import ppl_vae.experiments.training
+from ppl_vae.data.dataset import Rows
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.training import train
+from ppl_vae.training.history import Stopped
 
 def anonymous():
     "MB of this process that are in no file: a copy is, and pages of a mapped file are not."
@@ -103,7 +103,7 @@ steps = [0]
 def stop():
     steps[0] += 1
     return steps[0] == 5
-experiments.stoppable = lambda: contextlib.nullcontext(stop)  # in place of signals
+ppl_vae.experiments.training.stoppable = lambda: contextlib.nullcontext(stop)  # in place of signals
 def run(config):
     steps[0] = 0
     try:

@@ -61,11 +61,6 @@ def x():
     return torch.randn(22, 6, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def uncompiled_graph(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda graph, **kwargs: graph)
-
-
 def train(x, pair=None, epochs=4, **options):
     """All that is left after training: weights, buffers, and the history but for seconds."""
     pair = pair or Pair()
@@ -107,7 +102,7 @@ def killed_at(step):
 
 
 @pytest.mark.parametrize(("compiled", "steps"), [(False, (1, 4, 7, 16)), (True, (1, 2, 7))])
-def test_a_run_that_stops_after_a_step_ends_as_one_that_does_not(compiled, steps, x, tmp_path, uncompiled_graph):
+def test_a_run_that_stops_after_a_step_ends_as_one_that_does_not(compiled, steps, x, tmp_path, graphs):
     expected = train(x, compiled=compiled)
     for step in steps:
         checkpoints = Checkpoints(tmp_path / str(step))
@@ -123,7 +118,7 @@ def test_a_run_that_stops_after_a_step_ends_as_one_that_does_not(compiled, steps
     ("compiled", "every"),
     [(False, {"every_minutes": EVERY_STEP}), (True, {"every_epochs": 2, "every_minutes": None})],
 )
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(every, compiled, x, tmp_path, uncompiled_graph):
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(every, compiled, x, tmp_path, graphs):
     expected = train(x, compiled=compiled)
     checkpoints = Checkpoints(tmp_path, **every)
     for seed, step in enumerate((11, 6)):
@@ -150,7 +145,7 @@ def test_inductors_run_goes_on_bit_for_bit(x, tmp_path):
     assert same(run(9, checkpoints=Checkpoints(tmp_path), resume=True), expected)
 
 
-def test_one_batch_an_epoch_and_whether_a_run_is_compiled_go_on_too(x, tmp_path, uncompiled_graph, monkeypatch):
+def test_one_batch_an_epoch_and_whether_a_run_is_compiled_go_on_too(x, tmp_path, graphs, monkeypatch):
     monkeypatch.setattr("ppl_vae.graphs.COMPILE_SECONDS", 1e-6)  # by default, then
     expected = train(x[:6])
     assert not same(train(x[:6], compiled=False), expected)  # the two round apart, so that this test sees which it is
@@ -161,7 +156,7 @@ def test_one_batch_an_epoch_and_whether_a_run_is_compiled_go_on_too(x, tmp_path,
         assert same(train(x[:6], Pair(seed=9), checkpoints=checkpoints, resume=True), expected)
 
 
-def test_another_optimiser_goes_on(x, tmp_path, uncompiled_graph):
+def test_another_optimiser_goes_on(x, tmp_path, graphs):
     optim = lambda: OneOptimizer(torch.optim.SGD, lr=0.01, momentum=0.9)  # noqa: E731
     expected = train(x, optim=optim(), compiled=True)
     with pytest.raises(Stopped):

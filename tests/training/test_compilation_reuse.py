@@ -1,0 +1,162 @@
+"""Which calls a graph is replayed for: never for what it was not traced for."""
+
+from contextlib import nullcontext
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from compiling import Regularised, data, dense
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+
+from ppl_vae.graphs import CALLS_BEFORE_ANOTHER_SHAPE
+from ppl_vae.models import VAE
+from ppl_vae.objectives import Elbo
+from ppl_vae.programs import seeded
+from ppl_vae.training.compilation import CompiledTrace_ELBO
+from ppl_vae.training.optimizers import OneOptimizer
+
+
+def test_a_tensor_that_is_changed_in_place_is_seen(graphs):
+    pair, elbo, x = Regularised().eval(), CompiledTrace_ELBO(), data()
+    pair.guide = lambda x: Regularised.guide(pair, x)
+    for step in range(5):
+        if step == 3:
+            pair.shift.fill_(2.0)
+        with seeded(step):
+            loss = elbo.loss_and_grads(pair.model, pair.guide, x)
+        with seeded(step):
+            assert loss.item() == pytest.approx(Elbo().loss_and_grads(pair.model, pair.guide, x), rel=1e-5)
+    assert graphs
+
+
+def freeze(pair):
+    pair.encoder.requires_grad_(False)
+
+
+def unfreeze(pair):
+    pair.encoder.requires_grad_(True)
+
+
+def replace_buffer(pair):
+    pair.prior.zeros = torch.full((2,), 3.0)
+
+
+def in_bfloat16(pair):
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [freeze, unfreeze, replace_buffer, in_bfloat16, lambda _: torch.no_grad()],
+                         ids=["freeze", "unfreeze", "buffer", "autocast", "no-grad"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.* was not registered in the param store because requires_grad=False")
+def test_a_graph_is_not_used_for_what_it_was_not_traced_for(change, graphs):
+    results = []
+    for elbo in (Elbo(), CompiledTrace_ELBO()):
+        pair, x = dense(), data()
+        if change is unfreeze:
+            freeze(pair)
+        with seeded(1), pyro.get_param_store().scope():
+            for step in range(5):
+                with (step == 4 and change(pair)) or nullcontext():
+                    for p in pair.parameters():
+                        p.grad = None
+                    loss = elbo.loss_and_grads(pair.model, pair.guide, x)
+        results.append([torch.as_tensor(loss), *(p.grad for p in pair.parameters())])
+    assert graphs
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["twice", "of-the-module"])
+def test_an_argument_is_an_input_of_its_own_though_the_same_tensor_is_elsewhere(own, graphs):
+    """Traced with one tensor for x and for what the guide sees, or for x and a buffer, and replayed with two."""
+    pair, elbo = dense(), CompiledTrace_ELBO()
+    x, given = data(), data().flip(0)
+    pair.register_buffer("template", x.clone())
+
+    def guide(x, given=None):
+        VAE.guide(pair, x, pair.template if own else given)
+
+    calls = [(pair.template,)] * 3 + [(given,)] if own else [(x, x)] * 3 + [(x, given)]
+    for step, batch in enumerate(calls):
+        with seeded(step):
+            loss = elbo.loss_and_grads(pair.model, guide, *batch)
+        with seeded(step):
+            assert loss.item() == pytest.approx(Elbo().loss_and_grads(pair.model, guide, *batch), rel=1e-5)
+    assert graphs
+
+
+def test_a_shorter_batch_another_mode_and_another_dtype_have_their_own_graphs(graphs, monkeypatch):
+    monkeypatch.setattr("ppl_vae.graphs.CALLS_BEFORE_ANOTHER_SHAPE", 2)
+    pair, elbo = Regularised(), CompiledTrace_ELBO()
+    for step in range(20):
+        pair.train(step % 3 != 0)
+        pair.encode.train(pair.training)
+        x = data(6 if step % 2 else 4)
+        x = x if step % 4 < 2 else x.int().float()
+        state = {k: v.clone() for k, v in pair.state_dict().items()}
+        with seeded(step):
+            loss = elbo.loss_and_grads(pair.model, pair.guide, x)
+        after = {k: v.clone() for k, v in pair.state_dict().items()}
+        pair.load_state_dict(state)
+        with seeded(step):
+            expected = Elbo().loss_and_grads(pair.model, pair.guide, x)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(after, pair.state_dict())
+    assert len(graphs) == 4
+    assert CALLS_BEFORE_ANOTHER_SHAPE == 200
+
+
+def test_arguments_that_are_no_tensors_and_parameters_that_appear_later(graphs):
+    """x ~ N(a + scale b, 1), with b if told so."""
+
+    def model(x, *, scale=1, more=None):
+        loc = pyro.param("a", torch.tensor(0.5))
+        if more:
+            loc = loc + scale * more["of"].mean() * pyro.param("b", lambda: torch.randn(()).exp().clamp(0.3, 0.4))
+        if scale is True:
+            loc = loc + 10
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    calls = [{}, {}, {}, *[{"more": {"of": torch.ones(2)}}, {}, {"scale": 2}, {"scale": True}, {"scale": 1}] * 3]
+    runs = []
+    for compiled in (False, True):
+        with seeded(0), pyro.get_param_store().scope(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ppl_vae.graphs.CALLS_BEFORE_ANOTHER_SHAPE", 1)
+            elbo = CompiledTrace_ELBO() if compiled else Trace_ELBO()
+            svi = SVI(model, lambda x, **kwargs: None, OneOptimizer(torch.optim.SGD, lr=0.01), loss=elbo)
+            runs.append([svi.step(torch.arange(3.0), **kwargs) for kwargs in calls])
+            runs[-1] += [pyro.param(name).item() for name in "ab"]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert len(graphs) == 5
+
+
+def test_bare_params_with_constraints_and_a_param_store_that_is_cleared(graphs):
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale), obs=x)
+
+    def guide(x): ...
+
+    runs = []
+    for elbo in (Trace_ELBO(), CompiledTrace_ELBO()):
+        runs.append([])
+        for _ in range(2):
+            pyro.clear_param_store()
+            svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.05}), loss=elbo)
+            runs[-1] += [svi.step(torch.arange(4.0)) for _ in range(5)]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert runs[1][5:] == pytest.approx(runs[1][:5], rel=1e-6)
+    assert graphs
+
+
+def test_scales_around_programs_are_in_the_graph(graphs):
+    pair = dense()
+    elbo, scaled = CompiledTrace_ELBO(), [poutine.scale(program, 0.5) for program in (pair.model, pair.guide)]
+    for step in range(4):
+        with seeded(step):
+            loss = elbo.loss_and_grads(*scaled, data())
+        with seeded(step):
+            assert loss.item() == pytest.approx(0.5 * Elbo().loss(pair.model, pair.guide, data()), rel=1e-5)
