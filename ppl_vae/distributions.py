@@ -1,4 +1,4 @@
-"""Distributions that torch and Pyro lack, or have but lose in float32 where a decoder may go."""
+"""Distributions that torch and Pyro lack, or that lose precision in float32 at parameters that a decoder may give."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ContinuousBernoulli(Univariate):
         log p(x) = l x - A(l),    A(l) = log (exp(l) - 1) / l = l/2 + log sinh(l/2) / (l/2).
 
     torch's is parametrised by a probability, which saturates: at l = -60 its log-normaliser is 2.769 and the true
-    one 4.094. Here |l| < 1 goes by the series at 0, so that the gradient is right there too.
+    one 4.094. Here |l| < 1 uses the series at 0, so that the gradient is right there too.
 
     Gabriel Loaiza-Ganem, John P. Cunningham: The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders, 2019, arXiv:1907.06845.
@@ -72,8 +72,8 @@ class ContinuousBernoulli(Univariate):
         return self.logits * (value - 0.5) - log_sinhc
 
     def _branches(self, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Where |l| < limit, and l for each of the two branches: where it is the other's, a value that has a finite
-        gradient, since `where` would pass on 0 * inf."""
+        """Where |l| < limit, and l for each of the two branches. Where the other branch is used, l is replaced by a
+        value with a finite gradient, since `where` would pass on 0 * inf."""
         small = self.logits.abs() < limit
         return small, torch.where(small, self.logits, 0.0), torch.where(small, limit, self.logits)
 
@@ -86,8 +86,8 @@ class ContinuousBernoulli(Univariate):
         return 0.5 + torch.where(small, series, 0.5 / (far / 2).tanh() - 1 / far)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """By the inverse cdf, x = log(1 + u (exp(l) - 1)) / l: sum_k l^(k-1) / k! times the k-th cumulant of a coin
-        that falls heads with probability u."""
+        """By the inverse cdf, x = log(1 + u (exp(l) - 1)) / l; near l = 0 by its series, sum_k l^(k-1) / k! times the
+        k-th cumulant of a Bernoulli(u)."""
         u = self._uniform(sample_shape)
         small, near, far = self._branches(0.1)
         k2 = u * (1 - u)
@@ -103,8 +103,8 @@ class ContinuousBernoulli(Univariate):
 class LogitNormal(Univariate):
     """x = sigmoid(y), y ~ N(loc, scale^2): a density on [0, 1].
 
-    Within EPS = 2^-24 of 0 and of 1 the density is constant, with the mass of that cell: log p(x) is finite on data
-    that round to 0 or 1, and the density integrates to 1 whatever the parameters.
+    Within EPS = 2^-24 of 0 and of 1 the density is constant, with the mass of that interval: log p(x) is finite on data
+    that round to 0 or 1, and the density integrates to 1 for all parameters.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
@@ -126,8 +126,8 @@ class LogitNormal(Univariate):
 
     @property
     def mean(self) -> Tensor:
-        """E[sigmoid(loc + scale t)] by the trapezoid rule with step 1, over the normal t where scale < 1; else, where
-        that sigmoid is too steep, over a logistic y, since it is P(y < loc + scale t). Exact to 2e-6."""
+        """E[sigmoid(loc + scale t)], t ~ N(0, 1), by the trapezoid rule with step 1: over t where scale < 1; else,
+        since the sigmoid is too steep, over a logistic y, as it is P(y < loc + scale t). Exact to 2e-6."""
         narrow = sum(
             math.exp(-(t**2) / 2) / math.sqrt(2 * math.pi) * (self.loc + self.scale * t).sigmoid() for t in range(-6, 7)
         )
@@ -152,10 +152,10 @@ class Beta(dist.Beta):
 
 class DiscretizedLogistic(Univariate):
     """A mass on the levels 0..255: a logistic on the line where level v is the interval v/127.5 - 1 +- 1/255, rounded
-    to the nearest level. The levels 0 and 255 take the tails.
+    to the nearest level. The levels 0 and 255 have the mass of the tails.
 
     With upper and lower bounds h and l of the interval in units of the scale, and sigmoid s, the mass is
-    s(h) - s(l) = s(h) s(-l) (1 - exp(-(h - l))): the product has no cancellation.
+    s(h) - s(l) = s(h) s(-l) (1 - exp(-(h - l))): the product does not cancel.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
@@ -186,7 +186,7 @@ class DiscretizedLogistic(Univariate):
 
 
 class LevelCategorical(dist.Categorical):
-    """Pyro's Categorical, as numbers: it has a mean, and samples have the dtype of the logits."""
+    """Pyro's Categorical over the numbers 0, 1, ...: it has a mean, and samples have the dtype of the logits."""
 
     @property
     def mean(self) -> Tensor:
@@ -241,7 +241,7 @@ class NegativeBinomial(Univariate):
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
     """0 with probability sigmoid(gate_logits), else as under `NegativeBinomial`.
 
-    Pyro's `ZeroInflatedDistribution` goes by the probability once it has sampled, and then can't be expanded.
+    Pyro's `ZeroInflatedDistribution` caches the probability once it has sampled, and then can't be expanded.
     """
 
     arg_constraints: ClassVar = {**NegativeBinomial.arg_constraints, "gate_logits": constraints.real}
@@ -261,9 +261,9 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
 
 class OptimalNormal(dist.Normal):
-    """N(loc, v) with v the mean squared error of the values that `log_prob` is given, over all of their dimensions,
-    which is the v of highest probability, and at least `min_scale`^2. It is written down: `log_prob` adds one to
-    `count` and moves `variance`, of which samples are drawn, towards v by max(momentum, 1 / count), in place.
+    """N(loc, v), with v the mean squared error of the values that `log_prob` is given, over all of their dimensions:
+    the v of maximum likelihood, and at least `min_scale`^2. In place, `log_prob` adds one to `count` and moves
+    `variance`, which samples are drawn with, towards v by max(momentum, 1 / count).
     """
 
     def __init__(self, loc: Tensor, variance: Tensor, count: Tensor, momentum: float, min_scale: float):
@@ -283,8 +283,8 @@ class OptimalNormal(dist.Normal):
 
 
 def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) in closed form, in nats, of the batch shape: where torch or Pyro has one, and from a normal of any
-    covariance to one of independent dimensions,
+    """KL(q || p) in closed form, in nats, of the batch shape: where torch or Pyro has one, and also from a normal of
+    any covariance to one of independent dimensions,
 
         KL = 1/2 sum_d (log(2 pi s_d^2) + (Var[z_d] + (E[z_d] - m_d)^2) / s_d^2) - H[q],    p = N(m, diag(s^2)).
 

@@ -25,7 +25,8 @@ class Flow(TorchDistribution):
 
     Danilo Jimenez Rezende, Shakir Mohamed: Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770.
 
-    The last draw is scored with the e and the determinant that made it, any other value through the inverse of f.
+    The most recent sample is scored with the e and the determinant that it was made with; any other value goes through
+    the inverse of f.
 
     Arguments:
         zeros: the mean of e, shape (*, event): it says the batch shape, the device and the dtype.
@@ -53,7 +54,7 @@ class Flow(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         drawn, log_prob, with_grad = self._last
-        # What was drawn without gradients is a constant, whose score has a gradient all the same: not the kept one.
+        # A sample made without gradients is a constant, but its score has a gradient, which the kept log-prob lacks.
         if value is drawn and (with_grad or not torch.is_grad_enabled()):
             return log_prob
         e, log_det = self.transform.inv.call_and_ladj(value)

@@ -13,11 +13,11 @@ from ppl_vae.components import Component
 
 class KLWeight(Component, nn.Module, ABC):
     """beta >= 0, a tensor of shape (). `forward()` returns the beta of this gradient step and, in training mode,
-    goes on to the next one.
+    advances to the next step.
 
     Subclass it to add one: `beta(step)` takes the number of steps before this one, an int64 tensor of shape (),
     and does not branch on its value. The count is a buffer, as BatchNorm's is: it is saved with the state, and a
-    compiled step goes on counting.
+    compiled step counts on.
     """
 
     step: Tensor
@@ -82,7 +82,7 @@ class CyclicalWarmUp(KLWeight):
 
         beta = min(1, tau / rise),    tau = (t mod steps_per_cycle) / steps_per_cycle.
 
-    Cycles go on for as long as training does; the paper has four, with rise = 1/2.
+    The cycles repeat until training ends; the paper has four, with rise = 1/2.
     Hao Fu et al.: Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing, 2019,
     arXiv:1903.10145. Raises `ValueError` unless steps_per_cycle >= 1 and 0 < rise <= 1.
     """

@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): what a decoder's parameters say about one dimension of the datum."""
+"""Likelihoods p(x|z): the distribution of one dimension of x, given the decoder's parameters for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Likelihood(Component, nn.Module, ABC):
     - `support`: the `torch.distributions.constraints` that x lies in. It says what log p(x) is: a mass on a
       discrete support, a density on a continuous one;
     - `forward(params)`: from `params`, shape (*, params_per_dim), to a distribution of batch shape (*) and
-      event shape (), which has a `mean`. The model declares the dimensions of the datum as its event.
+      event shape (), which has a `mean`. The model declares the dimensions of x as its event.
 
     Keyword arguments of `__init__` with a type and a default can be set by name, also on the command line.
     """
@@ -54,15 +54,15 @@ class Bernoulli(Likelihood):
     support = dist.constraints.boolean
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        # Grey values x in [0, 1] are let through for those who train on them, as the report did;
-        # what comes out is then a reconstruction loss (the cross entropy) and not a log-likelihood.
+        # Pixel values in [0, 1] are accepted, since the report trains on them: the result is then a reconstruction
+        # loss (the cross entropy) and not a log-likelihood.
         return dist.Bernoulli(logits=params[..., 0], validate_args=False)
 
 
 class ContinuousBernoulli(Likelihood):
     """x in [0, 1] with density proportional to exp(l x), the logit l from the decoder, in nats.
 
-    The density is unbounded as |l| grows where x is exactly 0 or 1: log p(x) compares on dequantised data only.
+    Where x is exactly 0 or 1 the density is unbounded as |l| grows: compare log p(x) on dequantised data only.
 
     Gabriel Loaiza-Ganem, John P. Cunningham: The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders, 2019, arXiv:1907.06845.
@@ -132,17 +132,17 @@ class GaussianLearned(LearnedScale):
 class GaussianOptimal(Likelihood):
     """x ~ N(mean, scale^2), with one scale for all dimensions, in closed form: a density, in nats.
 
-    In training mode scale^2 is the mean squared error of what is scored, over dimensions, data and particles
-    together: the scale of highest likelihood for that batch. The log-probs of N values then add up to
+    In training mode scale^2 is the mean squared error (MSE) of the batch, over dimensions, data and particles
+    together: the maximum-likelihood scale for that batch. The log-probs of N values then add up to
 
         -N/2 (log(2 pi MSE) + 1),
 
-    and their gradient is this sum's: that of the squared error, in units that keep up with it. Such a log-prob is
-    no density of a datum, since the scale has seen it. So each call of `log_prob` in training mode also moves a
-    running scale^2, by max(momentum, 1 / number of calls), as BatchNorm does its variance; evaluation mode has that
-    one, fixed, and log p(x) is the log-density of each datum on its own.
+    whose gradient is that of the summed squared error, divided by -2 MSE. This log-prob is not a density of one datum,
+    since the scale depends on the datum. So each call of `log_prob` in training mode also moves a running scale^2 by
+    max(momentum, 1 / number of calls), as BatchNorm does its variance. Evaluation mode uses the running scale^2, and
+    log p(x) is the log-density of each datum on its own.
 
-    `min_scale` bounds the scale from below, at a quarter of a grey level by default.
+    `min_scale` bounds the scale from below, by default at a quarter of a level of 255.
 
     Oleh Rybkin, Kostas Daniilidis, Sergey Levine: Simple and Effective VAE Training with Calibrated Decoders,
     2021, arXiv:2006.13202. Raises `ValueError` unless min_scale > 0 and 0 < momentum <= 1.
@@ -174,8 +174,8 @@ class GaussianOptimal(Likelihood):
 class GaussianPerPixel(Likelihood):
     """x ~ N(mean, scale^2), with mean and log-scale from the decoder, for each dimension: a density, in nats.
 
-    A density has no upper bound: on pixels that never vary the scale would run to 0 and log p(x) to infinity.
-    `min_scale` holds it off, softly: scale = min_scale + softplus(s). The default is 2.6 grey levels.
+    A density has no upper bound: on pixels that never vary the scale would go to 0 and log p(x) to infinity.
+    `min_scale` prevents it: scale = min_scale + softplus(s). The default is 2.6 levels of 255.
     Raises `ValueError` unless min_scale > 0.
     """
 
@@ -210,8 +210,8 @@ class StudentT(LearnedScale):
     """x ~ location + scale t, t with `df` degrees of freedom, with one scale for all dimensions, learned with the
     networks: a density, in nats.
 
-    Raises `ValueError` unless the initial scale > 0 and 1 < df <= 100: below there is no mean, above it is a Gaussian
-    whose normaliser float32 can't hold.
+    Raises `ValueError` unless the initial scale > 0 and 1 < df <= 100: at df <= 1 there is no mean, and above 100 it is
+    nearly a Gaussian, whose normaliser is inexact in float32.
     """
 
     def __init__(self, df: float = 4.0, initial_scale: float = 0.3):
@@ -230,9 +230,9 @@ class StudentT(LearnedScale):
 class LogitNormal(Likelihood):
     """logit x ~ N(m, scale^2), with m and the scale from the decoder, for each dimension: a density on [0, 1], in nats.
 
-    scale = min_scale + softplus(s). In the middle of the range d logit x = 4 dx, and the default is the floor of
-    `GaussianPerPixel`. The density is constant within 2^-24 of 0 and of 1, with the mass of that cell, so that data
-    which round to 0 or 1 have a finite log p(x). Raises `ValueError` unless min_scale > 0.
+    scale = min_scale + softplus(s). At x = 1/2, d logit x = 4 dx, so the default min_scale equals that of
+    `GaussianPerPixel` there. Within 2^-24 of 0 and of 1 the density is constant, with the mass of that interval, so
+    that data which round to 0 or 1 have a finite log p(x). Raises `ValueError` unless min_scale > 0.
     """
 
     params_per_dim = 2
@@ -254,8 +254,9 @@ class LogitNormal(Likelihood):
 class Beta(Likelihood):
     """x ~ Beta(a, b), with a and b from the decoder, for each dimension: a density on [0, 1], in nats.
 
-    a, b = 1 + softplus(.): above 1 the density is bounded and has one mode; below, it is unbounded at 0 and 1, where
-    the data are. x is clamped to [2^-24, 1 - 2^-24], so that data which round to 0 or 1 have a finite log p(x).
+    a, b = 1 + softplus(.): with both above 1 the density is bounded and has one mode; below 1 it is unbounded at 0 or
+    1, where many pixels are. x is clamped to [2^-24, 1 - 2^-24], so that data which round to 0 or 1 have a finite
+    log p(x).
     """
 
     params_per_dim = 2
@@ -265,7 +266,8 @@ class Beta(Likelihood):
         return distributions.Beta(*(1 + softplus(params)).unbind(-1))
 
 
-# Of a logistic, in units of half the range: an eighth of a level, where the level at its centre has all but 0.04 nats.
+# The least scale of a logistic, in units of half the range: an eighth of a level. The level at its centre then has a
+# log-mass of -0.04 nats.
 MIN_SCALE = 0.001
 
 
@@ -273,8 +275,8 @@ class DiscretizedLogistic(Likelihood):
     """x in 0..255, a logistic rounded to the nearest level, with location and scale from the decoder, for each
     dimension: a mass, in nats.
 
-    Level v is v/127.5 - 1 on the line of the logistic, so that the range is -1..1, and the levels 0 and 255 take the
-    tails. scale = 0.001 + softplus(s), an eighth of a level at least.
+    Level v is v/127.5 - 1 on the scale of the logistic, from -1 to 1; the levels 0 and 255 have the mass of the tails.
+    scale = 0.001 + softplus(s), at least an eighth of a level.
 
     Tim Salimans, Andrej Karpathy, Xi Chen, Diederik P. Kingma: PixelCNN++: Improving the PixelCNN with Discretized
     Logistic Mixture Likelihood and Other Modifications, 2017, arXiv:1701.05517.
@@ -320,7 +322,7 @@ class DiscretizedLogisticMixture(Likelihood):
 class Categorical(Likelihood):
     """x in 0..255, with the logits of all 256 levels from the decoder, for each dimension: a mass, in nats.
 
-    The levels have no order, and the mean is that of their numbers.
+    The levels have no order; the mean is the mean level.
     """
 
     params_per_dim = 256

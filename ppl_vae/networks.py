@@ -1,9 +1,9 @@
-"""Networks: encoders and decoders between data, codes and the parameters of distributions, and where they come from.
+"""Networks: encoders from data to the parameters of posteriors, and decoders from latents to those of likelihoods.
 
 A `Network` builds encoders and decoders of one kind for any shape of data. These take any leading (particle and batch)
-dimensions `*`. An encoder maps a datum `(*, *event)` to `(*, num_outputs)`, or for `PoolEncoder` to a code
-`(*, 8, h, w)`. A decoder maps a code to the parameters of a likelihood, `(*, *event, params_per_dim)`: one group of
-parameters for each dimension of the datum.
+dimensions `*`. An encoder maps x, `(*, *event)`, to `(*, num_outputs)`, or for `PoolEncoder` to feature maps
+`(*, 8, h, w)`. A decoder maps a latent to the parameters of a likelihood, `(*, *event, params_per_dim)`: one group of
+parameters for each dimension of x.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Shape = tuple[int, ...]
 
 class Network(Component, ABC):
     """A kind of encoder and decoder, with its sizes. Subclass it to add one, with keyword arguments that have a type
-    and a default (a frozen dataclass is the least to write): they can be set by name, also on the command line.
+    and a default (most simply as a frozen dataclass): they can be set by name, also on the command line.
 
-    `hidden` is the name for the widths of dense layers. Raises `ValueError` for a shape that it can't take.
+    Name the widths of dense layers `hidden`. Raises `ValueError` for shapes that the network does not support.
     """
 
     @abstractmethod
@@ -43,7 +43,7 @@ class Network(Component, ABC):
         return DenseEncoder((num_inputs,), num_outputs, (300,))
 
     def autoencoder(self, event_shape: Shape, code_size: int, params_per_dim: int) -> tuple[nn.Module, nn.Module]:
-        """Encoder and decoder of a deterministic autoencoder, which need not meet in a vector."""
+        """Encoder and decoder of a deterministic autoencoder, whose latent need not be a vector."""
         return self.encoder(event_shape, code_size), self.decoder(code_size, event_shape, params_per_dim)
 
 
@@ -92,7 +92,7 @@ class GatedDense(Network):
 
 @dataclass(frozen=True)
 class Conv(Network):
-    """The convolutional networks of the report; its autoencoder's code is 8 feature maps of an eighth of the image."""
+    """The convolutional networks of the report. Its autoencoder's latent is 8 feature maps of 1/8 the resolution."""
 
     def encoder(self, event_shape: Shape, num_outputs: int) -> nn.Module:
         return ConvEncoder(_image(event_shape), num_outputs)
@@ -143,7 +143,7 @@ def _image(event_shape: Shape) -> Shape:
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 _GATED_GAIN = 1 / math.sqrt(0.293379)
-"""1 / sqrt(E[sigmoid(c)^2]), c ~ N(0, 1): what a gate of unit variance takes from the signal."""
+"""1 / sqrt(E[sigmoid(c)^2]), c ~ N(0, 1): it undoes what a gate of unit variance takes from the signal."""
 
 
 class _Batched(nn.Module):
@@ -174,12 +174,12 @@ class _Batched(nn.Module):
 
 
 def _initialise(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, activation: nn.Module | None) -> None:
-    """Weights under which the activation that follows passes the signal on at the variance that it came with.
+    """Initialises weights so that the layer and its activation preserve the variance of the signal.
 
-    torch's own shrink it at each ReLU, and eight layers of that learn slowly. He et al. find the gain for ReLU, sqrt 2,
-    because it passes on half of E[x^2]. A gated unit passes on E[sigmoid(c)^2] = 0.29 of it where its gate c has unit
-    variance, which keeps the gate off its plateaus: so a gain of 1 for the gate, and of 1 / sqrt(0.29) for what it
-    gates. With He's sqrt 2 for both, a third of E[x^2] is lost at each layer.
+    torch's own initialisation shrinks it at each ReLU, and eight such layers learn slowly. The gain of He et al. for
+    ReLU is sqrt 2, since ReLU keeps half of E[x^2]. A gated unit keeps E[sigmoid(c)^2] = 0.29 of it where its gate c
+    has unit variance, at which the gate is not saturated: so the gain is 1 for the gate, and 1 / sqrt(0.29) for what
+    it gates. With He's sqrt 2 for both, a third of E[x^2] is lost at each layer.
     Kaiming He et al.: Delving Deep into Rectifiers, 2015, arXiv:1502.01852.
     """
     names = {nn.ReLU: "relu", nn.Tanh: "tanh"}
@@ -193,8 +193,8 @@ def _initialise(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, activation: n
 class _Residual(nn.Module):
     """relu(x + branch(x)), where x >= 0 and the branch is a convolution, ReLU, and a convolution.
 
-    Near the identity at first, so that depth does no harm; not the identity itself, as in Goyal et al. (Accurate, Large
-    Minibatch SGD, 2017, arXiv:1706.02677), under which the first convolution has no gradient.
+    It begins near the identity, so that depth does no harm; not at the identity, as in Goyal et al. (Accurate, Large
+    Minibatch SGD, 2017, arXiv:1706.02677), where the first convolution has no gradient.
     """
 
     def __init__(self, channels: int):
@@ -213,8 +213,7 @@ class _Residual(nn.Module):
 class _ChannelsLast(nn.Module):
     """The same images with the channels last in memory: convolutions train 1.5 times faster on a CPU this way.
 
-    Their weights stay as they are, since Pyro's param store copies a parameter that is not contiguous, and would
-    train the copy.
+    The weights stay contiguous: Pyro's param store copies a parameter that is not, and would train the copy.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -270,7 +269,7 @@ class ConvEncoder(_Batched):
     """Convolutions with stride 2, then dense: (*, C, H, W) -> (*, num_outputs).
 
     As in the report: 32 and 64 channels, dense 16, then the outputs (mean and log-variance).
-    With `num_blocks`, so many residual blocks after each convolution; with no `hidden`, the outputs at once.
+    There are `num_blocks` residual blocks after each convolution; without `hidden`, the outputs follow directly.
     """
 
     def __init__(
@@ -298,7 +297,7 @@ class ConvDecoder(_ImageDecoder):
     """Dense, then transposed convolutions with stride 2: (*, num_inputs) -> (*, C, H, W, params_per_dim).
 
     As in the report: dense 7x7x64 (for 28x28), transposed convolutions 64 and 32, one convolution to the image.
-    With `num_blocks`, so many residual blocks before each transposed convolution.
+    There are `num_blocks` residual blocks before each transposed convolution.
     """
 
     def __init__(
@@ -395,7 +394,7 @@ def _halvings(size: Sequence[int], times: int) -> list[list[int]]:
 
 
 class Divided(nn.Module):
-    """x / divisor: levels 0..255 as the brightness in [0, 1] that encoders begin well with."""
+    """x / divisor: scales levels 0..255 to [0, 1], which suits the initialisation of encoders."""
 
     def __init__(self, divisor: float):
         super().__init__()
@@ -409,7 +408,7 @@ class Divided(nn.Module):
 
 
 class Log1p(nn.Module):
-    """log(1 + x): counts at a size that encoders begin well with."""
+    """log(1 + x): scales counts to a range that suits the initialisation of encoders."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.log1p()

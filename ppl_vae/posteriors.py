@@ -20,7 +20,7 @@ class Posterior(Component, nn.Module, ABC):
     shape (*) and event shape (latent_size,).
 
     Subclass it to add one. `__init__` takes latent_size first, then keyword arguments with a type and a default,
-    and sets `num_params`. Further sizes are handed on by name, to be checked and shown.
+    and passes `num_params`, and further sizes by name, to `super().__init__`, to be checked and shown.
     Raises `ValueError` unless every size >= 1.
     """
 
@@ -59,8 +59,8 @@ class DiagonalNormal(Posterior):
 class FullNormal(Posterior):
     """z ~ N(mean, L L^T), with L = diag(scale) (I + N / sqrt(latent_size)), and N strictly lower, from the encoder.
 
-    As it begins, with entries of N about 1, L L^T is then of the size of scale^2. With a lower triangle that does not
-    follow the scale, the noise of all its entries together silences codes before they have learned anything.
+    At initialisation the entries of N are about 1, and L L^T is about scale^2. If the lower triangle did not scale with
+    `scale`, the noise of all its entries together would collapse latent dimensions before they have learned anything.
 
     Diederik P. Kingma, Max Welling: An Introduction to Variational Autoencoders, 2019, arXiv:1906.02691.
     """
@@ -116,8 +116,8 @@ class MixtureNormal(Posterior):
 
 
 class NormalMixture(dist.MixtureSameFamily):
-    """A mixture of diagonal normals, whose draws have gradients. Those of the weights vary much where components lie
-    far apart: they are earned in between.
+    """A mixture of diagonal normals with reparameterised samples. Gradients of the weights have a high variance where
+    components lie far apart.
 
     With u_d = F(z_d | z_<d) held fixed, dz_d = -dF(z_d | z_<d) / p(z_d | z_<d), one dimension after another:
 

@@ -21,7 +21,8 @@ class Prior(Component, nn.Module, ABC):
     """p(z). `forward()` returns a distribution with batch shape () and event shape (latent_size,).
 
     Subclass it to add one. `__init__` takes latent_size first, then keyword arguments with a type and a default.
-    Further sizes are handed on by name, to be checked and shown. Raises `ValueError` unless every size >= 1.
+    Pass further sizes on to `super().__init__` by name, to be checked and shown. Raises `ValueError` unless every
+    size >= 1.
     """
 
     zeros: Tensor
@@ -40,7 +41,7 @@ class Prior(Component, nn.Module, ABC):
     def forward(self) -> TorchDistribution: ...
 
     def initialise(self, x: Tensor) -> None:
-        """Takes from training data x, shape (data, *event), what starts from them: nothing, for most priors."""
+        """Initialises from training data x, shape (data, *event). Most priors do nothing."""
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self._sizes.items())
@@ -83,7 +84,7 @@ class StudentT(Prior):
 
 
 class LearnedNormal(Prior):
-    """z ~ N(mean, diag(scale^2)), both learned, from N(0, I) on."""
+    """z ~ N(mean, diag(scale^2)), both learned; N(0, I) at initialisation."""
 
     def __init__(self, latent_size: int):
         super().__init__(latent_size)
@@ -94,8 +95,8 @@ class LearnedNormal(Prior):
 
 
 class GaussianMixture(Prior):
-    """z ~ sum_k w_k N(mean_k, diag(scale_k^2)), all learned. At first each dimension has mean 0 and variance 1, on
-    average over the means that are drawn.
+    """z ~ sum_k w_k N(mean_k, diag(scale_k^2)), all learned. At initialisation each dimension has mean 0 and variance 1
+    in expectation over the random means.
 
     Zhuxi Jiang, Yin Zheng, Huachun Tan, Bangsheng Tang, Hanning Zhou: Variational Deep Embedding: An Unsupervised
     and Generative Approach to Clustering, 2016, arXiv:1611.05148.
@@ -104,7 +105,7 @@ class GaussianMixture(Prior):
     def __init__(self, latent_size: int, num_components: int = 10):
         super().__init__(latent_size, num_components=num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
-        # apart, or they would stay together
+        # different means, since equal components would stay equal
         self.mean = nn.Parameter(torch.empty(num_components, latent_size))
         nn.init.normal_(self.mean, std=0.5)
         self.log_scale = nn.Parameter(torch.full((num_components, latent_size), 0.5 * math.log(1 - 0.5**2)))
@@ -115,8 +116,8 @@ class GaussianMixture(Prior):
 
 
 class NormalizingFlow(Prior):
-    """z = mean + scale f^-1(e), e ~ N(0, I), with f an autoregressive neural spline flow in the direction that
-    scores z in one pass. To draw takes latent_size passes: training and log p(x) don't.
+    """z = mean + scale f^-1(e), e ~ N(0, I), with f an autoregressive neural spline flow: log p(z) takes one pass,
+    sampling takes latent_size passes. Training and log p(x) do not sample from the prior.
 
     Conor Durkan, Artur Bekasov, Iain Murray, George Papamakarios: Neural Spline Flows, 2019, arXiv:1906.04032.
     As a prior: Xi Chen et al.: Variational Lossy Autoencoder, 2016, arXiv:1611.02731.
@@ -125,7 +126,7 @@ class NormalizingFlow(Prior):
     def __init__(self, latent_size: int, num_transforms: int = 3, hidden_size: int = 128, num_bins: int = 8):
         sizes = {"num_transforms": num_transforms, "hidden_size": hidden_size, "num_bins": num_bins}
         super().__init__(latent_size, **sizes)
-        # the splines are on [-5, 5], wherever the codes are
+        # the splines act on [-5, 5]; mean and scale move the latents there
         self.mean, self.log_scale = (nn.Parameter(torch.zeros(latent_size)) for _ in range(2))
         self.flow = spline(latent_size, **sizes)
 
@@ -137,8 +138,8 @@ class NormalizingFlow(Prior):
 class VampPrior(Prior):
     """p(z) = 1/K sum_k q(z|u_k): the posterior of the model itself, averaged over K pseudo-inputs u_k, learned.
 
-    The encoder and the posterior are the VAE's, which saves and moves them. They see the pseudo-inputs in evaluation
-    mode, so that these have no part in the batch statistics of the data.
+    The encoder and the posterior are those of the VAE, which saves them and moves them between devices. They see the
+    pseudo-inputs in evaluation mode, so that batch statistics are those of the data alone.
 
     Jakub M. Tomczak, Max Welling: VAE with a VampPrior, 2017, arXiv:1705.07120.
     """
@@ -200,8 +201,8 @@ class AggregatePosterior(TorchDistribution):
 def _log_normals(z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """log N(z_i; mean_k, diag(scale_k^2)) of z (*, D) under each of K normals (K, D), shape (*, K).
 
-    By matrix products: (*, K, D) numbers at a time would be 20,000 a row for 500 pseudo-inputs and 40 dimensions. In
-    float64, for the expanded square cancels: about eps (mean / scale)^2 is lost.
+    It is computed by matrix products, since a tensor (*, K, D) would have 20,000 numbers a row for 500 pseudo-inputs
+    and 40 dimensions; and in float64, since the expanded square cancels, with an error of about eps (mean / scale)^2.
     """
     z, mean, precision = z.double(), mean.double(), scale.double() ** -2
     square = z**2 @ precision.T - 2 * z @ (mean * precision).T + (mean**2 * precision).sum(-1)
