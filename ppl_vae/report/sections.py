@@ -188,14 +188,14 @@ def swaps_section(folder: Path) -> str:
         f"## Swapped components: {metrics['dataset']}",
         "",
         f"Gated dense networks 300-300 with {config['latent_size']} latent dimensions, {config['epochs']} epochs, "
-        f"batch {config['batch_size']}, learning rate {config['learning_rate']:g} falling to 0 by a cosine; log p(x) of "
-        f"the first {config['num_images']} test images, K = {config['num_samples']}; {made_by}. Each table has the best "
-        "first, chosen on the images that it is scored on, and the paired differences to it, with their error over the "
-        "choice of images. With one training seed the spread between seeds is not known; `elbo` and `analytic-kl`, "
-        "which maximise the same bound, show how large it may be, and smaller differences rank nothing. Where k̂ > 0.7 "
-        "all are lower bounds, and their difference is not a bound: a prior or posterior that lets the guide fit better "
-        "also makes a better proposal, which is part of its lead. Few epochs favour what converges fast. Objectives of "
-        "5 particles do five times the work of a step.",
+        f"batch {config['batch_size']}, learning rate {config['learning_rate']:g} falling to 0 by a cosine; log p(x) "
+        f"of the first {config['num_images']} test images, K = {config['num_samples']}; {made_by}. Each table has the "
+        "best first, chosen on the images that it is scored on, and the paired differences to it, with their error "
+        "over the choice of images. With one training seed the spread between seeds is not known; `elbo` and "
+        "`analytic-kl`, which maximise the same bound, show how large it may be, and smaller differences rank "
+        "nothing. Where k̂ > 0.7 all are lower bounds, and their difference is not a bound: a prior or posterior "
+        "that lets the guide fit better also makes a better proposal, which is part of its lead. Few epochs favour "
+        "what converges fast. Objectives of 5 particles do five times the work of a step.",
         "",
     ]
     for name, heading in GROUPS.items():
