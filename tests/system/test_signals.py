@@ -444,7 +444,7 @@ def test_an_experiment_goes_on_in_the_midst_of_what_it_was_at(ppl_vae, few_swaps
             signal.raise_signal(by)
 
         with monkeypatch.context() as patch:
-            patch.setattr("ppl_vae.evaluation.importance._sample", interrupted)
+            patch.setattr("ppl_vae.evaluation.results.LogMeanExp.add", interrupted)
             status, err = ppl_vae(*command)
         assert status == 128 + by
         assert "ppl-vae: interrupted; what is finished is kept. To go on:\n" in err
