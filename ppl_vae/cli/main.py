@@ -19,7 +19,8 @@ from ppl_vae.cli.commands import COMMANDS, EXPERIMENTS, RunCommand, TrainCommand
 from ppl_vae.cli.plugins import load_plugin, plugin_module
 from ppl_vae.cli.terminal import fail
 from ppl_vae.components import UsageError
-from ppl_vae.system.signals import reason, terminable
+from ppl_vae.system.errors import one_line
+from ppl_vae.system.signals import terminable
 from ppl_vae.training.history import Stopped
 
 
@@ -40,13 +41,13 @@ def main(arguments: list[str] | None = None) -> None:
     except UsageError as error:
         fail(str(error), 2)
     except (ValueError, OSError, ArithmeticError, MemoryError, ImportError) as error:
-        fail(reason(error), 1)
+        fail(one_line(error), 1)
     except Stopped as stopped:
         stop(f"{stopped}, with a checkpoint", command, arguments, cast(int, stopped.reason))
     except Exception as error:
         if not plugins(arguments):
             raise
-        fail(f"{reason(error)} ({place(error, plugins(arguments))})", 1)
+        fail(f"{one_line(error)} ({place(error, plugins(arguments))})", 1)
     except KeyboardInterrupt:
         number = signals[0] if signals else signal.SIGINT
         if not isinstance(command, RunCommand):
