@@ -24,8 +24,9 @@ from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
 from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of, load_weights
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.checkpoints import Checkpoints, TrainingState, from_file, to_bytes
+from ppl_vae.training.checkpoints import Checkpoints, from_file, to_bytes
 from ppl_vae.training.optimizers import adam
+from ppl_vae.training.state import TrainingState
 
 REFUSALS = (ValueError, OSError)
 CONFIG = TrainConfig(model="dense-vae:hidden=3", latent_size=2)
@@ -121,7 +122,9 @@ READERS = {
     "npy-mapped": Reader("x.npy", _mapped, _npy(_pixels(12, 4, 4))),
     "npz": Reader("x.npz", lambda path: load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
     "config": Reader(
-        "config.json", read_config, json.dumps({"event_shape": SHAPE, "model": "dense-vae", "hidden": [3]}).encode()
+        "config.json",
+        lambda path: assemble(read_config(path)[0]),
+        json.dumps({"event_shape": SHAPE, "model": "dense-vae", "hidden": [3]}).encode(),
     ),
     "weights": Reader("weights.safetensors", lambda path: load_weights(assemble(CONFIG), SHAPE, 0, path), _weights()),
     "checkpoint": Reader("checkpoint-000000000003.safetensors", from_file, to_bytes(checkpoint())),

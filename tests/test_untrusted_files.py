@@ -138,8 +138,8 @@ def test_a_path_that_climbs_out_is_a_name_and_no_path(tmp_path: Path) -> None:
     for key in ("model", "likelihood", "prior", "posterior", "encoding", "objective", "kl_weight", "noise", "schedule"):
         config = {"event_shape": SHAPE, "model": "dense-vae", key: "../../x"}
         (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=r"expected one of .*; got '\.\./\.\./x'"):
-            read_config(folder / "config.json")
+        with pytest.raises(ValueError, match=r"(expected one of|input should be) .*; got '\.\./\.\./x'"):
+            assemble(read_config(folder / "config.json")[0])
     whole = READERS["checkpoint"].whole
     (folder / "checkpoint-1.safetensors").write_bytes(whole.replace(b"modules.0", b"../../m.0"))
     with pytest.raises(ValueError, match=r"expected a whole checkpoint"):

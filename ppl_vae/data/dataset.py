@@ -1,6 +1,6 @@
-"""A data set as one tensor of 8-bit images or of vectors, in memory or, of a large `.npy` file, in the file.
+"""A dataset: tensors of 8-bit images or of vectors, in memory or, for a large `.npy` file, memory-mapped.
 
-Pixels stay uint8, so that a data set takes one byte a pixel and its `fingerprint` is exact.
+Pixels stay uint8, so that a dataset takes one byte a pixel and its `fingerprint` is exact.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.utils import _pytree as pytree
 
 
 class Rows(Tensor):
-    """The rows `index` (N,) of a tensor `source` (M, ...), which are read when they are used: `rows[i]` and `rows[i:j]`
-    are plain tensors of just those rows, and any other operation reads them all. So a split of a file is not a copy.
+    """The rows `index` (N,) of a tensor `source` (M, ...), read lazily: `rows[i]` and `rows[i:j]` are plain tensors of
+    just those rows, and any other operation reads all rows. So a split of a memory-mapped file is not a copy.
     """
 
     source: Tensor
     at: Tensor
-    __torch_function__: Any = torch._C._disabled_torch_function_impl  # what is not indexing comes to the dispatch
+    __torch_function__: Any = torch._C._disabled_torch_function_impl  # operations go straight to __torch_dispatch__
 
     @staticmethod
     def __new__(cls, source: Tensor, index: Tensor) -> Rows:
@@ -51,16 +51,16 @@ class Rows(Tensor):
 
 
 def select(data: Tensor, index: Tensor) -> Tensor:
-    """`data[index]` along dim 0, without a copy of data that are in a file."""
+    """`data[index]` along dim 0, without a copy if the data are memory-mapped."""
     return Rows(data.source, data.at[index]) if isinstance(data, Rows) else data[index]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images uint8 `(N, C, H, W)`, or vectors float32 or, of whole numbers, int64 `(N, D)`, in a training and a test
-    part, with labels int64 `(N,)` if there are any.
+    """Training and test images, uint8 `(N, C, H, W)`, or vectors, float32 or int64 `(N, D)`, and perhaps their labels,
+    int64 `(N,)`.
 
-    Raises ValueError if a dtype, a shape or a length differs from that, or a part has no image.
+    Raises ValueError for other dtypes or shapes, for train and test that differ in them, and for an empty part.
     """
 
     name: str
@@ -76,12 +76,11 @@ class Dataset:
             if kind not in ((torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)) or images.numel() == 0:
                 raise ValueError(
                     f"{self.name}: expected {part} images uint8 (N, C, H, W), or vectors float32 or int64 (N, D), "
-                    "none of them 0; "
-                    f"got {images.dtype} {tuple(images.shape)}"
+                    f"not empty; got {images.dtype} {tuple(images.shape)}"
                 )
             if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
                 raise ValueError(
-                    f"{self.name}: expected {part} labels int64 ({len(images)},), one an image; "
+                    f"{self.name}: expected {part} labels int64 ({len(images)},), one for each image; "
                     f"got {labels.dtype} {tuple(labels.shape)}"
                 )
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
@@ -93,7 +92,7 @@ class Dataset:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one datum: `(C, H, W)` of an image, `(D,)` of a vector."""
+        """The shape of one observation: `(C, H, W)` of an image, `(D,)` of a vector."""
         return tuple(self.train.shape[1:])
 
     @property

@@ -1,8 +1,7 @@
-"""Encodings: what the likelihood observes of an 8-bit image, and with it what log p(x) means.
+"""Encodings (binarise, dequantise, ...): from 8-bit images to x, which decides what log p(x) means.
 
 An encoding turns images of levels 0..255 (uint8, any shape) into x (float32, the same shape); `Identity` is for data
-that are no images. Random encodings
-draw from the generator that they are given, so that a seed freezes them.
+that are not images. Random encodings use the generator that they are given, so that a seed fixes them.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Encoding(Component, ABC):
 
 @dataclass(frozen=True)
 class Binarize(Encoding):
-    """x ~ Bernoulli(level / 255): drawn anew at each use in training (dynamic), once under a seed for the rest.
+    """x ~ Bernoulli(level / 255): sampled anew at each use in training (dynamic), once under a seed for evaluation.
 
     Ruslan Salakhutdinov, Iain Murray: On the Quantitative Analysis of Deep Belief Networks, 2008.
     """
@@ -55,11 +54,11 @@ class Binarize(Encoding):
 
 @dataclass(frozen=True)
 class StaticBinarize(Encoding):
-    """x ~ Bernoulli(level / 255), drawn once for all: an image has the same x at each use, in training as well.
+    """x ~ Bernoulli(level / 255), sampled once: an image has the same x at each use, in training as well.
 
-    The draws are a hash of the whole image, the pixel's place and `seed`: they depend neither on the batch nor on its
-    order, and nothing has to be kept. They are not those of the file that much of the literature has its numbers
-    from: Hugo Larochelle, Iain Murray: The Neural Autoregressive Distribution Estimator, 2011.
+    The samples are a hash of the whole image, the pixel's position and `seed`: they depend neither on the batch nor on
+    its order, and need no storage. They differ from the binarised MNIST that much of the literature uses:
+    Hugo Larochelle, Iain Murray: The Neural Autoregressive Distribution Estimator, 2011.
     """
 
     seed: int = 0
@@ -93,7 +92,7 @@ def _splitmix64(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Threshold(Encoding):
-    """x = 1 where level > `level`, else 0. Raises `ValueError` unless level is in 0..254: all x would be equal."""
+    """x = 1 where the pixel's level > `level`, else 0. Raises `ValueError` unless `level` is in 0..254."""
 
     level: int = 127
     support = constraints.boolean
@@ -145,7 +144,7 @@ class Dequantize(Encoding):
 
 @dataclass(frozen=True)
 class Scale(Encoding):
-    """x = level / 255. No likelihood to compare: log p(x) of these is a reconstruction loss."""
+    """x = level / 255. Its log p(x) is a reconstruction loss, and not comparable."""
 
     support = constraints.unit_interval
     log_p_is = "reconstruction loss on grey values"
@@ -156,7 +155,7 @@ class Scale(Encoding):
 
 @dataclass(frozen=True)
 class Identity(Encoding):
-    """x as it is: vectors or counts of one's own, and no 8-bit images. `support` is the likelihood's.
+    """x unchanged: for vectors or counts, not 8-bit images. The support is the likelihood's.
 
     Raises `ValueError` for 8-bit images.
     """
@@ -166,12 +165,12 @@ class Identity(Encoding):
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         if images.dtype == torch.uint8:
-            raise ValueError("encoding identity: expected vectors or counts; got 8-bit images, which levels leaves be")
+            raise ValueError("encoding identity: expected vectors or counts; got 8-bit images (see levels)")
         return images.float()
 
 
 def default_encoding(support: Constraint) -> Encoding:
-    """The encoding of images under which a likelihood with this support has a log p(x) worth comparing.
+    """The encoding of images under which log p(x) of a likelihood with this support is comparable.
 
     >>> from ppl_vae.likelihoods import Gaussian
     >>> default_encoding(Gaussian.support)
@@ -185,10 +184,10 @@ def default_encoding(support: Constraint) -> Encoding:
 
 
 def check_observable(encoding: Encoding, support: Constraint, likelihood: str) -> None:
-    """Raises `ValueError` where `likelihood`, of this support, says nothing of images under the encoding: x lies
-    outside of the support, or is discrete and has a density, which has no bound on single points.
+    """Raises `ValueError` if the encoding is invalid for `likelihood`, of this support: x lies outside of the support,
+    or x is discrete and the likelihood is a density, which is unbounded on single points.
 
-    `Scale` is let through for a Bernoulli: its cross entropy on grey values is a loss that people ask for by name.
+    `Scale` is valid for a Bernoulli: the cross entropy on pixel values is a common loss.
     """
     name, default = kebab(type(encoding)), kebab(type(default_encoding(support)))
     if support is constraints.boolean and isinstance(encoding, Scale):

@@ -1,4 +1,4 @@
-"""Data sets by name: `load` reads a bundled set, a torchvision set, or the user's own images or vectors."""
+"""Datasets by name: `load` reads a bundled dataset, a torchvision dataset, or your own images or vectors."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def names() -> dict[str, str]:
 
 
 def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
-    """Load the data set `name`: one of `names()`, or else the path of your own images or vectors.
+    """Load the dataset `name`: one of `names()`, or else the path of your own images or vectors.
 
-    A torchvision set is read from the folder `data_dir`, else the environment variable `PPL_VAE_DATA`, else
-    the user's cache folder; files that are not there are downloaded to it if `download`.
+    A torchvision dataset is read from the folder `data_dir`, else from that of the environment variable `PPL_VAE_DATA`,
+    else from the user's cache folder; missing files are downloaded to it if `download`.
 
     Your own images (all of one size, at least 10) are one of
 
@@ -43,17 +43,16 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
       animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels
       0, 1, ...; but subfolders named `train` and `test` are the parts, and their own subfolders the labels.
 
-    A `.npy` file of 64 MB or more stays where it is: its images are read from it when they are used. Arrays in a
-    `.npz` file may take 1 GB or 50 times its size.
+    A `.npy` file of 64 MB or more is memory-mapped: images are read when they are used. The arrays of a `.npz` file may
+    take 1 GB or 50 times its size, whichever is more.
 
-    Images without a test part are split: the last sixth of them after a shuffle (always of seed 0) is the
-    test part. Both parts keep the order of the file.
+    Images without a test part are split: the last sixth after a shuffle (always with seed 0) is the test part. Both
+    parts keep the order of the file.
 
     Returns images uint8 `(N, C, H, W)`, or vectors float32 or int64 `(N, D)`, and labels int64 `(N,)` or None.
 
-    Raises DataError if files are missing that were not downloaded; FileNotFoundError if the path does not
-    exist or has no images; UsageError, a ValueError, if the name is unknown; ValueError if a file is not as
-    described here.
+    Raises DataError if files are missing and could not be downloaded; FileNotFoundError if the path does not exist or
+    has no images; UsageError, a ValueError, if the name is unknown; ValueError if a file is invalid.
     """
     if name in _BUNDLED:
         with resources.as_file(resources.files("ppl_vae.data") / "bundled" / f"{name}.npz") as file:
@@ -70,4 +69,4 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
         raise ValueError(f"{path}: expected a .npz or .npy file or a folder of images; got another file")
     if len(path.parts) > 1:
         raise FileNotFoundError(f"{path}: expected a .npz or .npy file or a folder of images; got nothing there")
-    raise UsageError(unknown("data set", name, [*names(), "a path"]))
+    raise UsageError(unknown("dataset", name, [*names(), "a path"]))

@@ -1,4 +1,4 @@
-"""Noise to remove: corruptions of images with values in [0, 1], which stay in [0, 1]."""
+"""Noise for denoising: corruptions of images with values in [0, 1], which stay in [0, 1]."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GaussianNoise(Noise):
 
 @dataclass(frozen=True)
 class SaltAndPepper(Noise):
-    """With probability `fraction`, a pixel becomes 0 or 1, each as likely."""
+    """With probability `fraction`, a pixel becomes 0 or 1, with equal probability."""
 
     fraction: float = 0.3
 

@@ -1,4 +1,4 @@
-"""What the programs see of a batch of images: encoded, with noise for the guide, and labels."""
+"""From a batch of images to the arguments of model and guide: encoded, with noise for the guide, and labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ppl_vae.data.noise import Noise, NoNoise
 
 @dataclass(frozen=True)
 class Observe:
-    """From 8-bit images, perhaps with their labels, to the arguments of the programs: x, then the noisy image for the
-    guide if there is noise, then the labels.
+    """From 8-bit images, perhaps with their labels, to the arguments of model and guide: x, then the noisy image for
+    the guide if there is noise, then the labels.
 
-    x is drawn first, so that under one seed it is the same for models with and without noise.
+    x is sampled first, so that under one seed it is the same for models with and without noise.
     """
 
     encoding: Encoding
@@ -27,7 +27,7 @@ class Observe:
         return (x, *noisy, *labels)
 
     def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
-        """As observed once under a seed: validation and test data."""
+        """Observed once under a seed: for validation and test data."""
         return self(images, generator=Generator().manual_seed(seed))
 
     def for_encoder(self, grey: Tensor) -> Tensor:

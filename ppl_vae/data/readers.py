@@ -1,4 +1,4 @@
-"""From files and folders of one's own images and vectors to a `Dataset`; see `ppl_vae.data.loading.load`."""
+"""Readers of your own images and vectors, from files and folders; see `ppl_vae.data.loading.load`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from ppl_vae.system.hashing import chunks
 
 _Arrays = dict[str, Array]
 
-
 _FEWEST = 10
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-MAPPED_FROM = 2**26  # bytes of a .npy file: smaller ones are read
+MAPPED_FROM = 2**26  # bytes of a .npy file: smaller ones are read into memory
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def from_file(name: str, path: Path) -> Dataset:
-    """The data set in a `.npz` or `.npy` file; raises what `ppl_vae.data.loading.load` says."""
+    """The dataset in a `.npz` or `.npy` file; raises what `ppl_vae.data.loading.load` says."""
     is_mapped = False
     try:
         if path.suffix.lower() == ".npy":
@@ -82,8 +81,8 @@ def _images(array: Array, where: str) -> Tensor:
         return _vectors(array, where)
     if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ValueError(
-            f"{where}: expected vectors (N, D), or images (N, H, W), (N, C, H, W) or (N, H, W, C), none 0; got shape "
-            f"{array.shape}"
+            f"{where}: expected vectors (N, D), or images (N, H, W), (N, C, H, W) or (N, H, W, C), not empty; got "
+            f"shape {array.shape}"
         )
     if array.dtype != np.uint8:
         seen, remedy = "", "multiply by 255 if they are in [0, 1], round, and store as uint8"
@@ -100,7 +99,8 @@ def _images(array: Array, where: str) -> Tensor:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
         raise ValueError(
-            f"{where}: expected images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, none 0; got shape {shape}"
+            f"{where}: expected images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, not empty; got "
+            f"shape {shape}"
         )
     if isinstance(array, np.memmap):
         return torch.from_numpy(array)
@@ -113,7 +113,7 @@ def _labels(arrays: _Arrays, key: str, num_images: int, path: Path) -> Tensor | 
     array = arrays[key]
     if array.dtype.kind not in "iu" or array.shape != (num_images,):
         raise ValueError(
-            f"{path}: {key}: expected integers ({num_images},), one an image; got {array.dtype} {array.shape}"
+            f"{path}: {key}: expected integers ({num_images},), one for each image; got {array.dtype} {array.shape}"
         )
     return _int64(array, f"{path}: {key}")
 
@@ -126,7 +126,7 @@ def _divide(name: str, images: Tensor, labels: Tensor | None, *, is_mapped: bool
 
 
 def from_folder(path: Path) -> Dataset:
-    """The data set in a folder of pictures; raises what `ppl_vae.data.loading.load` says."""
+    """The dataset in a folder of images; raises what `ppl_vae.data.loading.load` says."""
     found = (
         file
         for file in path.rglob("*")
@@ -134,7 +134,7 @@ def from_folder(path: Path) -> Dataset:
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
-    files = sorted(found, key=Path.as_posix)  # paths themselves sort in another order on Windows
+    files = sorted(found, key=Path.as_posix)  # paths sort in another order on Windows
     if not files:
         raise FileNotFoundError(f"{path}: expected images ({', '.join(sorted(_SUFFIXES))}); got none of them")
     if len(files) < _FEWEST:
@@ -162,7 +162,7 @@ def _read_images(files: Sequence[Path]) -> Tensor:
     arrays: list[Array] = []
     for file in files:
         try:
-            # one that claims more pixels than Pillow thinks safe is an error; other formats may start other programs
+            # too many pixels are an error, not a warning; other formats (PostScript) may start other programs
             with warnings.catch_warnings(), Image.open(file, formats=_FORMATS) as opened:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 mode = opened.mode

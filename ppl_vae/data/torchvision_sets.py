@@ -1,4 +1,4 @@
-"""torchvision's data sets, read from its raw files and downloaded where they are missing."""
+"""torchvision's datasets, read from its raw files, which are downloaded if they are missing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ppl_vae.system.errors import one_line
 
 
 class DataError(OSError):
-    """The files of a data set are missing and could not be downloaded."""
+    """The files of a dataset are missing and could not be downloaded."""
 
 
 class _Source(NamedTuple):
-    torchvision: str  # name of the class, and of the folder torchvision keeps its files in
+    torchvision: str  # the name of its class and of its folder
     about: str
     files: tuple[str, str] = ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")
     parts: tuple[str, str] = ("train", "t10k")
@@ -51,9 +51,9 @@ TORCHVISION = {
 
 
 def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
-    """A set from its raw files below `root`, as torchvision leaves them there. Raises DataError if
-    some are missing, and ValueError if one is damaged."""
-    # torchvision takes seconds to import, and no other set needs it
+    """The dataset in torchvision's raw files below `root`. Raises DataError if files are missing, and ValueError if one
+    is damaged."""
+    # torchvision takes seconds to import, and no other dataset needs it
     from torchvision import datasets
 
     source = TORCHVISION[name]
@@ -65,7 +65,7 @@ def from_torchvision(name: str, root: Path, download: bool) -> Dataset:
             download_to = getattr(datasets, source.torchvision)
             for is_train in (True, False):
                 download_to(root, train=is_train, download=True, **dict(source.options))
-        except Exception as error:  # whatever keeps a download from its end, the remedy is the same
+        except Exception as error:  # whatever made the download fail, the remedy is the same
             reason = one_line(error, foreign=True)
         else:
             reason = "torchvision left them out"
@@ -87,7 +87,7 @@ def read_idx(path: Path) -> Tensor:
     """The array in an IDX file, uint8 or int32. Raises ValueError if its size is not the one that its header claims."""
     from torchvision.datasets import mnist
 
-    # the end of the name tells what the header must be: idx3-ubyte, idx1-ubyte or idx2-int
+    # the file name says what the header must be: idx3-ubyte, idx1-ubyte or idx2-int
     ndim, dtype = int(path.name.rsplit("-", 2)[1][-1]), path.name.rsplit("-", 1)[1]
     code, itemsize = {"ubyte": (8, 1), "int": (12, 4)}[dtype]
     with path.open("rb") as file:
@@ -104,5 +104,5 @@ def read_idx(path: Path) -> Tensor:
             f"{path}: expected {expected} bytes for shape {tuple(shape)}, not empty; got {size} bytes "
             "(remove it to download it again)"
         )
-    # not the data set's class: it would rather read the unchecked *.pt of an old version than these files
+    # not by the dataset's class, which prefers the unchecked *.pt file of an old version
     return mnist.read_sn3_pascalvincent_tensor(path)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and known again by their checksums; folders where one process works at a time."""
+"""Atomic writes, checksums, JSON, and folders that are locked by one process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CHECKSUMS = "checksums.json"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file by way of a temporary name: what is under `path` is the old content or the new, on disk.
+    """Writes a file atomically, by a temporary file: `path` has either the old content or the new, on disk.
 
-    Raises `OSError`, which names the file, where it can't be written; the old content is there then.
+    Raises `OSError`, which names the file, if it can't be written; the old content is then still there.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -31,14 +31,14 @@ def write_whole(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # half a file takes the room that a full disk lacks
+            temporary.unlink(missing_ok=True)  # on a full disk, half a file would take what is left
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
 
 
 def to_json(values: Any) -> bytes:
-    """JSON, in which a number that is not finite, as the error of a single sample, is null: JSON has no NaN."""
+    """JSON; a number that is not finite (the standard error of a single sample, say) becomes null: JSON has no NaN."""
     return (json.dumps(_finite_or_null(values), indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -51,12 +51,12 @@ def _finite_or_null(value: Any) -> Any:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes JSON, so that a file under this name is whole."""
+    """Writes JSON atomically."""
     write_whole(path, to_json(values))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on disk: the content of a file that was renamed is there, its name may not be."""
+    """Syncs a folder to disk: after a rename a file's content is on disk, but its new name may not be."""
     if sys.platform == "win32":  # where a folder can't be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -67,10 +67,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_checked(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes files by their names, one after another and each whole, after their SHA-256 in `checksums.json`: where
-    that comes to an end on the way, what is there of them is refused by `check`.
+    """Writes first the SHA-256 of the files to `checksums.json`, then each file atomically. If it is interrupted,
+    `check` refuses the files that are not of this call.
 
-    Raises `OSError` as `write_whole` does, and `ValueError` where `checksums.json` is damaged.
+    Raises `OSError` as `write_whole` does, and `ValueError` if `checksums.json` is damaged.
     """
     sums = _checksums(folder) | {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     write_whole(folder / CHECKSUMS, json.dumps({"sha256": sums, "of_these": _digest(sums)}, indent=2).encode())
@@ -79,8 +79,8 @@ def write_checked(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def check(folder: Path, *names: str) -> None:
-    """Raises `ValueError` for a file that is not as `write_checked` wrote it. What has no checksum, as in folders that
-    older versions made, passes."""
+    """Raises `ValueError` for a file that differs from what `write_checked` wrote. Files without a checksum (written by
+    older versions) pass."""
     sums = _checksums(folder)
     for name in names:
         with (folder / name).open("rb") as file:
@@ -110,15 +110,15 @@ def _digest(sums: Mapping[str, str]) -> str:
 
 
 class LockedError(OSError):
-    """Another process works in the folder."""
+    """Another process holds the lock of the folder."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, which is made if it isn't there, is this process's inside. The lock is the kernel's and on the folder
-    itself: it ends with the process, however that ends, and leaves no file behind.
+    """Locks the folder for this process, and creates it if it does not exist. The lock is the kernel's (flock), on the
+    folder itself: it ends with the process, however that ends, and leaves no file behind.
 
-    Raises `LockedError` where another has it. On file systems without locks there is none.
+    Raises `LockedError` if another process holds it. On file systems without locks it does nothing.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _flock(folder: Path) -> Iterator[None]:
         return
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)  # not handed on to programs that this one starts
+    descriptor = os.open(folder, os.O_RDONLY)  # not inherited by child processes
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,11 +152,12 @@ def _flock(folder: Path) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
+    """The repr of a value for an error, at most 100 characters."""
     return textwrap.shorten(repr(value)[:500], 100, placeholder="...")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; anything else is a `ValueError` that names the file."""
+    """The JSON object in a file. Raises `ValueError`, which names the file, for anything else."""
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Fingerprints of tensors, and their rows a part at a time."""
+"""Fingerprints of tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_CHUNK = 2**20  # bytes
+CHUNK_BYTES = 2**20
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -26,7 +26,7 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def chunks(data: Tensor) -> Iterator[Tensor]:
-    """The rows of a tensor, a megabyte at a time."""
-    size = max(1, _CHUNK // max(1, data[:1].numel() * data.element_size()))
+    """The rows of a tensor, a megabyte at a time, so that a memory-mapped one is never read whole."""
+    size = max(1, CHUNK_BYTES // max(1, data[:1].numel() * data.element_size()))
     for start in range(0, len(data), size):
         yield data[start : start + size]

@@ -1,4 +1,4 @@
-"""Progress on long work: a bar in a terminal, plain lines otherwise."""
+"""Progress of long computations: a bar in a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import (
 
 
 class Report(Protocol):
-    """Called after each unit of work; `text` is what is known by then."""
+    """Called after each unit of work; `text` is the status to show, if any."""
 
     def __call__(self, advance: int = 1, text: str = "") -> None: ...
 

@@ -1,4 +1,4 @@
-"""Work that is told to stop, or of which a part fails: what is left, and what goes on."""
+"""Graceful handling of SIGINT and SIGTERM, and of failing parts of a batch job."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from types import FrameType
 from ppl_vae.system.errors import one_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_raised: ContextVar[list[int] | None] = ContextVar("raised", default=None)  # by the `terminable` that is open
+_raised: ContextVar[list[int] | None] = ContextVar("raised", default=None)  # signals received inside `terminable`
 
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], int | None]]:
-    """Within it SIGINT and SIGTERM don't end the work: the function that it yields returns the first that came, for
-    the work to end itself where it can go on from. SIGINT after that raises `KeyboardInterrupt` at once.
+    """Inside it, SIGINT and SIGTERM do not end the work. It yields a function that returns the first signal received,
+    or None: the work polls it, and ends where it can be resumed. A further SIGINT raises `KeyboardInterrupt` at once.
 
-    The handlers are afterwards those from before; a signal that came then is raised again, for them. So is all of what
-    draws pictures, as a decorator: matplotlib loses what is raised in its callbacks. In threads but the main one, where
-    signals don't arrive, it does nothing.
+    Afterwards the previous handlers are restored, and a signal that was received is raised again for them. Functions
+    that draw figures have it as a decorator, since matplotlib swallows exceptions raised in its callbacks. It does
+    nothing outside of the main thread, where signals don't arrive.
     """
     received: list[int] = []
 
@@ -41,8 +41,8 @@ def stoppable() -> Iterator[Callable[[], int | None]]:
 
 @contextmanager
 def terminable() -> Iterator[list[int]]:
-    """Within it SIGTERM raises `KeyboardInterrupt` as SIGINT does, also where compiled code, as that of pictures, made
-    another error of it. Yields a list of those that came.
+    """Inside it, SIGTERM raises `KeyboardInterrupt` as SIGINT does, also where compiled code (matplotlib's, say) turned
+    that into another exception. Yields the list of the signals received.
     """
     received: list[int] = []
 
@@ -70,7 +70,7 @@ def _raise_again(error: Exception) -> None:
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
-        # what is ignored, as in a shell's background, stays so
+        # an ignored signal (as in a background job of a shell) stays ignored
         before = {s: old for s in SIGNALS if (old := signal.getsignal(s)) not in (None, signal.SIG_IGN)}
     try:
         for number in before:
@@ -83,8 +83,8 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 @contextmanager
 def attempted(part: str, failed: dict[str, str], say: Callable[[str], object]) -> Iterator[None]:
-    """Part of a work whose other parts go on though this one fails: why it did is said, and in `failed`, in one line.
-    What was told to stop stops all of it.
+    """Runs one part of a batch job: if it fails, the error is reported by `say` and stored in `failed[part]`, as one
+    line, and the other parts continue. An interrupt ends the whole job.
     """
     try:
         yield

@@ -11,7 +11,7 @@ def test_rows_read_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Rows.rows
     monkeypatch.setattr(Rows, "rows", lambda self, index: seen.append(len(self.at[index])) or whole(self, index))
     rows = Rows(torch.from_numpy(pixels(60, 1, 5, 4)), torch.arange(50))
-    monkeypatch.setattr("ppl_vae.system.hashing._CHUNK", 7 * 20)
+    monkeypatch.setattr("ppl_vae.system.hashing.CHUNK_BYTES", 7 * 20)
     fingerprint(rows)
     assert max(seen) == 7
     assert sum(seen) == 50 + 1  # and the first, for its size

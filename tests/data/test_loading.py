@@ -10,7 +10,7 @@ from image_files import assert_raises, pixels, write_idx, write_raw
 from ppl_vae.components import UsageError
 from ppl_vae.data import loading
 from ppl_vae.data.dataset import split
-from ppl_vae.data.loading import load, make_mini, names
+from ppl_vae.data.loading import load, names
 
 
 @pytest.mark.parametrize("name", ["mnist-mini", "fashion-mnist-mini"])
@@ -48,24 +48,6 @@ def test_bundled_files_have_their_licences() -> None:
     licence = (folder / "LICENSE-fashion-mnist.txt").read_text()
     assert "Copyright (c) 2017 Zalando SE, https://tech.zalando.com" in licence
     assert "WITHOUT WARRANTY OF ANY KIND" in licence
-
-
-def test_make_mini_keeps_the_first_images_and_repeats_itself(tmp_path: Path) -> None:
-    for seed, folder in enumerate(("MNIST", "FashionMNIST")):
-        for part, count in (("train", 10_003), ("t10k", 2_002)):
-            write_idx(tmp_path / folder / "raw" / f"{part}-images-idx3-ubyte", pixels(count, 2, 3, seed=seed))
-            write_idx(tmp_path / folder / "raw" / f"{part}-labels-idx1-ubyte", pixels(count, seed=seed))
-    for output in ("a", "b"):
-        make_mini(tmp_path, tmp_path / output)
-    for seed, name in enumerate(("mnist-mini", "fashion-mnist-mini")):
-        dataset = load(str(tmp_path / "a" / f"{name}.npz"))
-        assert dataset.train_labels is not None
-        assert dataset.test_labels is not None
-        assert np.array_equal(dataset.train[:, 0], pixels(10_003, 2, 3, seed=seed)[:10_000])
-        assert np.array_equal(dataset.test[:, 0], pixels(2_002, 2, 3, seed=seed)[:2_000])
-        assert np.array_equal(dataset.train_labels, pixels(10_003, seed=seed)[:10_000])
-        assert np.array_equal(dataset.test_labels, pixels(2_002, seed=seed)[:2_000])
-        assert (tmp_path / f"a/{name}.npz").read_bytes() == (tmp_path / f"b/{name}.npz").read_bytes()
 
 
 @pytest.mark.usefixtures("offline")

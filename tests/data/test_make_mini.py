@@ -1,27 +1,17 @@
 """The script that made the bundled datasets makes the same files again."""
 
 import runpy
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import pixels, write_idx
 
 from ppl_vae.data import loading
 
 SCRIPT = Path(loading.__file__).parent / "bundled" / "make_mini.py"
 if not SCRIPT.is_file():
     pytest.skip("the script is not part of an installed package", allow_module_level=True)
-
-
-def pixels(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = struct.pack(f">{1 + array.ndim}I", 8 * 256 + array.ndim, *array.shape)  # 8: bytes
-    path.write_bytes(header + array.tobytes())
 
 
 def test_it_keeps_the_first_images_and_repeats_itself(tmp_path):
