@@ -27,7 +27,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import plots
-from ppl_vae.evaluation.annealing import simulate
+from ppl_vae.evaluation.sandwich import simulate
 from ppl_vae.plots import OKABE_ITO
 from ppl_vae.system.hashing import fingerprint
 
@@ -194,16 +194,16 @@ assert sandwich.gap > -4 * sandwich.gap_se
 # %% [markdown]
 # ## A tolerance
 #
-# `tolerance` does it unasked: samples double for the images that need it, and what importance sampling does not get
-# right is annealed. The result says how many those were. It decides by error and k-hat, and those of 100 weights can
-# both be lucky, on images that are then too low: begin with enough. And a tolerance is no bound on the error: what is
-# annealed is below $\log p(x)$ in expectation, too.
+# `log_likelihood_within` does it by itself: samples double for the images that need it, and what importance sampling
+# does not get right is annealed. The result says how many those were. It decides by error and k-hat, and those of 100
+# weights can both be lucky, on images that are then too low: begin with enough. And a tolerance is no bound on the
+# error: what is annealed is below $\log p(x)$ in expectation, too.
 
 # %%
 TOLERANCE, some = (1.0, x[:4]) if SHORT else (0.2, few)
 for num_samples in [100] if SHORT else [100, 1000]:
     options = {"num_samples": num_samples, "max_samples": 2 * num_samples, "tolerance": TOLERANCE}
-    tolerant = pv.log_likelihood(ppca.model, narrow, some, **options, **names)
+    tolerant = pv.log_likelihood_within(ppca.model, narrow, some, **options, **names)
     error, sampled = tolerant.log_p - exact[: len(some)], tolerant.num_samples >= num_samples
     print(tolerant)
     print(f"error {error.mean():.3f} nats; of {sampled.sum()} not annealed {error[sampled].sum():.3f} in all\n")
@@ -235,7 +235,7 @@ y = torch.linspace(0.8, 2, 12)[:, None]
 truth = pv.log_p_by_quadrature(folded, y)
 missed = {
     "importance sampling, K = 10,000": pv.log_likelihood(folded, of_one_mode, y, num_samples=10_000),
-    "tolerance 0.01": pv.log_likelihood(folded, of_one_mode, y, tolerance=0.01),
+    "tolerance 0.01": pv.log_likelihood_within(folded, of_one_mode, y, tolerance=0.01),
     "annealed from the guide": pv.annealed_log_likelihood(folded, of_one_mode, y, num_steps=STEPS),
     "annealed from the prior": pv.annealed_log_likelihood(folded, of_one_mode, y, num_steps=STEPS, start="prior"),
 }
