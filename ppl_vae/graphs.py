@@ -32,10 +32,10 @@ CALLS_BEFORE_ANOTHER_SHAPE = 200  # a last, shorter batch is compiled when it ha
 class Replay:
     """A function of tensors as a compiled graph. It is traced by running it, once: `first` is what it returned.
 
-    Everything else that the function touches (parameters, buffers, constants) is the very tensor at each replay,
+    Everything else that the function touches (parameters, buffers, constants) is the same tensor at each replay,
     in-place changes included. Arguments are inputs of their own, also where one tensor is given twice. Noise is sampled
     by torch's own generators in the same order as when not compiled, so that a seed gives the same noise. Raises what
-    the tracing raises: a function whose path hangs on values has no graph.
+    the tracing raises: a function that branches on values has no graph.
     """
 
     def __init__(self, function: Callable[..., Tensors], *args: Tensor):
@@ -75,7 +75,7 @@ DECOMPOSITIONS = {torch.ops.aten.binary_cross_entropy_with_logits.default: _bern
 
 class _NoValues(TorchDispatchMode):
     """Raises `RuntimeError` where a tensor from outside of the trace becomes a Python value: `make_fx` raises for the
-    tensors of the trace, and takes the value of others once and for all."""
+    tensors of the trace, and makes constants of others."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.data_dependent_output in func.tags:
