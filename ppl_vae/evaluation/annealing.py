@@ -22,7 +22,7 @@ from ppl_vae.system.progress import progress
 
 Start = Literal["guide", "prior", "better"]
 
-# Noise is drawn for a block of so many data from a seed of its own, whatever the chunks that it is evaluated in.
+# Noise is sampled for a block of so many data from a seed of its own, whatever the chunks it is evaluated in.
 BLOCK_DATA = 128
 
 PILOT_CHAINS = 16

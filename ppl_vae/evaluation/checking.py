@@ -1,4 +1,4 @@
-"""Can a Pyro pair be trained and evaluated? What is wrong with it is said before hours are spent on it."""
+"""Can a Pyro pair be trained and evaluated? A check that finds what is wrong before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
     - mode: the programs stay in evaluation mode, and change no buffer (BatchNorm's, say) in it;
     - repeatable: log-probs at the same z are the same twice (dropout is off);
     - independence: log-probs at the same z are the same without the other data, and in another order;
-    - support: data lie in their site's; the guide draws nothing but what the prior can, and reaches all of that;
+    - support: data lie in their site's; the guide samples nothing but what the prior can, and reaches all of that;
     - finite: no log-prob is NaN or infinite;
     - gradients: the ELBO's in training mode are finite, and SVI trains the modules' own parameters;
     - chunks: `log_likelihood` is the same one row at a time;

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ppl_vae.contract import check_rows, measure_of
 from ppl_vae.evaluation.arviz_groups import arviz_groups
-from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed_of
-from ppl_vae.evaluation.importance import LogWeights
+from ppl_vae.evaluation.chunks import blocks_of, chunks_of, seed_of
+from ppl_vae.evaluation.importance import LogWeights, chunked_log_weights
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -91,17 +91,15 @@ def to_arviz(
     num_draws = min(num_predictive, num_samples)
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
-        datum_0 = [t[:1] for t in data]
-        rows = rows_per_chunk(model, guide, *datum_0, memory=None)
-        weights = LogWeights(model, guide, *datum_0, rows=rows)
+        weights = chunked_log_weights(model, guide, *data, memory=None)
         log_weight, z = _guide_draws(weights, data, num_samples, seed)
         if resample:
             torch.manual_seed(seed_of(seed, 1))
             k = torch.multinomial(log_weight.double().softmax(0).T, num_samples, replacement=True).T
             z = {name: value[k, torch.arange(len(x), device=x.device)] for name, value in z.items()}
-        log_p_x, predictive, observed = _decoded(model, z, data, num_draws, rows, seed_of(seed, 2))
-        prior, prior_predictive = _prior_draws(model, list(z), data, num_draws, rows, seed_of(seed, 3))
-        law = _laws(model, guide, *datum_0)
+        log_p_x, predictive, observed = _decoded(model, z, data, num_draws, weights.rows, seed_of(seed, 2))
+        prior, prior_predictive = _prior_draws(model, list(z), data, num_draws, weights.rows, seed_of(seed, 3))
+        law = _laws(model, guide, *(t[:1] for t in data))
     of_pair: dict[str, str | int | float] = {
         "model": _name(model),
         "guide": _name(guide),

@@ -29,10 +29,10 @@ from ppl_vae.programs import (
 )
 from ppl_vae.system.progress import progress
 
-BLOCK_DATA = 64  # drawn from a seed of their own, whatever the chunks that they are decoded in
+BLOCK_DATA = 64  # sampled from a seed of their own, whatever the chunks that they are decoded in
 FILLS = 8  # guesses at the missing dimensions, from each of which the guide makes a proposal
-ROUND_SAMPLES = 64  # draws for each datum of the first guess, and in a round that improves the guesses
-PRIOR_SHARE = 8  # one draw in so many is from the prior
+ROUND_SAMPLES = 64  # for each datum, in the first guess and in a round that improves the guesses
+PRIOR_SHARE = 8  # one sample in so many is from the prior
 
 Values = dict[str, Tensor]
 
@@ -43,12 +43,12 @@ class Imputation:
 
     Attributes:
         mean: E[x | x_seen], and x itself where it was seen, shape (data, *event).
-        samples: draws from p(x_missing | x_seen), with replacement, and x itself where it was seen, shape (num_draws,
-            data, *event). Draws of one datum share codes where its `ess` is not far above num_draws.
+        samples: from p(x_missing | x_seen), with replacement, and x itself where it was seen, shape (num_draws,
+            data, *event). Those of one datum share latents where its `ess` is not far above num_draws.
         log_p_seen: log p(x_seen), in nats: a lower bound in expectation.
         log_p_missing: log p(x_missing | x_seen) at the values that x has there, in nats: log p(x) - log p(x_seen), a
             difference of two lower bounds, which is no bound. NaN where x has NaN.
-        ess: effective sample size of the draws of z given x_seen, 1..num_samples, shape (data,).
+        ess: effective sample size of the samples of z given x_seen, 1..num_samples, shape (data,).
         khat: Pareto k-hat of their weights, and of those of log p(x), the larger of the two, shape (data,): over 0.7
             neither estimate nor error can be believed. NaN for fewer than 25 samples.
     """
@@ -89,17 +89,18 @@ def impute(
     memory: int | None = None,
     show_progress: bool = False,
 ) -> Imputation:
-    """Draws from p(x_missing | x_seen) = E[p(x_missing | z) | x_seen], its mean, and its log-density at x. With
+    """Samples from p(x_missing | x_seen) = E[p(x_missing | z) | x_seen], its mean, and its log-density at x. With
     weights for the part that is seen,
 
         log w_k = log p(z_k) + log p(x_seen | z_k) - log r(z_k),   z_k ~ r,   log p(x_seen) ~ log 1/K sum_k w_k,
 
-    codes are drawn anew in proportion to w, and the missing dimensions from p(x_missing | z).
+    latents are resampled in proportion to w, and the missing dimensions from p(x_missing | z).
 
-    The proposal r is a mixture of the guide at 8 guesses at x, with 7/8 of the draws, and the prior: a guide that
-    knows whole data is too sure of a part, and the prior bounds the weights by 8 p(x_seen|z), for K divisible by 8.
+    The proposal r is a mixture of the guide at 8 guesses at x, with 7/8 of the samples, and the prior: a guide trained
+    on complete data is overconfident on partial data, and the prior bounds the weights by 8 p(x_seen|z), for K
+    divisible by 8.
     Guesses start from E[x] of the model, or from `fill`, and in each of `num_rounds` rounds are drawn anew from
-    p(x_missing | z), given such z. They are then frozen, and weights are of fresh draws, so that E[w] = p(x_seen),
+    p(x_missing | z), given such z. They are then frozen, and weights are of fresh samples, so that E[w] = p(x_seen),
     and its logarithm is a lower bound in expectation. Values of x that are not seen have no part in any of this. log
     p(x) is `log_likelihood`'s, with as many samples from the guide at x itself, so that log p(x_missing | x_seen) is
     for judging a model where x is known.
@@ -117,7 +118,7 @@ def impute(
         num_draws: imputations of each datum that are returned.
         num_rounds: 0 leaves the guesses at the first.
         fill: the first guess, (data, *event) or what broadcasts to it.
-        seed: of all draws. The result does not depend on how the work is cut into chunks.
+        seed: of all samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default.
         show_progress: a bar, on standard error, while it works.
 
@@ -247,7 +248,7 @@ class _Block:
             guide_trace_of(self.guide, fill, *self.args, num_samples=n)
             for fill, n in zip(self.fills, counts, strict=True)
         ]
-        # in pieces that do not hang on the memory at hand, for the model decodes each draw
+        # in pieces that do not depend on the memory at hand, for the model decodes each sample
         pieces = [min(ROUND_SAMPLES, from_prior - k) for k in range(0, from_prior, ROUND_SAMPLES)]
         traces += [guide_trace_of(self.model, self.x, *self.args, num_samples=n) for n in pieces]
         names = sample_sites(traces[0], observed=False)
@@ -291,7 +292,7 @@ class _Block:
         return log_w, mean
 
     def impute(self, values: Values, log_w: Tensor, num_draws: int) -> Tensor:
-        """x where seen, and draws of the rest given z from the weighted ones, (num_draws, data, *event)."""
+        """x where seen, and samples of the rest given z, resampled by its weights, (num_draws, data, *event)."""
         k = torch.multinomial(log_w.softmax(0).T, num_draws, replacement=True).T
         chosen = trace_of(
             {name: value[k, torch.arange(len(self.x), device=k.device)] for name, value in values.items()}
