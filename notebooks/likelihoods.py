@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Swapping likelihoods
 #
-# One VAE, one data set, and a likelihood after another in its place. On grey images of 256 levels most of them can be
+# One VAE, one dataset, and a likelihood after another in its place. On grey images of 256 levels most of them can be
 # compared: a mass on the levels as it is, and a density of dequantised images through its bound on that mass, which is
 # exactly $D \ln 256$ nats away. A few minutes on two CPU cores.
 
@@ -21,26 +21,19 @@ import os
 
 import torch
 
+import ppl_vae as pv
 from ppl_vae import plots
 from ppl_vae.components import create
-from ppl_vae.data.encodings import default_encoding
-from ppl_vae.data.loading import load
-from ppl_vae.data.noise import NoNoise
-from ppl_vae.data.observation import Observe
-from ppl_vae.evaluation.comparison import compare, density_to_mass_bound
-from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.comparison import density_to_mass_bound
 from ppl_vae.evaluation.results import PerDatum
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.programs import evaluating, seeded
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.fitting import fit
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
 EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 10) if SHORT else (15, 8000, 200, 300)
 
-data = load("fashion-mnist-mini")
+data = pv.load("fashion-mnist-mini")
 train, test = data.train[:IMAGES], data.test[:TEST]
 num_dims = train[0].numel()
 
@@ -62,7 +55,7 @@ SPECS = [
 ]
 for spec in SPECS:
     likelihood = create(Likelihood, spec)
-    print(f"{spec:46} {default_encoding(likelihood.support)!r}: {default_encoding(likelihood.support).log_p_is}")
+    print(f"{spec:46} {pv.default_encoding(likelihood.support)!r}: {pv.default_encoding(likelihood.support).log_p_is}")
 
 # %% [markdown]
 # ## Train one VAE with each
@@ -70,11 +63,11 @@ for spec in SPECS:
 # %%
 results, samples = {}, {}
 for spec in SPECS:
-    config = TrainConfig(model="dense-vae", dataset=data.name, likelihood=spec, latent_size=10)
-    vae = build(config, data.image_shape)
-    observe = Observe(default_encoding(vae.likelihood.support), NoNoise())
-    fit(vae.model, vae.guide, train, encode=observe, epochs=EPOCHS, show_progress=False)
-    results[spec] = log_likelihood(
+    config = pv.TrainConfig(model="dense-vae", dataset=data.name, likelihood=spec, latent_size=10)
+    vae = pv.build(config, data.image_shape)
+    observe = pv.Observe(pv.default_encoding(vae.likelihood.support), pv.NoNoise())
+    pv.fit(vae.model, vae.guide, train, encode=observe, epochs=EPOCHS, show_progress=False)
+    results[spec] = pv.log_likelihood(
         vae.model,
         vae.guide,
         *observe.frozen(test, seed=0),
@@ -92,7 +85,7 @@ for spec in SPECS:
 
 # %%
 try:
-    compare(results)
+    pv.compare(results)
 except ValueError as error:
     print(error)
 
@@ -101,7 +94,7 @@ except ValueError as error:
 # so that what is common to all models (some images are likelier than others) cancels.
 
 # %%
-print(compare(results, unit="bits per dimension", num_dims=num_dims, levels=True))
+print(pv.compare(results, unit="bits per dimension", num_dims=num_dims, levels=True))
 
 # %% [markdown]
 # ## Per image
@@ -110,7 +103,7 @@ print(compare(results, unit="bits per dimension", num_dims=num_dims, levels=True
 
 # %%
 first, second = (
-    row.name for row in compare(results, unit="bits per dimension", num_dims=num_dims, levels=True).rows[:2]
+    row.name for row in pv.compare(results, unit="bits per dimension", num_dims=num_dims, levels=True).rows[:2]
 )
 
 
@@ -127,7 +120,7 @@ figure
 # ## Samples
 #
 # $E[x|z]$ for $z$ from the prior. What is likely is not always what looks best: a likelihood with a wide noise spends
-# its code on what the noise can't explain, and a narrow one on every pixel.
+# its latent on what the noise can't explain, and a narrow one on every pixel.
 
 # %%
 figure, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
@@ -141,9 +134,11 @@ figure
 # be trained by name (`--likelihood bernoulli --encoding scale`), and its log p(x) is refused.
 
 # %%
-vae = build(TrainConfig(model="dense-vae", likelihood="bernoulli", encoding="scale", latent_size=10), data.image_shape)
+vae = pv.build(
+    pv.TrainConfig(model="dense-vae", likelihood="bernoulli", encoding="scale", latent_size=10), data.image_shape
+)
 try:
-    log_likelihood(vae.model, vae.guide, test / 255)
+    pv.log_likelihood(vae.model, vae.guide, test / 255)
 except ValueError as error:
     print(error)
 

@@ -12,7 +12,7 @@
 # # Swapping priors and posteriors
 #
 # The best prior for the ELBO of a given encoder is its aggregate posterior, $q(z) = \frac1N \sum_i q(z|x_i)$: any other
-# adds $\mathrm{KL}(q(z) \| p(z))$ to its KL. With a code of two dimensions the two can be looked at. A few minutes on
+# adds $\mathrm{KL}(q(z) \| p(z))$ to its KL. With a latent of two dimensions the two can be plotted. A few minutes on
 # two CPU cores.
 
 # %%
@@ -21,45 +21,36 @@ import os
 
 import torch
 
+import ppl_vae as pv
 from ppl_vae import plots
 from ppl_vae.components import choices
-from ppl_vae.data.encodings import Binarize
-from ppl_vae.data.loading import load
-from ppl_vae.data.noise import NoNoise
-from ppl_vae.data.observation import Observe
-from ppl_vae.evaluation.comparison import compare
-from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.evaluation.results import PerDatum
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import evaluating, seeded
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.fitting import fit
 from ppl_vae.training.monitoring import elbo_parts
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
 EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 10) if SHORT else (10, 5000, 200, 1000)
 
-data = load("mnist-mini")
+data = pv.load("mnist-mini")
 train, test = data.train[:IMAGES], data.test[:TEST]
-observe = Observe(Binarize(), NoNoise())
+observe = pv.Observe(pv.Binarize(), pv.NoNoise())
 (x,) = observe.frozen(test, seed=0)
 
 
 def trained(**components):
-    config = TrainConfig(model="gated-dense-vae", dataset=data.name, latent_size=2, **components)
-    vae = build(config, data.image_shape)
+    config = pv.TrainConfig(model="gated-dense-vae", dataset=data.name, latent_size=2, **components)
+    vae = pv.build(config, data.image_shape)
     vae.prior.initialise(observe.frozen(train, seed=0)[0])
-    fit(vae.model, vae.guide, train, encode=observe, epochs=EPOCHS, show_progress=False)
+    pv.fit(vae.model, vae.guide, train, encode=observe, epochs=EPOCHS, show_progress=False)
     return vae
 
 
 def evaluated(vae):
     names = {"encoding": repr(observe.encoding), "source": fingerprint(test)}
-    return log_likelihood(vae.model, vae.guide, x, num_samples=SAMPLES, **names)
+    return pv.log_likelihood(vae.model, vae.guide, x, num_samples=SAMPLES, **names)
 
 
 # %% [markdown]
@@ -71,14 +62,14 @@ if SHORT:
     specs["vamp-prior"] = "vamp-prior:num_components=20"
 vaes = {name: trained(prior=spec) for name, spec in specs.items()}
 results = {name: evaluated(vae) for name, vae in vaes.items()}
-print(compare(results))
+print(pv.compare(results))
 
 # %% [markdown]
 # In two dimensions log p(x) is known, by quadrature on a grid: how far off is importance sampling, on the first twenty?
 
 # %%
 for name, vae in vaes.items():
-    exact = log_p_by_quadrature(vae.model, x[:20], points=30 if SHORT else 150)
+    exact = pv.log_p_by_quadrature(vae.model, x[:20], points=30 if SHORT else 150)
     error = results[name].log_p[:20] - exact
     print(
         f"{name:20} exact {exact.mean():8.2f}   importance sampling off by {error.mean():+.3f} on average, "
@@ -88,10 +79,10 @@ for name, vae in vaes.items():
 # %% [markdown]
 # ## The prior against the aggregate posterior
 #
-# The standard normal covers the codes with a ball, holes and all. Priors that learn go where the codes are.
+# The standard normal covers the latents with a ball, holes and all. Learned priors move to where the latents are.
 
 # %%
-encoded = Observe(Binarize(), NoNoise()).frozen(train[:2000], seed=1)[0]
+encoded = pv.Observe(pv.Binarize(), pv.NoNoise()).frozen(train[:2000], seed=1)[0]
 figure, axes = plots.figure(12, 6.4, nrows=2, ncols=4)
 for ax, (name, vae) in zip(axes.flat, vaes.items(), strict=False):
     with seeded(0), evaluating(vae.model, vae.guide):
@@ -133,14 +124,14 @@ figure
 specs = list(choices(Posterior))
 vaes = {name: trained(posterior=name) for name in specs}
 results = {name: evaluated(vae) for name, vae in vaes.items()}
-print(compare(results))
+print(pv.compare(results))
 for name, vae in vaes.items():
     parts = elbo_parts(vae.model, vae.guide, x, seed=0)
     gap = results[name].log_p.mean() - (parts.reconstruction - parts.kl).double().mean()
     print(f"{name:28} log p(x) - ELBO = {gap:5.2f} nats")
 
 # %% [markdown]
-# What a posterior looks like beyond its mean: draws from $q(z|x)$ for three digits, under each family.
+# What a posterior looks like beyond its mean: samples from $q(z|x)$ for three digits, under each family.
 
 # %%
 figure, axes = plots.figure(12, 6.4, nrows=2, ncols=3)

@@ -20,22 +20,15 @@ import os
 
 import torch
 
+import ppl_vae as pv
 from ppl_vae import plots
-from ppl_vae.data.encodings import Binarize, Scale
-from ppl_vae.data.loading import load
-from ppl_vae.data.noise import GaussianNoise, NoNoise
-from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
-from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
-from ppl_vae.training.fitting import fit
 from ppl_vae.training.monitoring import elbo_parts
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
 EPOCHS, IMAGES, SAMPLES = (1, 500, 30) if SHORT else (10, 8000, 500)
 
-data = load("mnist-mini")
+data = pv.load("mnist-mini")
 train, validation, test = data.train[:IMAGES], data.train[-1000:], data.test[:1000]
 data
 
@@ -46,7 +39,7 @@ data
 # the same noisy test images, because the noise is frozen by a seed.
 
 # %%
-noise = GaussianNoise(scale=0.5)
+noise = pv.GaussianNoise(scale=0.5)
 clean = test / 255
 noisy = noise(clean, torch.Generator().manual_seed(0))
 
@@ -65,13 +58,13 @@ figure
 shape = data.image_shape
 models, histories = {}, {}
 for name in ("dense-ae", "conv-ae"):
-    models[name] = build(TrainConfig(model=name, latent_size=32), shape)
-    histories[name] = fit(
+    models[name] = pv.build(pv.TrainConfig(model=name, latent_size=32), shape)
+    histories[name] = pv.fit(
         models[name].model,
         models[name].guide,
         train,
         validation=validation,
-        encode=Observe(Scale(), noise),
+        encode=pv.Observe(pv.Scale(), noise),
         epochs=EPOCHS,
         batch_size=64,
         show_progress=False,
@@ -86,14 +79,14 @@ for name in ("dense-ae", "conv-ae"):
 # clean images alone.
 
 # %%
-for name, seen in (("vae, noisy to clean", noise), ("vae, clean only", NoNoise())):
-    models[name] = build(TrainConfig(model="dense-vae", latent_size=20), shape)
-    histories[name] = fit(
+for name, seen in (("vae, noisy to clean", noise), ("vae, clean only", pv.NoNoise())):
+    models[name] = pv.build(pv.TrainConfig(model="dense-vae", latent_size=20), shape)
+    histories[name] = pv.fit(
         models[name].model,
         models[name].guide,
         train,
         validation=validation,
-        encode=Observe(Binarize(), seen),
+        encode=pv.Observe(pv.Binarize(), seen),
         epochs=EPOCHS,
         batch_size=64,
         show_progress=False,
@@ -140,7 +133,7 @@ figure
 #
 # ## Generation
 #
-# Samples from the prior, and steps from one image's code to another's.
+# Samples from the prior, and steps from one image's latent to another's.
 
 # %%
 vae = models["vae, clean only"]
@@ -166,8 +159,8 @@ figure
 # have so heavy a tail that the estimate must be read as a lower bound.
 
 # %%
-x = Binarize()(test[: 20 if SHORT else 200], torch.Generator().manual_seed(0))
-result = log_likelihood(vae.model, vae.guide, x, num_samples=SAMPLES, encoding="Binarize(), seed 0")
+x = pv.Binarize()(test[: 20 if SHORT else 200], torch.Generator().manual_seed(0))
+result = pv.log_likelihood(vae.model, vae.guide, x, num_samples=SAMPLES, encoding="Binarize(), seed 0")
 print(result)
 print(f"ELBO {elbo_parts(vae.model, vae.guide, x, num_samples=10).elbo.mean():.3f} nats, below it as it must be")
 
@@ -176,4 +169,4 @@ print(f"ELBO {elbo_parts(vae.model, vae.guide, x, num_samples=10).elbo.mean():.3
 
 # %%
 for num_samples in (1, 10, 100, SAMPLES):
-    print(num_samples, round(log_likelihood(vae.model, vae.guide, x, num_samples=num_samples).mean, 2))
+    print(num_samples, round(pv.log_likelihood(vae.model, vae.guide, x, num_samples=num_samples).mean, 2))

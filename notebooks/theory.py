@@ -27,20 +27,13 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch.distributions import kl_divergence
 
+import ppl_vae as pv
 from ppl_vae import plots
-from ppl_vae.data.encodings import Scale
-from ppl_vae.data.loading import load
-from ppl_vae.data.noise import NoNoise
-from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.importance import log_weights
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
 from ppl_vae.kl_weights import Constant
-from ppl_vae.models import PPCA
 from ppl_vae.objectives import AnalyticKL
 from ppl_vae.plots import OKABE_ITO
 from ppl_vae.programs import own_param_store, seeded
-from ppl_vae.training.fitting import fit
 from ppl_vae.training.monitoring import elbo_parts
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # fewer draws and epochs: what is asserted holds in this form too
@@ -54,7 +47,7 @@ EPOCHS, IMAGES, DRAWS = (3, 1000, 10_000) if SHORT else (30, 9000, 200_000)
 # %%
 D, L, N = 8, 2, 500
 with seeded(0):
-    truth = PPCA((D,), L).double().requires_grad_(False)
+    truth = pv.PPCA((D,), L).double().requires_grad_(False)
     truth.W *= 2
     truth.log_scale -= 0.5
     x = truth.generate(N).sample()
@@ -243,7 +236,7 @@ for name in gradients:
 
 # %% [markdown]
 # So many more draws a step would be needed for the same noise, and the more the larger $|f|$ is: hundreds of nats for
-# an image. That is why VAEs could be trained at all, and why discrete codes are hard.
+# an image. That is why VAEs could be trained at all, and why discrete latents are hard.
 #
 # ## EM
 #
@@ -266,9 +259,9 @@ def m_step(ppca, q, x):
 
 
 with seeded(3):
-    ppca = PPCA((D,), L).double()
+    ppca = pv.PPCA((D,), L).double()
 ppca.mean.data = x.mean(0)
-best = PPCA.maximum_likelihood(x, L).log_prob(x).mean().item()
+best = pv.PPCA.maximum_likelihood(x, L).log_prob(x).mean().item()
 path = []  # (ELBO, log p(x)) after each half step
 q = dist.MultivariateNormal(torch.zeros_like(m), torch.eye(L).double())
 print(f"{'':8} {'ELBO':>10} {'log p(x)':>10} {'gap':>8}")
@@ -310,7 +303,7 @@ figure
 
 # %%
 with seeded(4):
-    ppca = PPCA((D,), L).double()
+    ppca = pv.PPCA((D,), L).double()
 q = ppca.encode(x)
 held = dist.MultivariateNormal(q.mean.detach(), q.covariance_matrix.detach())
 of_elbo = torch.autograd.grad(elbo(ppca, held, x).mean(), [*ppca.parameters()])
@@ -332,7 +325,7 @@ for (name, _), a, b in zip(ppca.named_parameters(), of_elbo, of_log_p, strict=Tr
 # network with the squared error and weight $\lambda$, and the same with weight 1 and that $\sigma$.
 
 # %%
-data, observe = load("mnist-mini"), Observe(Scale(), NoNoise())
+data, observe = pv.load("mnist-mini"), pv.Observe(pv.Scale(), pv.NoNoise())
 train, test = data.train[:IMAGES], data.test[:1000]
 (images,) = observe.frozen(train, seed=0)
 (held_out,) = observe.frozen(test, seed=0)
@@ -341,8 +334,8 @@ SQUARED_ERROR = f"gaussian:scale={math.sqrt(0.5)}"  # 2 sigma^2 = 1
 
 
 def dense_vae(likelihood):
-    config = TrainConfig(model="dense-vae", likelihood=likelihood, encoding="scale", latent_size=20)
-    return build(config, data.image_shape)
+    config = pv.TrainConfig(model="dense-vae", likelihood=likelihood, encoding="scale", latent_size=20)
+    return pv.build(config, data.image_shape)
 
 
 def gradient(likelihood, weight):
@@ -361,15 +354,15 @@ for lam in (0.01, 0.1, 1.0):
 # %% [markdown]
 # ### What is bought for it
 #
-# The KL is a rate, nats spent on a code; the squared error a distortion. For the linear VAE the trade has a closed
+# The KL is a rate, nats spent on a latent; the squared error a distortion. For the linear VAE the trade has a closed
 # form: of the eigenvalues $l_i$ of the data's covariance, those above the water level $\sigma^2 = \lambda / 2$ get a
-# code, the others none,
+# dimension of the latent, the others none,
 #
 # $$\text{rate} = \frac12 \sum_{i \le L} \log^+ \frac{l_i}{\sigma^2}, \qquad
 # \text{distortion} = \sum_{i \le L} \min(l_i, \sigma^2) + \sum_{i > L} l_i,$$
 #
 # which for $L = D$ is Shannon's rate-distortion function of a normal source, by reverse water-filling. A large
-# $\lambda$ drowns a direction of the code after another: posterior collapse, and no fault of the optimiser's
+# $\lambda$ drowns a direction of the latent after another: posterior collapse, and no fault of the optimiser's
 # (James Lucas, George Tucker, Roger Grosse, Mohammad Norouzi: Don't Blame the ELBO!, 2019, arXiv:1911.02469).
 
 # %%
@@ -382,7 +375,7 @@ coded, rest = eigenvalues[:LATENT], eigenvalues[LATENT:].sum()
 
 def linear_vae(lam):
     """The PPCA that minimises the loss at lambda."""
-    ppca = PPCA((pixels,), LATENT).double().requires_grad_(False)
+    ppca = pv.PPCA((pixels,), LATENT).double().requires_grad_(False)
     ppca.W.copy_(U[:, :LATENT] * (coded - lam / 2).clamp(min=0).sqrt())
     ppca.mean.copy_(flat.mean(0))
     ppca.log_scale.fill_(0.5 * math.log(lam / 2))
@@ -414,7 +407,7 @@ for lam in LAMBDAS:
 # pixel.
 
 # %%
-learned = PPCA.maximum_likelihood(flat, LATENT)
+learned = pv.PPCA.maximum_likelihood(flat, LATENT)
 chosen = 2 * (2 * learned.log_scale).exp().item()
 distortion = rate_and_distortion(learned.requires_grad_(False), flat)[1].mean().item()
 assert math.isclose(chosen, 2 * distortion / pixels, rel_tol=1e-6)
@@ -424,15 +417,15 @@ print(f"lambda = 2 sigma^2 = {chosen:.5f}; twice the distortion per pixel = {2 *
 # ### With networks
 #
 # The same losses, with a dense VAE, on images that neither was trained on. It is the better one, but for the largest
-# $\lambda$, where hardly a code is worth its price: there the linear VAE has its optimum in closed form, and the
-# network what some epochs find.
+# $\lambda$, where hardly a dimension of the latent is worth its price: there the linear VAE has its optimum in closed
+# form, and the network what some epochs find.
 
 # %%
 dense = {}
 for lam in LAMBDAS:
     vae = dense_vae(SQUARED_ERROR)
     loss = AnalyticKL().weighted(Constant(lam))
-    fit(vae.model, vae.guide, train, encode=observe, elbo=loss, epochs=EPOCHS, show_progress=False)
+    pv.fit(vae.model, vae.guide, train, encode=observe, elbo=loss, epochs=EPOCHS, show_progress=False)
     found = elbo_parts(vae.model, vae.guide, held_out)
     dense[lam] = found.kl.double(), -found.reconstruction.double() - pixels / 2 * math.log(math.pi)
 

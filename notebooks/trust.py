@@ -25,17 +25,9 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+import ppl_vae as pv
 from ppl_vae import plots
-from ppl_vae.data.encodings import Dequantize
-from ppl_vae.data.loading import load
-from ppl_vae.data.noise import NoNoise
-from ppl_vae.data.observation import Observe
-from ppl_vae.evaluation.annealing import annealed_log_likelihood, bidirectional, simulate
-from ppl_vae.evaluation.checking import check_model
-from ppl_vae.evaluation.comparison import compare
-from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.quadrature import log_p_by_quadrature
-from ppl_vae.models import PPCA
+from ppl_vae.evaluation.annealing import simulate
 from ppl_vae.plots import OKABE_ITO
 from ppl_vae.system.hashing import fingerprint
 
@@ -44,9 +36,9 @@ IMAGES, FEW, FIT, STEPS = (8, 8, 3000, 30) if SHORT else (30, 12, 10_000, 100)
 KS = [10, 100, 1000] if SHORT else [10, 100, 1000, 10_000, 30_000]
 LATENT = 10
 
-data, observe = load("mnist-mini"), Observe(Dequantize(), NoNoise())
+data, observe = pv.load("mnist-mini"), pv.Observe(pv.Dequantize(), pv.NoNoise())
 (train,), (test,) = observe.frozen(data.train[:FIT], seed=0), observe.frozen(data.test, seed=0)
-ppca = PPCA.maximum_likelihood(train, LATENT).requires_grad_(False)
+ppca = pv.PPCA.maximum_likelihood(train, LATENT).requires_grad_(False)
 x = test[:IMAGES]
 exact = ppca.log_prob(x)
 names = {"encoding": repr(observe.encoding), "source": fingerprint(data.test[:IMAGES])}
@@ -71,13 +63,13 @@ def guide_of(ppca, width):
     return guide
 
 
-report = check_model(ppca.model, guide_of(ppca, 0.5), x)
+report = pv.check_model(ppca.model, guide_of(ppca, 0.5), x)
 assert report.ok
 print(report)
 
 # %% [markdown]
-# Three that can't: a guide that standardises its batch, so that an image's code hangs on the others; one whose dropout
-# is never switched off; and one that forgot the plate. Each runs, and would train.
+# Three that can't: a guide that standardises its batch, so that an image's latent depends on the others; one whose
+# dropout is never switched off; and one that forgot the plate. Each runs, and would train.
 
 
 # %%
@@ -100,7 +92,7 @@ def without_plate(x):
 
 wrong = {"independence": of_the_batch, "repeatable": with_dropout, "plates": without_plate}
 for check, guide in wrong.items():
-    report = check_model(ppca.model, guide, x)
+    report = pv.check_model(ppca.model, guide, x)
     assert not report.ok
     assert check in [finding.check for finding in report.findings]
     print(f"{guide.__name__}: {report.findings[0]}\n")
@@ -120,7 +112,7 @@ for check, guide in wrong.items():
 # %%
 WIDTHS = [1.5, 0.8, 0.4]
 results = {
-    width: [log_likelihood(ppca.model, guide_of(ppca, width), x, num_samples=K, **names) for K in KS]
+    width: [pv.log_likelihood(ppca.model, guide_of(ppca, width), x, num_samples=K, **names) for K in KS]
     for width in WIDTHS
 }
 print(
@@ -145,7 +137,8 @@ for width, row in results.items():
 
 # %%
 annealed = {
-    width: annealed_log_likelihood(ppca.model, guide_of(ppca, width), x, num_steps=STEPS, **names) for width in WIDTHS
+    width: pv.annealed_log_likelihood(ppca.model, guide_of(ppca, width), x, num_steps=STEPS, **names)
+    for width in WIDTHS
 }
 figure, axes = plots.figure(11, 3.4, ncols=len(WIDTHS))
 for ax, (width, row) in zip(axes, results.items(), strict=True):
@@ -172,7 +165,7 @@ few = x[:FEW]
 print(f"{'from':6} {'T':>4} {'error':>8} {'MC s.e.':>8}")
 for start in ("guide", "prior"):
     for num_steps in (STEPS // 10, STEPS):
-        result = annealed_log_likelihood(ppca.model, narrow, few, num_steps=num_steps, start=start)
+        result = pv.annealed_log_likelihood(ppca.model, narrow, few, num_steps=num_steps, start=start)
         error = result.mean - exact[:FEW].mean().item()
         print(f"{start:6} {num_steps:4} {error:8.3f} {result.mc_se_of_mean:8.3f}")
         if (start, num_steps) == ("guide", STEPS):
@@ -181,12 +174,12 @@ for start in ("guide", "prior"):
 # %% [markdown]
 # ## From both sides
 #
-# Where nothing is known in closed form, annealing can still be checked: on data that the model simulates, the code
+# Where nothing is known in closed form, annealing can still be checked: on data that the model simulates, the latent
 # that made a datum is an exact draw from its posterior, and chains back from it give an upper bound. Here the exact
 # value is at hand to see that it lies between.
 
 # %%
-sandwich = bidirectional(ppca.model, narrow, x, num_data=2 * FEW, num_steps=STEPS)
+sandwich = pv.bidirectional(ppca.model, narrow, x, num_data=2 * FEW, num_steps=STEPS)
 simulated, _ = simulate(ppca.model, x, num_data=2 * FEW)  # the same data
 between = ppca.log_prob(simulated).mean().item()
 print(f"{sandwich}\n\nexact: {between:.3f}")
@@ -210,7 +203,7 @@ assert sandwich.gap > -4 * sandwich.gap_se
 TOLERANCE, some = (1.0, x[:4]) if SHORT else (0.2, few)
 for num_samples in [100] if SHORT else [100, 1000]:
     options = {"num_samples": num_samples, "max_samples": 2 * num_samples, "tolerance": TOLERANCE}
-    tolerant = log_likelihood(ppca.model, narrow, some, **options, **names)
+    tolerant = pv.log_likelihood(ppca.model, narrow, some, **options, **names)
     error, sampled = tolerant.log_p - exact[: len(some)], tolerant.num_samples >= num_samples
     print(tolerant)
     print(f"error {error.mean():.3f} nats; of {sampled.sum()} not annealed {error[sampled].sum():.3f} in all\n")
@@ -239,12 +232,12 @@ def of_one_mode(x):
 
 
 y = torch.linspace(0.8, 2, 12)[:, None]
-truth = log_p_by_quadrature(folded, y)
+truth = pv.log_p_by_quadrature(folded, y)
 missed = {
-    "importance sampling, K = 10,000": log_likelihood(folded, of_one_mode, y, num_samples=10_000),
-    "tolerance 0.01": log_likelihood(folded, of_one_mode, y, tolerance=0.01),
-    "annealed from the guide": annealed_log_likelihood(folded, of_one_mode, y, num_steps=STEPS),
-    "annealed from the prior": annealed_log_likelihood(folded, of_one_mode, y, num_steps=STEPS, start="prior"),
+    "importance sampling, K = 10,000": pv.log_likelihood(folded, of_one_mode, y, num_samples=10_000),
+    "tolerance 0.01": pv.log_likelihood(folded, of_one_mode, y, tolerance=0.01),
+    "annealed from the guide": pv.annealed_log_likelihood(folded, of_one_mode, y, num_steps=STEPS),
+    "annealed from the prior": pv.annealed_log_likelihood(folded, of_one_mode, y, num_steps=STEPS, start="prior"),
 }
 for name, result in missed.items():
     error, se = result.mean - truth.mean().item(), result.mc_se_of_mean
@@ -261,7 +254,7 @@ assert missed["importance sampling, K = 10,000"].num_unreliable == 0
 # that came from the other one, almost half, the bounds are far apart.
 
 # %%
-blind = bidirectional(folded, of_one_mode, y, num_data=64, num_steps=STEPS)
+blind = pv.bidirectional(folded, of_one_mode, y, num_data=64, num_steps=STEPS)
 apart = (blind.upper.log_p - blind.lower.log_p > math.log(2)).double().mean()
 print(f"{blind}\n\nmore than log 2 apart: {apart:.0%} of the data")
 assert abs(apart - 0.5) < 4 * math.sqrt(0.25 / 64)
@@ -274,12 +267,12 @@ assert abs(apart - 0.5) < 4 * math.sqrt(0.25 / 64)
 
 # %%
 many = test[: 50 if SHORT else 300]
-models = {f"{size} dimensions": PPCA.maximum_likelihood(train, size).requires_grad_(False) for size in (5, 10, 20)}
+models = {f"{size} dimensions": pv.PPCA.maximum_likelihood(train, size).requires_grad_(False) for size in (5, 10, 20)}
 estimates = {
-    name: log_likelihood(model.model, guide_of(model, 0.9), many, num_samples=300, encoding=names["encoding"])
+    name: pv.log_likelihood(model.model, guide_of(model, 0.9), many, num_samples=300, encoding=names["encoding"])
     for name, model in models.items()
 }
-comparison = compare(estimates)
+comparison = pv.compare(estimates)
 print(comparison)
 
 # %%
@@ -301,7 +294,7 @@ for row in others:
 
 # %%
 try:
-    compare({"these images": estimates["5 dimensions"], "others": results[1.5][-1]})
+    pv.compare({"these images": estimates["5 dimensions"], "others": results[1.5][-1]})
 except ValueError as error:
     print(error)
 else:

@@ -35,28 +35,15 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import torch_item
 from torch import nn
 
+import ppl_vae as pv
 from ppl_vae import plots
-from ppl_vae.data.encodings import Binarize
-from ppl_vae.data.loading import load
-from ppl_vae.data.noise import NoNoise
-from ppl_vae.data.observation import Observe
 from ppl_vae.evaluation.arviz_groups import elpd
-from ppl_vae.evaluation.checking import check_model
-from ppl_vae.evaluation.comparison import compare
 from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
-from ppl_vae.evaluation.export import to_arviz
 from ppl_vae.evaluation.gaps import gap_decomposition
-from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units
-from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.evaluation.results import PerDatum
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import own_param_store, seeded
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.training.compilation import CompiledTrace_ELBO
-from ppl_vae.training.fitting import fit
-from ppl_vae.training.optimizers import adam
 
 with warnings.catch_warnings(action="ignore"):  # ArviZ 0.x announces 1.x at each import
     import arviz as az
@@ -94,12 +81,12 @@ class TutorialVAE(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-data, observe = load("mnist-mini"), Observe(Binarize(), NoNoise())
+data, observe = pv.load("mnist-mini"), pv.Observe(pv.Binarize(), pv.NoNoise())
 train, test = data.train[:IMAGES], data.test[:TEST]
 (x,) = observe.frozen(test, seed=0)
 with seeded(0):
     vae = TutorialVAE()
-report = check_model(vae.model, vae.guide, x)
+report = pv.check_model(vae.model, vae.guide, x)
 assert report.ok
 print(report)
 
@@ -121,7 +108,7 @@ class Flattens(TutorialVAE):
 
 
 flattens = Flattens()
-report = check_model(flattens.model, flattens.guide, x)
+report = pv.check_model(flattens.model, flattens.guide, x)
 assert not report.ok
 print(report)
 
@@ -139,11 +126,11 @@ batches = [observe.frozen(train[i : i + 50], seed=i)[0] for i in range(0, 50 * N
 def losses(loss):
     with own_param_store(), seeded(0):
         vae = TutorialVAE()
-        svi = SVI(vae.model, vae.guide, adam(1e-3), loss=loss)
+        svi = SVI(vae.model, vae.guide, pv.adam(1e-3), loss=loss)
         return torch.tensor([torch_item(svi.step(batch)) / len(batch) for batch in batches])
 
 
-eager, compiled = losses(Trace_ELBO()), losses(CompiledTrace_ELBO())
+eager, compiled = losses(Trace_ELBO()), losses(pv.CompiledTrace_ELBO())
 assert torch.allclose(eager, compiled, rtol=1e-4)
 for row in zip(("Trace_ELBO", "CompiledTrace_ELBO"), (eager, compiled), strict=True):
     print(f"{row[0]:20}", " ".join(f"{loss:9.3f}" for loss in row[1]), " nats per image")
@@ -155,17 +142,17 @@ for row in zip(("Trace_ELBO", "CompiledTrace_ELBO"), (eager, compiled), strict=T
 # in the same way: the two compare, since their results are of the same images, encoded alike.
 
 # %%
-pairs = {"tutorial": vae, "gated-dense-vae": build(TrainConfig(model="gated-dense-vae"), data.image_shape)}
+pairs = {"tutorial": vae, "gated-dense-vae": pv.build(pv.TrainConfig(model="gated-dense-vae"), data.image_shape)}
 results = {}
 for name, pair in pairs.items():
-    fit(pair.model, pair.guide, train, encode=observe, epochs=EPOCHS, show_progress=False)
-    results[name] = log_likelihood(
+    pv.fit(pair.model, pair.guide, train, encode=observe, epochs=EPOCHS, show_progress=False)
+    results[name] = pv.log_likelihood(
         pair.model, pair.guide, x, num_samples=SAMPLES, encoding=repr(observe.encoding), source=fingerprint(test)
     )
-print(compare(results))
+print(pv.compare(results))
 
 # %%
-first, second = (row.name for row in compare(results).rows)
+first, second = (row.name for row in pv.compare(results).rows)
 figure, ax = plots.figure(7, 3)
 difference = PerDatum.of(results[first]) - PerDatum.of(results[second])
 plots.per_datum_differences(ax, difference.values, (first, second))
@@ -179,7 +166,7 @@ figure
 
 # %%
 few = x[: 5 if SHORT else 50]
-log_p = log_likelihood(vae.model, vae.guide, few, num_samples=SAMPLES)
+log_p = pv.log_likelihood(vae.model, vae.guide, few, num_samples=SAMPLES)
 gaps = gap_decomposition(vae.model, vae.guide, few, log_p=log_p, num_steps=100 if SHORT else 500)
 for name, gap in vars(gaps).items():
     print(f"{name:14} {gap.mean:6.2f} ± {gap.mc_se_of_mean:.2f} nats per image")
@@ -235,13 +222,13 @@ with seeded(1):
     models = {"random intercept": MixedEffects(1), "random intercept and slope": MixedEffects(2)}
 (y, new_y), (t, new_t) = y.split(GROUPS), t.split(GROUPS)  # subjects to fit by, and others
 for name, mixed in models.items():
-    report = check_model(mixed.model, mixed.guide, y[:20], t[:20])
+    report = pv.check_model(mixed.model, mixed.guide, y[:20], t[:20])
     assert report.ok
     print(f"{name}: {report}")
 
 # %%
 for mixed in models.values():
-    fit(mixed.model, mixed.guide, y, t, epochs=GROUP_EPOCHS, learning_rate=5e-3, show_progress=False)
+    pv.fit(mixed.model, mixed.guide, y, t, epochs=GROUP_EPOCHS, learning_rate=5e-3, show_progress=False)
 
 # %% [markdown]
 # With one or two random effects for each subject the integral over them can be done on a grid, which is what mixed
@@ -250,10 +237,10 @@ for mixed in models.values():
 # %%
 names = {"encoding": "simulated"}
 estimates = {
-    name: log_likelihood(mixed.model, mixed.guide, new_y, new_t, num_samples=500, **names)
+    name: pv.log_likelihood(mixed.model, mixed.guide, new_y, new_t, num_samples=500, **names)
     for name, mixed in models.items()
 }
-exact = {name: log_p_by_quadrature(mixed.model, new_y, new_t, points=80) for name, mixed in models.items()}
+exact = {name: pv.log_p_by_quadrature(mixed.model, new_y, new_t, points=80) for name, mixed in models.items()}
 for name, estimate in estimates.items():
     error = estimate.log_p - exact[name]
     in_errors = (error / estimate.mc_se).square().mean().sqrt()
@@ -270,7 +257,7 @@ for name, estimate in estimates.items():
 mixed = models["random intercept and slope"]
 TOLERANCE = 0.01
 some = slice(0, 100 if SHORT else 300)
-tolerant = log_likelihood(
+tolerant = pv.log_likelihood(
     mixed.model, mixed.guide, new_y[some], new_t[some], num_samples=200, max_samples=12_800, tolerance=TOLERANCE
 )
 error = (tolerant.log_p - exact["random intercept and slope"][some]).square().mean().sqrt()
@@ -287,7 +274,7 @@ assert error < TOLERANCE
 # The two models on subjects that neither was fitted to, paired. The difference is checked against quadrature, too.
 
 # %%
-comparison = compare(estimates)
+comparison = pv.compare(estimates)
 print(comparison)
 best, other = comparison.rows
 difference = exact[other.name] - exact[best.name]
@@ -307,7 +294,7 @@ figure
 
 # %%
 few = slice(0, 20 if SHORT else 200)
-log_p = log_likelihood(mixed.model, mixed.guide, new_y[few], new_t[few], num_samples=2000)
+log_p = pv.log_likelihood(mixed.model, mixed.guide, new_y[few], new_t[few], num_samples=2000)
 gaps = gap_decomposition(
     mixed.model, mixed.guide, new_y[few], new_t[few], log_p=log_p, num_steps=200 if SHORT else 500, num_samples=400
 )
@@ -318,14 +305,14 @@ for name, gap in vars(gaps).items():
 # %% [markdown]
 # ## In ArviZ
 #
-# `to_arviz` hands over what is known of a pair: draws of the guide (or resampled by their weights, and then named so),
-# of the prior, of what either predicts, log-likelihoods and log-weights, with names for the dimensions. It is an
+# `to_arviz` hands over what is known of a pair: samples of the guide (or resampled by their weights, and then named
+# so), of the prior, of what either predicts, log-likelihoods and log-weights, with names for the dimensions. It is an
 # `InferenceData` in ArviZ 0.x, which made these pictures; in 1.x it is a `DataTree`, and `plot_ppc` is
 # `plot_ppc_dist`.
 
 # %%
 exports = {
-    name: to_arviz(mixed.model, mixed.guide, new_y, new_t, num_samples=500, resample=True, **names)
+    name: pv.to_arviz(mixed.model, mixed.guide, new_y, new_t, num_samples=500, resample=True, **names)
     for name, mixed in models.items()
 }
 for name, export in exports.items():

@@ -33,7 +33,7 @@ class Replay:
     """A function of tensors as a compiled graph. It is traced by running it, once: `first` is what it returned.
 
     Everything else that the function touches (parameters, buffers, constants) is the very tensor at each replay,
-    in-place changes included. Arguments are inputs of their own, also where one tensor is given twice. Noise is drawn
+    in-place changes included. Arguments are inputs of their own, also where one tensor is given twice. Noise is sampled
     by torch's own generators in the same order as when not compiled, so that a seed gives the same noise. Raises what
     the tracing raises: a function whose path hangs on values has no graph.
     """

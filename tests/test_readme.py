@@ -1,5 +1,6 @@
-"""The README's Python runs as it stands, with fewer images and epochs."""
+"""The README's Python runs as it stands, with fewer images and epochs; its table and its commands are what there is."""
 
+import inspect
 import json
 import os
 import re
@@ -11,64 +12,141 @@ import pyro
 import pytest
 import torch
 
+import ppl_vae as pv
 from ppl_vae.cli.main import main
-from ppl_vae.components import create
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.preparation import build
+from ppl_vae.components import choices, create
+from ppl_vae.data.encodings import Encoding
+from ppl_vae.data.noise import Noise
+from ppl_vae.experiments.architectures import KINDS
+from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
+from ppl_vae.networks import Network
+from ppl_vae.objectives import Objective
+from ppl_vae.posteriors import Posterior
+from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
-from ppl_vae.training.fitting import fit
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if README.is_file() else []
-if not BLOCKS:
+TEXT = README.read_text() if README.is_file() else ""
+if "```python" not in TEXT:
     pytest.skip("the README is not part of an installed package", allow_module_level=True)
+TEN_LINES, YOUR_OWN_PAIR, LIKELIHOOD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+BASES = {
+    "likelihood": Likelihood,
+    "prior": Prior,
+    "posterior": Posterior,
+    "objective": Objective,
+    "KL weight": KLWeight,
+    "network": Network,
+    "encoding": Encoding,
+    "noise": Noise,
+}
+PRIOR = '''
+from ppl_vae.priors import Prior
+
+class Cauchy(Prior):
+    """z_d ~ Cauchy(0, scale)."""
+
+    def __init__(self, latent_size, scale: float = 1.0):
+        super().__init__(latent_size)
+        self.scale = scale
+
+    def forward(self):
+        return dist.Cauchy(self.zeros, self.scale).to_event(1)
+'''
+MINE = LIKELIHOOD + PRIOR
+
+
+def table():
+    """The rows of the table of components, by what they are."""
+    rows: dict[str, list[list[str]]] = {}
+    kind = ""
+    for line in TEXT.splitlines():
+        cells = [cell.strip(" `*") for cell in line.strip("|").split("|")]
+        if line.startswith("|") and len(cells) == 5 and cells[1] not in ("name", "---"):
+            kind = cells[0] or kind
+            rows.setdefault(kind, []).append(cells[1:])
+    return rows
+
+
+def test_it_is_short_and_python_comes_early():
+    lines = TEXT.splitlines()
+    assert len(lines) <= 160
+    assert lines.index("import ppl_vae as pv") < 40
 
 
 def test_ten_lines_train_and_evaluate(capsys):
-    assert len(BLOCKS[0].strip().splitlines()) <= 12
-    code = BLOCKS[0].replace("data.train,", "data.train[:128],").replace("epochs=5", "epochs=1")
+    assert len(TEN_LINES.strip().splitlines()) <= 12
+    code = TEN_LINES.replace("data.train,", "data.train[:128],").replace("epochs=5", "epochs=1")
     code = code.replace("data.test[:100]", "data.test[:5]")
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert "log p(x) = " in capsys.readouterr().out
 
 
-def test_the_parts_put_together():
-    names: dict = {}
-    with seeded(0):
-        exec(compile(BLOCKS[1], "README.md", "exec"), names)
-    assert names["vae"].reconstruct(torch.zeros(2, 1, 28, 28)).shape == (2, 1, 28, 28)
-
-
-def test_the_compiled_elbo_in_pyros_own_loop():
-    names: dict = {}
+def test_your_own_pair(capsys):
     with seeded(0), pyro.get_param_store().scope():
-        exec(compile(BLOCKS[1] + BLOCKS[2], "README.md", "exec"), names)
-        loss = names["svi"].step(torch.zeros(4, 1, 28, 28))
-    assert 0 < loss < 10_000
+        exec(compile(YOUR_OWN_PAIR, "README.md", "exec"), {"__name__": "readme"})
+    out = capsys.readouterr().out
+    assert "sound: latent sites z; observed x" in out
+    assert "log p(x) = " in out
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_the_table_names_every_component(kind):
+    ours = {n: cls for n, cls in choices(BASES[kind]).items() if cls.__module__.startswith("ppl_vae.")}
+    rows = table()[kind]
+    assert sorted((name, cls) for name, cls, *_ in rows) == sorted((name, cls.__name__) for name, cls in ours.items())
+    for name, _, phrase, paper in rows:
+        assert phrase
+        for number in re.findall(r"arxiv.org/abs/([\d.]+)", paper):
+            assert number in (inspect.getdoc(ours[name]) or "")
+
+
+def test_the_table_names_every_model():
+    assert set(table()) == {*BASES, "model"}
+    assert [name for name, *_ in table()["model"]] == list(KINDS)
+    for _, cls, _, paper in table()["model"]:
+        for number in re.findall(r"arxiv.org/abs/([\d.]+)", paper):
+            assert number in (inspect.getdoc(getattr(pv, cls)) or "")
 
 
 def test_components_of_ones_own_work_at_once():
     names: dict = {"__name__": "readme"}
-    exec(compile(BLOCKS[3], "README.md", "exec"), names)
+    exec(compile(MINE, "README.md", "exec"), names)
     assert isinstance(create(Likelihood, "logistic"), names["Logistic"])
-    config = TrainConfig(model="dense-vae", likelihood="logistic", prior="cauchy:scale=2", latent_size=2, hidden=(8,))
-    vae = build(config, (1, 4, 4))
+    components = {"likelihood": "logistic", "prior": "cauchy:scale=2"}
+    config = pv.TrainConfig(model="dense-vae", latent_size=2, hidden=(8,), **components)
+    vae = pv.build(config, (1, 4, 4))
     assert vae.prior.scale == 2.0
     x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    history = fit(vae.model, vae.guide, x, epochs=100, show_progress=False)
+    history = pv.fit(vae.model, vae.guide, x, epochs=100, show_progress=False)
     assert min(history["loss"][-10:]) < min(history["loss"][:10])
+
+
+@pytest.mark.parametrize("command", re.findall(r"^ppl-vae (.*?) *(?:#.*)?$", TEXT, re.MULTILINE))
+def test_the_commands_have_their_options(command, capsys):
+    name, *arguments = command.split()
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert not stop.value.code
+    options = capsys.readouterr().out
+    assert all(argument in options for argument in arguments if argument.startswith("--"))
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!https:)(.*?)\)", TEXT))
+def test_links_lead_to_files(target):
+    assert (README.parent / target).is_file()
 
 
 def command(folder, *arguments):
     """The command in a process of its own, where nothing has been imported."""
-    run = [sys.executable, "-m", "ppl_vae.cli.main", *arguments]
+    run = [sys.executable, "-m", "ppl_vae", *arguments]
     where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
     return subprocess.run(run, cwd=folder, env=os.environ | where, capture_output=True, text=True, check=False)
 
 
 def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text(BLOCKS[3])
+    (tmp_path / "mine.py").write_text(MINE)
     tiny = "--model dense-vae --hidden 8 --latent-size 2 --epochs 1 --batch-size 16 --train-images 60 --output run"
     components = "--plugin mine --likelihood logistic --prior cauchy:scale=0.5"
     done = command(tmp_path, "train", *components.split(), *tiny.split())

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ppl_vae.components import UsageError
+from ppl_vae.system.errors import one_line
 
 
 def load_plugin(name: str) -> None:
@@ -26,7 +27,7 @@ def load_plugin(name: str) -> None:
             sys.path.insert(0, "")
             importlib.import_module(name)
     except Exception as error:  # it is not ours, and may fail in any way
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = one_line(error, foreign=True)
         raise UsageError(f"plugin: expected a module or .py file that imports; got {name!r} ({reason})") from error
     finally:
         sys.path[:] = path

@@ -154,10 +154,4 @@ def unfinished(folder: Path) -> bool:
 def history_of(folder: Path) -> History:
     """The history of a run from its `history.csv`. Raises `ValueError` for a file that is damaged."""
     check(folder, "history.csv")
-    path = folder / "history.csv"
-    try:
-        lines = path.read_text().splitlines()
-        names = lines[0].split(",")
-        return History([dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]])
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path}: expected columns of numbers, with their names; got {str(error)[:100]}") from None
+    return History.load(folder / "history.csv")

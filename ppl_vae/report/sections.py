@@ -14,7 +14,7 @@ GROUPS = {
     "posterior": "Posteriors, under Bernoulli with the standard normal prior",
     "objective": "Objectives of training",
     "layers": "Layers of latent variables",
-    "likelihood": "Likelihoods of grey images",
+    "likelihood": "Likelihoods of images with 256 levels",
 }
 
 OVERFITTED = 1.0  # nats per image
@@ -96,16 +96,16 @@ def likelihood_caption(metrics: dict[str, Any]) -> str:
     row = next(iter(metrics["log_likelihood"].values()))
     return (
         f"Nats per image, the first {row['num_images']} test images, one training run each; importance sampling with "
-        f"K = {row['num_samples']} from the guide, a lower bound in expectation. ± MC: from the samples, by the delta "
-        "method, which is at most 1 nat per image and too small where k̂ > 0.7; ± data: sd / √N over these images. A "
-        "mass on binarised pixels and a density on dequantised ones do not compare; and where most have k̂ > 0.7, "
-        "these are lower bounds of unequal looseness, which do not rank models of one kind either. The guide of a "
-        "-denoising model sees the noisy image alone."
+        f"K = {row['num_samples']} from the guide, a lower bound in expectation. ± MC: the Monte Carlo error, by the "
+        "delta method, at most 1 nat per image and underestimated where k̂ > 0.7; ± data: sd / √N over these images. "
+        "Probabilities (mass, of binarised pixels) and densities (of dequantised ones) are not comparable. Where most "
+        "images have k̂ > 0.7 the values are lower bounds with different gaps, which do not rank models of one kind "
+        "either. The guide of a -denoising model sees only the noisy image."
     )
 
 
 def gaps_lines(gaps: dict[str, Any]) -> list[str]:
-    """Where log p(x) - ELBO comes from and what codes tell of their images, a sentence a line, from `gaps.json`."""
+    """Where log p(x) - ELBO comes from and what latents tell of their images, a sentence a line, from `gaps.json`."""
 
     def of(name: str) -> str:
         return f"{number(gaps[name]['mean'])} ± {number(gaps[name]['mc_se'])}"
@@ -114,33 +114,33 @@ def gaps_lines(gaps: dict[str, Any]) -> list[str]:
     return [
         f"nats per image, ± MC; {gaps['num_images']} images:",
         f"log p(x) - ELBO {of('total')} = approximation {of('approximation')} + amortisation {of('amortisation')}; "
-        "by as much as log p(x) is put too low, so are the first two",
+        "an underestimate of log p(x) lowers the first two by as much",
         f"log p(x) of training images - of test images {number(ahead['mean'])} ± {number(ahead['mc_se'])}, "
         f"± data {number(ahead['data_se'])}",
         f"KL(q(z|x) || p(z)) {of('kl')} = I(x; z) {of('mutual_information')} + KL(q(z) || p(z)) {of('marginal_kl')}",
-        f"I(x; z) is at most log {gaps['num_images']} = {gaps['log_num_images']:.2f}, whatever the codes",
+        f"I(x; z) is at most log {gaps['num_images']} = {gaps['log_num_images']:.2f}, whatever the latents",
         f"active units: {gaps['active_units']} of {gaps['latent_size']}",
     ]
 
 
 def trust_section(folder: Path) -> str:
-    """Who can be believed at what cost, from `trust.json`."""
+    """Accuracy and cost of the estimators of log p(x), from `trust.json`."""
     trust = read_json(folder / "trust.json")
     config = trust["config"]
     lines = [
-        "### Who can be believed, at what cost",
+        "### Accuracy and cost of the estimators",
         "",
         trust_table(trust),
         "",
         f"Nats per image ± Monte Carlo s.e. on the first {config['num_images']} test images; the s.e. is at most 1 nat "
-        "per image, and is too small where k̂ > 0.7, or unknown for few chains. Each estimate is a lower bound in "
-        "expectation: a higher one is nearer, beyond its Monte Carlo error. The ELBO is of one draw per image. "
+        "per image, underestimated where k̂ > 0.7, and unknown for few chains. Each estimate is a lower bound in "
+        "expectation: beyond its Monte Carlo error, a higher one is closer. The ELBO is of one sample per image. "
         f"Annealing: {config['num_chains']} chains of "
-        f"{config['num_steps']} steps with {config['leapfrog_steps']} leapfrog steps each, whose rows are gradients, "
-        f"three times as dear as the rows of importance sampling. The sandwich is on {config['num_images']} data "
-        "simulated from each model, where alone an upper bound holds: its gap bounds what annealing from the better "
-        "of guide and prior misses there. Where it is tens of nats or more, as under narrow Gaussians, chains of so "
-        "few steps don't mix, and it tells nothing of log p(x).",
+        f"{config['num_steps']} steps with {config['leapfrog_steps']} leapfrog steps each, whose rows are gradients "
+        f"and cost three times as much as those of importance sampling. The sandwich is on {config['num_images']} data "
+        "simulated from each model (the upper bound is valid only there): its gap bounds the error of annealing from "
+        "the better of guide and prior. Where it is tens of nats or more, as under narrow Gaussians, chains of so "
+        "few steps don't mix, and it says nothing about log p(x).",
         "",
         f"![log p(x) against K, by model]({folder.name}/figures/trust.png)",
         "",
@@ -148,13 +148,12 @@ def trust_section(folder: Path) -> str:
     if exact := exact_table(trust):
         lines += [
             "Where z has two dimensions log p(x) is known, by quadrature on a grid. Posteriors have modes there that "
-            "the guide does not see: neither the Monte Carlo error nor, at times, the k̂ of chains or samples from the "
-            "guide shows it.",
+            "the guide never samples: the Monte Carlo error does not show it, and k̂ not always.",
             "",
             exact,
             "",
-            "Samples spent where they are needed, against the same number for each image (rows of annealing among them "
-            "are gradients, three times as dear):",
+            "Samples spent where they are needed, against the same number for each image (the rows of annealing "
+            "among them are gradients, which cost three times as much):",
             "",
             savings(trust),
             "",
@@ -163,7 +162,7 @@ def trust_section(folder: Path) -> str:
 
 
 def savings(trust: dict[str, Any]) -> str:
-    """What a tolerance costs against the fixed K of the same rms error, or of the least that was come down to."""
+    """What a tolerance costs against the smallest fixed K with the same rms error, or else the largest K there is."""
     lines = []
     for name, row in trust["models"].items():
         for spent in row.get("tolerance", ()):
@@ -181,22 +180,22 @@ def savings(trust: dict[str, Any]) -> str:
 
 
 def swaps_section(folder: Path) -> str:
-    """One data set's swapped components, from `metrics.json`; paths are relative to the folder above it."""
+    """One dataset's swapped components, from `metrics.json`; paths are relative to the folder above it."""
     metrics = read_json(folder / "metrics.json")
     config = metrics["config"]
     made_by = versions(metrics)
     lines = [
         f"## Swapped components: {metrics['dataset']}",
         "",
-        f"Gated dense networks 300-300 with a code of {config['latent_size']}, {config['epochs']} epochs, batch "
-        f"{config['batch_size']}, learning rate {config['learning_rate']:g} falling to 0 by a cosine; log p(x) of the "
-        f"first {config['num_images']} test images, K = {config['num_samples']}; {made_by}. Each table has the best "
-        "first, chosen on the images that it is scored on, and the paired differences to it, with their error over the "
-        "choice of images. Of one training seed the spread between seeds is not known; `elbo` and `analytic-kl`, which "
-        "maximise the same bound, show what it may be, and smaller differences rank nothing. Where k̂ > 0.7 all are "
-        "lower bounds, and a difference of two is none: a prior or posterior that lets the guide fit better also makes "
-        "a better proposal, and part of its lead is that. Few epochs favour what converges fast. Objectives of 5 "
-        "particles do five times the work of a step.",
+        f"Gated dense networks 300-300 with {config['latent_size']} latent dimensions, {config['epochs']} epochs, "
+        f"batch {config['batch_size']}, learning rate {config['learning_rate']:g} falling to 0 by a cosine; log p(x) "
+        f"of the first {config['num_images']} test images, K = {config['num_samples']}; {made_by}. Each table has the "
+        "best first, chosen on the images that it is scored on, and the paired differences to it, with their error "
+        "over the choice of images. With one training seed the spread between seeds is not known; `elbo` and "
+        "`analytic-kl`, which maximise the same bound, show how large it may be, and smaller differences rank "
+        "nothing. Where k̂ > 0.7 all are lower bounds, and their difference is not a bound: a prior or posterior "
+        "that lets the guide fit better also makes a better proposal, which is part of its lead. Few epochs favour "
+        "what converges fast. Objectives of 5 particles do five times the work of a step.",
         "",
     ]
     for name, heading in GROUPS.items():
@@ -215,8 +214,8 @@ def swaps_section(folder: Path) -> str:
             "their mass, by D ln 256: it falls short where the density varies within a level; a mass does not. Some "
             "spend mass where no image is: Poisson and the negative binomials above level 255, those on the real line "
             "outside of [0, 1]. And the defaults set floors: scales of Gaussians are at least 0.01, and 0.1 where "
-            "fixed. So it is these components as they come that are in order here, and not families; and with k̂ > 0.7 "
-            "for all images a few hundredths of a bit are the estimate's.",
+            "fixed. So this ranks these components with their defaults, not families of distributions; and with "
+            "k̂ > 0.7 for all images, a few hundredths of a bit are within the error of the estimate.",
             "",
         ]
     if metrics["failed"]:

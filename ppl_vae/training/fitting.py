@@ -102,7 +102,7 @@ def fit(
     step = Step(model, guide, objective, optim, compiled=bool(compiled))
     state = TrainingState(all_modules(model, guide, objective), optim, generator, num_steps, x.device)
     steps = _Steps(step, state, data, encode, num_planned=epochs * num_steps if compiled is None else None)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
 
     def save() -> None:
         if checkpoints is not None:
@@ -115,19 +115,10 @@ def fit(
         progress(description, epochs, enabled=show_progress) as report_epoch,
     ):
         if checkpoints is not None:
-            settings |= {
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "seed": seed,
-                "compiled": compiled,
-                "objective": type(objective).__name__,
-                "optimiser": _name_of(optim),
-                "data": fingerprint(*data, *held_out),
-            }
+            settings |= _settings(objective, optim, (*data, *held_out))
             if (saved := _checkpoint(checkpoints, resume, settings)) is not None:
                 steps.resume(saved, batch_size)
-                at = f"in epoch {state.epoch}, after {state.step} of {num_steps} steps"
-                report_epoch(state.epoch - 1, f"resumes {at}")
+                report_epoch(state.epoch - 1, f"resumes {_place(state, epochs)}")
         for epoch in range(state.epoch, epochs + 1):
             start = time.perf_counter() - state.seconds
             batches = state.order(len(x)).split(batch_size)
@@ -139,8 +130,7 @@ def fit(
                         break  # no step can make it better: the rest of the epoch is spared
                     if reason := stop():
                         save()
-                        at = f"in epoch {epoch} of {epochs}, after {state.step} of {num_steps} steps"
-                        raise Stopped(f"stopped {at}", reason)
+                        raise Stopped(f"stopped {_place(state, epochs)}", reason)
                     if checkpoints is not None and checkpoints.is_due():
                         save()
             if not state.losses.isfinite().all():  # read once an epoch, so that no step waits for a loss
@@ -246,12 +236,17 @@ def _checkpoint(checkpoints: Checkpoints, resume: bool, settings: dict[str, Any]
     return None
 
 
-def _name_of(optim: PyroOptim) -> str:
+def _settings(objective: ELBO, optim: PyroOptim, data: tuple[Tensor, ...]) -> dict[str, str]:
+    """What must be the same in a run that resumes."""
     if not isinstance(optim, OneOptimizer):
         raise ValueError(
             f"optim: expected a OneOptimizer, whose state checkpoints can hold; got {type(optim).__name__}"
         )
-    return repr(optim)
+    return {"objective": type(objective).__name__, "optimiser": repr(optim), "data": fingerprint(*data)}
+
+
+def _place(state: TrainingState, epochs: int) -> str:
+    return f"in epoch {state.epoch} of {epochs}, after {state.step} of {len(state.losses)} steps"
 
 
 def objective_of(elbo: ELBO | None) -> ELBO:

@@ -14,7 +14,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
 from ppl_vae.evaluation.chunks import BLOCK_DATA, rows_per_chunk
-from ppl_vae.evaluation.importance import LogWeights, _sample
+from ppl_vae.evaluation.importance import LogWeights, add_samples
 from ppl_vae.evaluation.results import LogMeanExp
 from ppl_vae.programs import evaluating
 
@@ -44,7 +44,7 @@ def _ours(case: Case, compiled: bool, rows: int = 0) -> Run:
     def run() -> None:
         with evaluating(pair.model, pair.guide):
             statistics = LogMeanExp(len(x), case.num_samples)
-            _sample(weights, (x,), case.num_samples, 0, statistics, index, False, False)
+            add_samples(statistics, index, weights, (x,), num_samples=case.num_samples, seed=0)
             statistics.log_mean()
 
     return run, len(x) * case.num_samples

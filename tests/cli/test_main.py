@@ -200,8 +200,7 @@ def test_an_interrupt_before_anything_is_done_leaves_no_result(ppl_vae, tmp_path
         raise KeyboardInterrupt
 
     assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
-    monkeypatch.setattr("ppl_vae.evaluation.importance._sample", interrupted)
-    monkeypatch.setattr("ppl_vae.evaluation.annealing._tuned", interrupted)
+    monkeypatch.setattr("ppl_vae.evaluation.results.LogMeanExp.add", interrupted)
     status, out, err = ppl_vae("evaluate", "run", "--num-images", 3, "--method", method)
     assert (status, out) == (130, "")
     assert "interrupted" in one_line(err)

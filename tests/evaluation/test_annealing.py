@@ -1,27 +1,23 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from annealed_pairs import GUIDE, MODEL, STANDARD, Build, Learnt, normal, nothing, observe, sample_z, single
 from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae.evaluation import annealing
-from ppl_vae.evaluation.annealing import annealed_log_likelihood, bidirectional, simulate
+from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.hamiltonian import AnnealingPath
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.programs import Program, seeded
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Pair(NamedTuple):
@@ -29,13 +25,6 @@ class Pair(NamedTuple):
     guide: Program
     x: Tensor
     exact: Callable[[Tensor], Tensor]  # log p(x)
-
-
-Build = Callable[..., tuple[Any, Tensor]]  # conftest's `ppca`
-
-
-def normal(loc: Tensor, scale: float | Tensor) -> dist.TorchDistribution:
-    return dist.Normal(loc, scale).to_event(1)
 
 
 def hierarchy() -> Pair:
@@ -134,36 +123,6 @@ def test_weights_are_unbiased_whatever_the_step_sizes(
     assert (ratio.mean() - 1).abs() < 4 * se
 
 
-def test_reverse_weights_are_unbiased(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annealing, "BLOCK_DATA", 20_000)
-    monkeypatch.setattr(annealing, "PILOT_CHAINS", 2)
-    pair, x = ppca(5, 2, 1, width=1.4)
-    data = {"num_data": 20_000, "seed": 3}
-    sandwich = bidirectional(
-        pair.model, pair.guide, x, num_chains=1, num_steps=8, leapfrog_steps=2, memory=1 << 30, **data
-    )
-    exact = pair.exact.log_prob(simulate(pair.model, x, **data)[0])
-    ratio = (exact - sandwich.upper.log_p).exp()  # p(x) / w
-    se = ratio.std() / math.sqrt(len(ratio))
-    assert se < 0.01
-    assert (ratio.mean() - 1).abs() < 4 * se
-
-
-@pytest.mark.parametrize("start", ["guide", "prior", "better"])
-def test_sandwich_holds_the_exact_value(start: annealing.Start, ppca: Build) -> None:
-    pair, x = ppca(8, 3, 2, width=0.6, scale=1.0)
-    sandwich = bidirectional(
-        pair.model, pair.guide, x, num_data=32, num_chains=32, num_steps=50, leapfrog_steps=3, start=start
-    )
-    truth = pair.exact.log_prob(simulate(pair.model, x, num_data=32)[0])
-    for error in (sandwich.lower.log_p - truth, truth - sandwich.upper.log_p):
-        assert error.mean() < 4 * error.std() / math.sqrt(32)
-    assert -4 * sandwich.gap_se < sandwich.gap < 0.1
-    assert "only on data simulated from the model" in str(sandwich)
-    assert sandwich.upper.bound.startswith("upper")
-    assert sandwich.lower.fingerprint == sandwich.upper.fingerprint
-
-
 @pytest.mark.parametrize("make", [hierarchy, variance, proportions])
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_several_and_constrained_sites(make: Callable[[], Pair], start: annealing.Start) -> None:
@@ -227,20 +186,6 @@ def test_of_two_starts_each_datum_takes_its_own() -> None:
     assert ((by_guide.log_p - better.log_p)[~fits] < -100).all()
 
 
-@pytest.mark.parametrize(("D", "L", "width"), [(2, 1, 0.5), (10, 3, 0.5), (50, 5, 0.5), (10, 3, 1.5)])
-def test_the_exact_value_is_bracketed_within_a_twentieth_of_a_nat(D: int, L: int, width: float, ppca: Build) -> None:
-    """With guides that are over-confident, and one that is too wide."""
-    pair, x = ppca(D, L, 1, width=width)
-    sizes = {"num_data": 32, "seed": 1}
-    sandwich = bidirectional(
-        pair.model, pair.guide, x, num_chains=64, num_steps=50, leapfrog_steps=2, memory=1 << 30, **sizes
-    )
-    exact = pair.exact.log_prob(simulate(pair.model, x, **sizes)[0])
-    for below in (exact - sandwich.lower.log_p, sandwich.upper.log_p - exact):
-        assert abs(below.mean()) < 0.05
-        assert below.mean() > -3 * below.std() / math.sqrt(32)
-
-
 def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
     """What the graph saves for a chunk is within the budget, and no less than a part of it."""
     with seeded(0):
@@ -280,30 +225,6 @@ def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
     assert budget / 10 < max(saved) < budget
 
 
-def test_an_interrupt_returns_what_is_done(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annealing, "BLOCK_DATA", 2)
-    pair, x = ppca(6, 2, 5, width=0.6)
-    sizes = {"num_chains": 3, "num_steps": 4}
-    whole = annealed_log_likelihood(pair.model, pair.guide, x, **sizes)
-    original, calls = annealing._log_weights, []
-
-    def interrupted(*args: Any) -> Tensor:
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(annealing, "_log_weights", interrupted)
-    result = annealed_log_likelihood(pair.model, pair.guide, x, **sizes)
-    assert result.done.tolist() == [True, True, False, False, False]
-    assert torch.equal(result.log_p[:2], whole.log_p[:2])
-    assert result.decoder_rows == whole.decoder_rows * 2 // 5
-    assert "interrupted with 2 of 5 data done" in str(result)
-    calls.clear()
-    sandwich = bidirectional(pair.model, pair.guide, x, num_data=5, **sizes)  # one lower bound, no upper
-    assert math.isnan(sandwich.gap)
-
-
 def test_result_does_not_depend_on_chunks_and_follows_the_seed(ppca: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annealing, "BLOCK_DATA", 4)  # three blocks, the last one short
     pair, x = ppca(6, 2, 10, width=0.6)
@@ -316,35 +237,15 @@ def test_result_does_not_depend_on_chunks_and_follows_the_seed(ppca: Build, monk
     assert not torch.allclose(results[0].log_p, results[3].log_p, atol=1e-3)
 
 
-class Learnt(nn.Module):
-    """A pair with parameters, a bare one, and dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with seeded(0):
-            self.decoder = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5))
-
-    def model(self, x: Tensor, y: Tensor) -> None:
-        pyro.module("learnt", self)
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", normal(torch.zeros(2), 1.0))
-            pyro.sample("x", normal(self.decoder(z) + y[:, None], 1.0), obs=x)
-
-    def guide(self, x: Tensor, y: Tensor) -> None:
-        scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", normal(torch.zeros(2), scale))
-
-
 def test_nothing_is_left_behind() -> None:
     learnt = Learnt().train()
     x, y = torch.linspace(-2, 2, 20).reshape(5, 4), torch.arange(5.0)
     parameters = [p.clone() for p in learnt.parameters()]
     result = annealed_log_likelihood(learnt.model, learnt.guide, x, y, num_chains=400, num_steps=10)
-    bidirectional(learnt.model, learnt.guide, x, y, num_data=7, num_chains=2, num_steps=3)
     # random generator, param store and validation: see conftest's `nothing_left_behind`
     assert all(m.training for m in learnt.modules())
-    assert all(p.grad is None and p.requires_grad and p.equal(q) for p, q in zip(learnt.parameters(), parameters))  # noqa: B905
+    pairs = zip(learnt.parameters(), parameters, strict=True)
+    assert all(p.grad is None and p.requires_grad and p.equal(q) for p, q in pairs)
     assert torch.is_grad_enabled()
     # dropout was off, and y came along with its x
     W, b = learnt.decoder[0].weight.detach(), learnt.decoder[0].bias.detach()
@@ -352,30 +253,19 @@ def test_nothing_is_left_behind() -> None:
     assert ((result.log_p - exact).abs() < 4 * result.mc_se).all()
 
 
-def test_simulated_data_follow_the_model_and_further_arguments() -> None:
-    learnt = Learnt()
-    x, z = simulate(learnt.model, torch.zeros(2, 4), torch.tensor([0.0, 50.0]), num_data=400)
-    assert x.shape == (400, 4)
-    assert set(z) == {"z"}
-    residual = x - learnt.decoder[0](z["z"]).detach() - torch.tensor([0.0, 50.0]).repeat(200)[:, None]
-    assert abs(residual.mean()) < 4 / 40
-    assert abs(residual.std() - 1) < 4 / math.sqrt(2 * 1600)
-
-
-def single(latent: Callable[[Tensor], object], observed: Callable[[Tensor, Tensor], object]) -> Program:
-    def program(x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            observed(latent(x), x)
-
-    return program
-
-
-def sample_z(fn: dist.TorchDistribution) -> Callable[[Tensor], Tensor]:
-    return lambda x: pyro.sample("z", fn)
-
-
-def observe(z: Tensor, x: Tensor) -> Tensor:
-    return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+def test_an_interrupt_returns_what_is_done(
+    ppca: Build, monkeypatch: pytest.MonkeyPatch, interrupt_after: Callable[[int], None]
+) -> None:
+    monkeypatch.setattr(annealing, "BLOCK_DATA", 2)
+    pair, x = ppca(6, 2, 5, width=0.6)
+    sizes = {"num_chains": 3, "num_steps": 4}
+    whole = annealed_log_likelihood(pair.model, pair.guide, x, **sizes)
+    interrupt_after(1)
+    result = annealed_log_likelihood(pair.model, pair.guide, x, **sizes)
+    assert result.done.tolist() == [True, True, False, False, False]
+    assert torch.equal(result.log_p[:2], whole.log_p[:2])
+    assert result.decoder_rows == whole.decoder_rows * 2 // 5
+    assert "interrupted with 2 of 5 data done" in str(result)
 
 
 def observe_masked(z: Tensor, x: Tensor) -> None:
@@ -383,11 +273,6 @@ def observe_masked(z: Tensor, x: Tensor) -> None:
         observe(z, x)
 
 
-def nothing(z: object, x: Tensor) -> None: ...
-
-
-STANDARD = sample_z(dist.Normal(0.0, 1.0))
-MODEL, GUIDE = single(STANDARD, observe), single(STANDARD, nothing)
 COIN = sample_z(dist.Bernoulli(0.5))
 POSITIVE = sample_z(dist.LogNormal(0.0, 1.0))
 
@@ -436,24 +321,3 @@ def test_refused_options(options: dict, message: str) -> None:
 def test_refused_data() -> None:
     with pytest.raises(ValueError, match="argument 1: expected 3 rows; got 2"):
         annealed_log_likelihood(MODEL, GUIDE, torch.ones(3), torch.ones(2))
-    with pytest.raises(ValueError, match="expected num_data >= 1"):
-        simulate(MODEL, torch.ones(3), num_data=0)
-
-
-@pytest.mark.parametrize(
-    ("observed", "message"),
-    [
-        (lambda z, x: observe(z, 2 * x), r"expected one observed site, of x itself; got \['x'\]"),
-        (
-            lambda z, x: (observe(z, x), pyro.sample("x2", dist.Normal(z, 1.0), obs=x)),
-            r"expected one observed site, of x itself; got \['x', 'x2'\]",
-        ),
-        (
-            lambda z, x: pyro.sample("x", dist.Normal(z + 0.5 * x, 1.0), obs=x),
-            "site 'x': expected a distribution that does not depend on x",
-        ),
-    ],
-)
-def test_programs_that_cannot_be_simulated(observed: Callable[[Tensor, Tensor], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        simulate(single(STANDARD, observed), torch.ones(3), num_data=4)

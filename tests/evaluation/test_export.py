@@ -3,7 +3,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vae.evaluation import export, importance
+from ppl_vae.evaluation import chunks, export
 from ppl_vae.evaluation.export import to_arviz
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments.config import TrainConfig
@@ -15,8 +15,8 @@ from ppl_vae.system.hashing import fingerprint
 @pytest.fixture(params=[13, 60])
 def small_chunks(monkeypatch, request):
     """Blocks that cut the samples and the data of a test, unevenly, and chunks that cut the one or the other."""
-    monkeypatch.setattr(importance, "BLOCK_DATA", 7)
-    monkeypatch.setattr(importance, "BLOCK_ROWS", 21)
+    monkeypatch.setattr(chunks, "BLOCK_DATA", 7)
+    monkeypatch.setattr(chunks, "BLOCK_ROWS", 21)
     monkeypatch.setattr(export, "rows_per_chunk", lambda *args, **kwargs: request.param)
 
 

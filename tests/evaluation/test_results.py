@@ -20,7 +20,7 @@ def streamed(log_w, chunk, data_chunk):
 
 @pytest.mark.parametrize(("chunk", "data_chunk"), [(1000, 7), (300, 7), (1, 2), (999, 1)])
 def test_any_cut_gives_the_formulas_written_out(chunk, data_chunk):
-    """Traps 3 and 5: neither the normaliser nor the mean may depend on how samples are cut."""
+    """Neither the normaliser nor the mean may depend on how samples are cut."""
     log_w = weights()
     K = len(log_w)
     s = streamed(log_w, chunk, data_chunk)

@@ -17,7 +17,7 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     parts = [torch.randint(0, 256, (n, 1, 5, 5), generator=generator, dtype=torch.uint8) for n in (60, 12)]
     dataset = Dataset("toy", *parts)
     monkeypatch.setattr("ppl_vae.experiments.trust.load", lambda *args: dataset)
-    monkeypatch.setattr("ppl_vae.evaluation.importance.ANNEALING_STEPS", (10,))
+    monkeypatch.setattr("ppl_vae.evaluation.adaptive.ANNEALING_STEPS", (10,))
     small = {"latent_size": 2, "hidden": (8,), "epochs": 1, "batch_size": 16}
     for name, options in {
         "vae": {"model": "dense-vae"},

@@ -22,6 +22,6 @@ def test_a_saved_history_is_loaded(tmp_path):
 @pytest.mark.parametrize("text", ["", "epoch,loss\n1\n", "epoch,loss\n1,x\n"])
 def test_a_damaged_history_is_refused_in_one_line(text, tmp_path):
     (tmp_path / "history.csv").write_text(text)
-    with pytest.raises(ValueError, match="history.csv: expected columns of numbers, with their names; got ") as error:
+    with pytest.raises(ValueError, match=r"history\.csv: expected columns of numbers, with their names; got ") as error:
         History.load(tmp_path / "history.csv")
     assert "\n" not in str(error.value)

@@ -62,7 +62,7 @@ def exact(*pair):
 
 @pytest.mark.parametrize(("prior", "posterior"), PAIRS)
 def test_every_prior_with_every_posterior(prior, posterior):
-    """Trap 7."""
+    """A flow's Jacobian is part of its density."""
     model = vae(prior, posterior)
     result = log_likelihood(model.model, model.guide, X, num_samples=2000)
     assert bool((result.khat < KHAT_LIMIT).all())  # else the error says little
@@ -70,7 +70,7 @@ def test_every_prior_with_every_posterior(prior, posterior):
 
 
 @pytest.mark.parametrize(("prior", "posterior"), PAIRS)
-def test_the_kl_is_that_of_the_draws(prior, posterior):
+def test_the_kl_is_that_of_the_samples(prior, posterior):
     """In closed form or not, by the distributions' types."""
     model = vae(prior, posterior)
     with seeded(0):
@@ -81,8 +81,8 @@ def test_the_kl_is_that_of_the_draws(prior, posterior):
 
 
 @pytest.mark.parametrize("posterior", ["inverse-autoregressive-flow", "neural-spline-flow"])
-def test_a_flow_is_scored_with_its_own_draws_determinant(posterior, monkeypatch):
-    """Trap 19: right, far from a normal, and without an inverse."""
+def test_a_flow_is_scored_with_its_own_samples_determinant(posterior, monkeypatch):
+    """Right, far from a normal, and without an inverse."""
 
     def inverse(self, y):
         raise AssertionError("a draw was inverted")

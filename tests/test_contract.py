@@ -1,0 +1,222 @@
+"""One contract of a Pyro pair: `check_model` collects what every estimator raises."""
+
+import re
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from ppl_vae.contract import measure_of
+from ppl_vae.evaluation.adaptive import log_likelihood_within
+from ppl_vae.evaluation.annealing import annealed_log_likelihood
+from ppl_vae.evaluation.checking import check_model
+from ppl_vae.evaluation.export import to_arviz
+from ppl_vae.evaluation.importance import log_likelihood, log_weights
+from ppl_vae.evaluation.imputation import impute
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
+from ppl_vae.programs import seeded
+
+
+def autoencoder_guide(x): ...
+
+
+def no_latent_in_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("other", dist.Normal(0.0, 1.0))
+
+
+def test_a_pair_without_a_data_plate_is_named():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(
+        ValueError, match=r"^site 'z': expected one data plate, at dim -1; got none\. Put it `with pyro\.plate"
+    ):
+        log_likelihood(model, guide, torch.zeros(5), num_samples=3)
+
+
+def test_what_is_deterministic_needs_no_plate(ppca):
+    pair, x = ppca()
+
+    def model(x):
+        pyro.deterministic("of_all_data", torch.tensor(1.5))
+        pair.model(x)
+
+    expected = log_likelihood(pair.model, pair.guide, x, num_samples=10)
+    assert torch.equal(log_likelihood(model, pair.guide, x, num_samples=10).log_p, expected.log_p)
+    assert check_model(model, pair.guide, x).ok
+
+
+def test_programs_of_another_kind_are_refused_by_the_name_of_the_site():
+    x = torch.zeros(4, 3)
+
+    def global_latent(x, observe=True):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if observe:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def two_plates(x, observe=True):
+        with pyro.plate("columns", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if observe:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def point(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(torch.zeros(3)).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'z': .* one data plate"):
+        log_likelihood(global_latent, lambda x: global_latent(x, observe=False), x)
+    with pytest.raises(
+        ValueError, match=r"site 'z': expected one data plate, at dim -1; got .*'columns' with 3 of 3 at dim -2"
+    ):
+        log_likelihood(two_plates, lambda x: two_plates(x, observe=False), x)
+    with pytest.raises(ValueError, match=r"site 'z': .* got a point \(Delta\)"):
+        log_likelihood(model, point, x)
+
+
+def test_a_bernoulli_on_grey_pixels_is_no_likelihood():
+    vae = build(TrainConfig(model="dense-vae", latent_size=2, hidden=(8,)), (1, 4, 4))
+    x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"site 'x': expected values in boolean; got 5 data outside.*binarise"):
+        log_likelihood(vae.model, vae.guide, x, num_samples=2)
+
+
+def test_every_datum_of_a_transformed_x_is_checked():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            likelihood = dist.Bernoulli(logits=z[..., None].expand(*z.shape, 4), validate_args=False)
+            pyro.sample("x", likelihood.to_event(1), obs=x.flatten(1))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.ones(300, 2, 2)
+    log_likelihood(model, guide, x, num_samples=2)
+    x[270, 1, 1] = 0.5
+    with pytest.raises(ValueError, match="got 1 data outside"):
+        log_likelihood(model, guide, x, num_samples=2)
+
+
+def test_what_has_no_estimate_is_named(ppca):
+    pair, x = ppca(N=4)
+    with pytest.raises(ValueError, match="the guide: expected a latent site; got none"):
+        log_likelihood(pair.model, autoencoder_guide, x)
+    with pytest.raises(ValueError, match="site 'other': expected it in both model and guide; got it in the guide"):
+        log_likelihood(pair.model, no_latent_in_guide, x)
+
+
+# One text for one fault
+
+
+def normal(size=2):
+    return dist.Normal(torch.zeros(size), 1.0).to_event(1)
+
+
+def program(latent=lambda: pyro.sample("z", normal()), observe=None, plate=lambda x: pyro.plate("data", len(x))):
+    """A model, or without `observe` a guide."""
+
+    def run(x):
+        with plate(x):
+            z = latent()
+            if observe is not None:
+                observe(z, x)
+
+    return run
+
+
+def of_normal(z, x):
+    pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([*z.shape[:-1], 3]).to_event(1), obs=x)
+
+
+def masked(z, x):
+    with poutine.mask(mask=x[:, 0] > 0):
+        of_normal(z, x)
+
+
+def of_bernoulli(z, x):
+    pyro.sample("x", dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(*z.shape[:-1], 3)).to_event(1), obs=x)
+
+
+def elsewhere(x):
+    return pyro.plate("data", len(x), dim=-2)
+
+
+MODEL, GUIDE = program(observe=of_normal), program()
+FAULTS = {
+    "plates": (program(observe=of_normal, plate=elsewhere), program(plate=elsewhere)),
+    "mask": (program(observe=masked), GUIDE),
+    "latents": (MODEL, program(lambda: pyro.sample("y", normal()))),
+    "points": (MODEL, program(lambda: pyro.sample("z", dist.Delta(torch.zeros(2)).to_event(1)))),
+    "observed": (program(), GUIDE),
+    "support": (program(observe=of_bernoulli), GUIDE),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_estimators_raise_the_first_finding_of_check_model(fault):
+    model, guide = FAULTS[fault]
+    x = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    first = check_model(model, guide, x).findings[0]
+    text = re.escape(first.message) + ".*" + re.escape(first.remedy)
+    # of one datum, where estimators look at the structure of a pair
+    text = text.replace("4\\ of\\ 4", "1\\ of\\ 1")
+    estimators = [log_likelihood, partial(log_likelihood_within, tolerance=0.1), annealed_log_likelihood, to_arviz]
+    if fault != "support":
+        estimators.append(partial(impute, seen=torch.ones(3, dtype=torch.bool)))
+    for estimate in estimators:
+        with pytest.raises(ValueError, match=text) as error:
+            estimate(model, guide, x)
+        assert first.site in str(error.value)
+        assert "\n" not in str(error.value)
+    if fault != "support":
+        with pytest.raises(ValueError, match=text.replace("1\\ of\\ 1", "4\\ of\\ 4")):
+            log_weights(model, guide, x, num_samples=2)
+
+
+def test_a_plate_whose_batch_is_the_data_is_scaled_and_evaluates():
+    """Evaluation ignores the scale, N over the size of the batch."""
+    x = torch.zeros(4, 3)
+
+    def subsampled(x):
+        return pyro.plate("data", 100, subsample_size=len(x))
+
+    model, guide = program(observe=of_normal, plate=subsampled), program(plate=subsampled)
+    report = check_model(model, guide, x)
+    assert [(f.check, f.site, f.severity) for f in report.findings] == [
+        ("scale", "z", "warning"),
+        ("scale", "x", "warning"),
+    ]
+    plain = log_likelihood(MODEL, GUIDE, x, num_samples=500)
+    scaled = log_likelihood(model, guide, x, num_samples=500)
+    error = (plain.log_p - scaled.log_p).abs()
+    assert bool((error < 5 * (plain.mc_se.square() + scaled.mc_se.square()).sqrt()).all())
+
+
+def test_what_a_pair_measures():
+    x = torch.ones(4, 3)
+
+    def both(z, x):
+        of_normal(z, x)
+        pyro.sample("y", dist.Bernoulli(logits=z[..., 0]), obs=x[:, 0])
+
+    with seeded(0):
+        assert measure_of(program(observe=of_bernoulli), GUIDE, x) == ("mass", "boolean^3")
+        assert measure_of(MODEL, GUIDE, x) == ("density", "real^3")
+        assert measure_of(program(observe=both), GUIDE, x) == ("mixed (mass and density)", "real^3 x boolean^1")
