@@ -3,15 +3,12 @@
 import pyro
 import pyro.distributions as dist
 import torch
+from tiny import tiny_vae
 from torch import nn
 
-from ppl_vae.components import choices, create
+from ppl_vae.components import choices
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import VAE
-from ppl_vae.networks import DenseDecoder, DenseEncoder
 from ppl_vae.objectives import Elbo
-from ppl_vae.posteriors import Posterior
-from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
 from ppl_vae.training.optimizers import OneOptimizer, adam, cosine
@@ -20,12 +17,7 @@ SHAPE = (1, 4, 4)
 
 
 def dense(prior="standard-normal", posterior="diagonal-normal", likelihood="bernoulli", seed=0):
-    with seeded(seed):
-        p_x = create(Likelihood, likelihood)
-        q = create(Posterior, posterior, latent_size=2)
-        encoder, decoder = DenseEncoder(SHAPE, q.num_params, (8,)), DenseDecoder(2, SHAPE, p_x.params_per_dim, (8,))
-        p = create(Prior, prior, latent_size=2, encoder=encoder, posterior=q, event_shape=SHAPE)
-        return VAE(encoder, decoder, prior=p, likelihood=p_x, posterior=q)
+    return tiny_vae(likelihood, prior, posterior, event_shape=SHAPE, seed=seed)
 
 
 def data(n=6, likelihood="bernoulli"):

@@ -1,8 +1,8 @@
 """The laws of every likelihood x prior x posterior, on 2 x 2 images with two latent dimensions.
 
-Components are found as the command line finds them, so that a new one is under the law at once. What each of them
-is (a density that integrates to 1, a draw that follows it) is in the tests of its module; here is what they are
-together, as a `VAE`.
+Components are found as the command line finds them, so that a new one is tested at once. The tests of its module hold
+what each of them is (a density that integrates to 1, samples that follow it); here is what they are together, as a
+`VAE`.
 
 Run as a program, `test_laws.py folder`, the file is the fresh process that loads what a test has saved.
 """
@@ -20,21 +20,19 @@ import pytest
 import torch
 from pyro import poutine
 from safetensors.torch import load_file, save_file
+from tiny import LATENT, tiny_vae
 from torch import nn
 
-from ppl_vae.components import choices, create
-from ppl_vae.data.encodings import Levels, default_encoding
+from ppl_vae.components import choices
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.models import VAE
-from ppl_vae.networks import DenseDecoder, DenseEncoder, Divided
 from ppl_vae.objectives import Elbo
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import guide_trace_of, model_trace_of, sample_sites, seeded
 
-SHAPE, LATENT, N, K = (1, 2, 2), 2, 3, 3  # of a datum and a code; how many data and draws
+SHAPE, N, K = (1, 2, 2), 3, 3  # of x; how many data and samples
 SEED = 5
 COMBINATIONS = [*itertools.product(choices(Likelihood), choices(Prior), choices(Posterior))]
 SMALL = {  # a component that isn't here is built with its defaults
@@ -51,31 +49,15 @@ every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
 
 
 def build(names, seed=0):
-    """An untrained VAE in evaluation mode, float64. Noise moves every parameter from where it begins: zeros, equal
-    weights and the identity would hide what is left out."""
-    likelihood, prior, posterior = (f"{name}:{SMALL.get(name, '')}" for name in names)
-    with seeded(seed):
-        p_x = create(Likelihood, likelihood)
-        q = create(Posterior, posterior, latent_size=LATENT)
-        encoder = DenseEncoder(SHAPE, q.num_params, (32,))
-        if isinstance(default_encoding(p_x.support), Levels):
-            encoder = nn.Sequential(Divided(255), encoder)
-        p_z = create(Prior, prior, latent_size=LATENT, encoder=encoder, posterior=q, event_shape=SHAPE)
-        decoder = DenseDecoder(LATENT, SHAPE, p_x.params_per_dim, (32,))
-        vae = VAE(encoder, decoder, prior=p_z, likelihood=p_x, posterior=q)
-        with torch.no_grad():
-            for parameter in vae.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-            for buffer in vae.buffers():
-                if buffer.is_floating_point():
-                    buffer *= 1 + torch.rand(())  # a variance; zeros stay
-    return vae.double().eval()
+    """An untrained VAE in evaluation mode, float64."""
+    parts = (f"{name}:{SMALL.get(name, '')}" for name in names)
+    return tiny_vae(*parts, event_shape=SHAPE, hidden=32, divided=True, noise=0.1, seed=seed).double().eval()
 
 
 def data_of(vae):
-    """Data that the model might have made, shape (N, *SHAPE): in the support, whatever it is. Of 16 draws they are the
-    largest counts, since those that are all 0 have no gradient to the encoder's weights; or the smallest of others,
-    since a spline has none for codes far outside of its box."""
+    """Data sampled from the model, shape (N, *SHAPE), and so in the support. Of 16 samples they are the largest counts,
+    since images that are all 0 have no gradient to the encoder's weights; or else the smallest values, since a spline
+    has no gradient for latents far outside of its box."""
     with seeded(1), torch.no_grad():
         z = torch.randn(16, LATENT, dtype=torch.float64)  # a prior with heavy tails makes counts beyond reason
         x = vae.likelihood(vae.decoder(z)).sample()
@@ -84,7 +66,7 @@ def data_of(vae):
 
 
 def recorded(guide):
-    """The guide, and a list that is given the draws of z of each of its runs."""
+    """The guide, and a list to which each of its runs adds its samples of z."""
     draws = []
 
     def recording(x):
@@ -97,7 +79,7 @@ def recorded(guide):
 
 @functools.cache
 def evaluated(names):
-    """(vae, x, the draws (K, N, LATENT) that log p(x) is estimated from, log p(x) (N,), their weights by a loop)."""
+    """(vae, x, the samples (K, N, LATENT) that log p(x) is estimated from, log p(x) (N,), their weights by a loop)."""
     vae = build(names)
     x = data_of(vae)
     guide, draws = recorded(vae.guide)
@@ -107,8 +89,8 @@ def evaluated(names):
 
 @torch.no_grad()
 def log_weights_one_by_one(vae, x, draws):
-    """log p(x|z) + log p(z) - log q(z|x) as lists [n][k], for one datum and one draw at a time. A draw is scored anew
-    here, so that a flow's determinant is that of its inverse."""
+    """log p(x|z) + log p(z) - log q(z|x) as lists [n][k], for one datum and one sample at a time. A sample is scored
+    anew here, so that a flow's determinant is that of its inverse."""
     log_w, p = [], vae.prior()
     for x_n, draws_n in zip(x, draws.unbind(1), strict=True):
         log_w.append([])
@@ -126,7 +108,8 @@ def log_mean_exp(values):
 
 @every_combination
 def test_log_likelihood_is_that_of_a_loop(names):
-    """Traps 1, 4, 5, 7, 8, 19: the constants, the prior in use, the weights of each datum on its own."""
+    """Densities have their constants, the prior is the model's own, each datum has its own weights, whose mean is taken
+    before the log, and a flow's determinant is that of its inverse."""
     *_, draws, log_p, log_w = evaluated(names)
     assert draws.shape == (K, N, LATENT)
     expected = torch.tensor([log_mean_exp(log_w_n) for log_w_n in log_w], dtype=torch.float64)
