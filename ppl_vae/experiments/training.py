@@ -87,7 +87,6 @@ def train(
                 epochs=config.epochs,
                 batch_size=config.batch_size,
                 optim=adam(config.learning_rate, schedule=schedule),
-                learning_rate=config.learning_rate,
                 seed=config.seed,
                 compiled=config.compiled,
                 checkpoints=checkpoints,

@@ -84,7 +84,7 @@ def exact_table(trust: dict[str, Any]) -> str:
             continue
         methods = {f"importance sampling, K = {r['num_samples']:,}": r for r in (*row["importance"], row["most"])}
         methods |= {f"annealed from the {start}": r for start, r in row["annealed"].items()}
-        methods |= {f"`log_likelihood(tolerance={r['tolerance']})`": r for r in row["tolerance"]}
+        methods |= {f"`log_likelihood_within(tolerance={r['tolerance']})`": r for r in row["tolerance"]}
         for method, r in methods.items():
             error = r["log_p"] - row["exact"]
             numbers = [f"{error:+.3f}", number(r["mc_se"], 3), f"{r['rms_error']:.3f}"]

@@ -51,7 +51,7 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     text = trust_section(tmp_path)
     assert "K = 200" in text
     assert "| vae |" in text
-    assert "log_likelihood(tolerance=0.1)" in text
+    assert "log_likelihood_within(tolerance=0.1)" in text
     asked_again = dataclasses.replace(config, tolerances=(0.5,))
     again = run_trust(tmp_path, asked_again, say=said.append)
     assert len(said) == 4  # both have a log p(x) that is known
