@@ -54,7 +54,7 @@ class WithModels:
     """What every command has that builds or loads a model."""
 
     data_dir: Path | None = None
-    """Where torchvision's data sets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
+    """Where torchvision's datasets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
     plugin: str | None = None
     """A module of yours, by name or as a .py file: its likelihoods, priors, networks, ... are choices too."""
 
@@ -445,7 +445,7 @@ class ReportCommand(WithModels):
 
 @dataclass(frozen=True)
 class DatasetsCommand:
-    """List the data sets that go by name."""
+    """List the datasets that go by name."""
 
     def __call__(self) -> None:
         grid = grid_of("", ["name"], [])
@@ -470,7 +470,7 @@ COMMANDS: dict[str, Any] = {
 
 
 def folder_of(dataset: str) -> str:
-    """The name of a folder for what is made of a data set, given by name or path: one below, wherever the data are.
+    """The name of a folder for what is made of a dataset, given by name or path: one below, wherever the data are.
 
     >>> folder_of("mnist"), folder_of("faces/../mine.npz"), folder_of("/data/..")
     ('mnist', 'mine', 'root')

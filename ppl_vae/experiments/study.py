@@ -32,7 +32,7 @@ from ppl_vae.system.signals import attempted
 
 @record
 class StudyConfig:
-    """The report's experiments on one data set. What is left out follows from the size of the set: the report's
+    """The report's experiments on one dataset. What is left out follows from the size of the set: the report's
     20 and 15 epochs from 20,000 training images on, fewer epochs and images below that."""
 
     dataset: Suppress[str] = "mnist-mini"

@@ -1,4 +1,4 @@
-"""Every component in the place of the usual one, on one data set: how much log p(x) hangs on the prior, the posterior,
+"""Every component in the place of the usual one, on one dataset: how much log p(x) hangs on the prior, the posterior,
 the objective, the number of layers, and the likelihood.
 
 Each model is a run folder of its own, and is trained and evaluated once: an experiment that stopped goes on, also in
