@@ -109,6 +109,7 @@ def reference(notebooks: Sequence[Entry]) -> dict[str, str]:
         # of what `NamedTuple` and `dataclass` make: its types are shown as they are written
         warnings.filterwarnings("ignore", "Error parsing type annotation", UserWarning)
         warnings.filterwarnings("ignore", "Cannot determine where", UserWarning)  # of what a tensor has from C++
+        warnings.filterwarnings("ignore", "Failed to run TYPE_CHECKING code", UserWarning)  # of pydantic's own
         for module in modules.values():
             tidy(module)
         files = {address(name): linked(render.html_module(m, modules)) for name, m in modules.items()}

@@ -100,6 +100,10 @@ class StudyCommand(Experiment):
     config: tyro.conf.OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
     folder = "study"
 
+    def __call__(self) -> None:
+        create(Noise, self.config.noise)  # refused before anything is loaded
+        super().__call__()
+
     def run(self, name: str, folder: Path) -> dict[str, str]:
         say(f"ppl-vae run study on {name}, into {folder}")
         config = dataclasses.replace(self.config, dataset=name)
@@ -159,9 +163,6 @@ class RunCommand:
 
     def __call__(self) -> None:
         self.experiment()
-
-
-EXPERIMENTS = ("study", "trust", "swaps")
 
 
 @dataclass(frozen=True)

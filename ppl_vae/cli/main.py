@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 
 import tyro
 
-from ppl_vae.cli.commands import COMMANDS, EXPERIMENTS, RunCommand, TrainCommand
+from ppl_vae.cli.commands import COMMANDS, RunCommand, TrainCommand
 from ppl_vae.cli.plugins import load_plugin, plugin_module
 from ppl_vae.cli.terminal import fail
 from ppl_vae.components import UsageError
@@ -87,8 +87,11 @@ def parse(arguments: list[str]) -> Any:
     """The command that the arguments ask for. A parser's refusal is its own message, and exit status 2."""
     for plugin in plugins(arguments):  # before its components are looked for
         load_plugin(plugin)
-    if arguments[:1] == ["run"] and not {*arguments[1:2]} & {*EXPERIMENTS, "-h", "--help"}:
-        arguments = ["run", "study", *arguments[1:]]
+    match arguments:
+        case ["run"]:
+            arguments = ["run", "study"]
+        case ["run", first, *_] if first.startswith("-") and first not in ("-h", "--help"):
+            arguments = ["run", "study", *arguments[1:]]
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="ppl-vae",
