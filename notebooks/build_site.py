@@ -9,14 +9,17 @@ made by pdoc from the docstrings, the notebooks by nbconvert from what they have
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import operator
 import pkgutil
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 PACKAGE = "ppl_vae"
 NOTEBOOKS = Path(__file__).parent
@@ -163,6 +166,8 @@ def tidy(namespace: Any) -> None:
             helps = [getattr(option, "help", None) for option in getattr(doc.annotation, "__metadata__", ())]
             doc.docstring = markdown("\n\n".join(filter(None, [doc.docstring, *helps])))
             doc.annotation = _plain(doc.annotation)
+            if get_origin(doc.default_value) is Annotated:  # a type by a name of its own
+                doc.default_value = _plain(doc.default_value)
 
 
 def _defined_here(cls: type, name: str) -> bool:
@@ -172,7 +177,13 @@ def _defined_here(cls: type, name: str) -> bool:
 
 
 def _plain(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    """A type without what it is annotated with, also inside of a union or a tuple."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _plain(parts[0])
+    if kind in (Union, UnionType):
+        return functools.reduce(operator.or_, map(_plain, parts))
+    return tuple[tuple(map(_plain, parts))] if kind is tuple else annotation
 
 
 def markdown(docstring: str) -> str:

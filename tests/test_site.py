@@ -121,7 +121,7 @@ def test_docstrings_are_shown_as_they_were_written(pages):
     assert "encoder2: x to the parameters of q(z2|x)" in models
     config = pages["ppl_vae/experiments/config.html"]
     assert "Annotated" not in re.sub(r'<div class="pdoc-code.*?</div>', "", config.html, flags=re.DOTALL)
-    assert "What is done to the images that the encoder sees" in "".join(config.text)
+    assert "Added to the images that the encoder sees" in "".join(config.text)
 
 
 @pytest.mark.parametrize(
