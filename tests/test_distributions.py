@@ -32,7 +32,7 @@ def integral(f, low, high, n=200_001):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("logit", [-60.0, -5.0, -1.001, -0.999, -1e-4, 0.0, 1e-4, 0.999, 1.001, 5.0, 60.0])
 def test_the_continuous_bernoulli_normaliser_against_quadrature(logit, dtype):
-    """Trap 12. -log p(1/2) = A(l) - l/2 is the log-integral of exp(l (x - 1/2))."""
+    """-log p(1/2) = A(l) - l/2 is the log-integral of exp(l (x - 1/2))."""
     exact = math.log(integral(lambda x: (logit * (x - 0.5)).exp(), 0, 1))
     p = ContinuousBernoulli(torch.tensor(logit, dtype=dtype))
     tolerance = {torch.float32: 2e-6, torch.float64: 1e-7}[dtype]

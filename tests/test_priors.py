@@ -172,7 +172,7 @@ def vae(posterior="diagonal-normal", num_components=4, latent_size=2):
 
 
 def test_a_vamp_prior_is_the_mean_of_the_posteriors():
-    """Trap 18: the log of the mean over components, and not of the sum."""
+    """The log of the mean over components, and not of the sum."""
     model = vae().eval()
     with torch.no_grad():
         model.prior.pseudo_inputs[:] = model.prior.pseudo_inputs[0]
@@ -192,7 +192,7 @@ def test_a_vamp_prior_of_any_posterior(name):
 
 
 def test_batch_statistics_are_those_of_the_data():
-    """Trap 18: pseudo-inputs neither use nor change them, and `training` is as it was."""
+    """Pseudo-inputs neither use nor change them, and `training` is as it was."""
     model = vae()
     model.encoder[3].eval()
     z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))

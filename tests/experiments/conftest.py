@@ -2,10 +2,12 @@ import functools
 import signal
 
 import pytest
+import torch
 from stopping import TRAIN, results
 
 from ppl_vae.cli import commands
 from ppl_vae.cli.main import main
+from ppl_vae.data.dataset import Dataset
 from ppl_vae.experiments.swaps import SwapsConfig
 from ppl_vae.system.signals import SIGNALS
 
@@ -62,3 +64,13 @@ def few_swaps(monkeypatch):
     sizes = {"latent-size": 2, "epochs": 2, "num-images": 6, "num-samples": 3, "train-images": 60, "batch-size": 5}
     options = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
     return ["run", "swaps", "--dataset", "mnist-mini", *options]
+
+
+@pytest.fixture
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n):
+        return torch.randint(0, 256, (n, 1, 12, 12), generator=generator, dtype=torch.uint8)
+
+    return Dataset("toy", images(60), images(12), torch.arange(60) % 10, torch.arange(12) % 10)
