@@ -333,12 +333,13 @@ class Categorical(Likelihood):
 
 
 class Poisson(Likelihood):
-    """A count x ~ Poisson(exp l), with the log-rate l from the decoder: a mass, in nats."""
+    """A count x ~ Poisson(exp l), with the log-rate l from the decoder: a mass, in nats. Above 60 the log-rate is
+    60 + log(1 + l - 60), so that exp stays finite."""
 
     support = dist.constraints.nonnegative_integer
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Poisson(params[..., 0].exp())
+        return distributions.Poisson(params[..., 0])
 
 
 class NegativeBinomial(Likelihood):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, constraints
 
 from ppl_vae.components import Component, kebab
+from ppl_vae.distributions import bounded
 from ppl_vae.flows import Flow, affine, spline
 
 
@@ -42,6 +43,12 @@ class Posterior(Component, nn.Module, ABC):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
+def _scale(log_variance: Tensor) -> Tensor:
+    """The standard deviation of a log-variance, which is `bounded`: beyond 60, where its exp would overflow, it grows as
+    a logarithm."""
+    return (0.5 * bounded(log_variance)).exp()
+
+
 class DiagonalNormal(Posterior):
     """z ~ N(mean, diag(exp(log_variance))), with mean and log-variance from the encoder.
 
@@ -53,7 +60,7 @@ class DiagonalNormal(Posterior):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         mean, log_variance = params.chunk(2, -1)
-        return dist.Normal(mean, (0.5 * log_variance).exp()).to_event(1)
+        return dist.Normal(mean, _scale(log_variance)).to_event(1)
 
 
 class FullNormal(Posterior):
@@ -74,7 +81,7 @@ class FullNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         mean, log_variance, lower = params.tensor_split((self.latent_size, 2 * self.latent_size), -1)
         i, j = self.rows_columns
-        scale = (0.5 * log_variance).exp()
+        scale = _scale(log_variance)
         L = scale.diag_embed()
         L[..., i, j] = scale[..., i] * lower / math.sqrt(self.latent_size)
         return dist.MultivariateNormal(mean, scale_tril=L)
@@ -93,9 +100,10 @@ class LowRankNormal(Posterior):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         mean, log_variance, U = params.tensor_split((self.latent_size, 2 * self.latent_size), -1)
-        scale = (0.5 * log_variance).exp()
-        factor = scale[..., None] * U.unflatten(-1, (self.latent_size, self.rank))
-        return dist.LowRankMultivariateNormal(mean, factor, log_variance.exp())
+        scale = _scale(log_variance)
+        # bounded, since float32 has no Cholesky decomposition of one that is far larger
+        factor = scale[..., None] * bounded(U).unflatten(-1, (self.latent_size, self.rank))
+        return dist.LowRankMultivariateNormal(mean, factor, scale.square())
 
 
 class MixtureNormal(Posterior):
@@ -111,7 +119,7 @@ class MixtureNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         logits, params = params.tensor_split((self.num_components,), -1)
         mean, log_variance = params.unflatten(-1, (self.num_components, -1)).chunk(2, -1)
-        components = dist.Normal(mean, (0.5 * log_variance).exp()).to_event(1)
+        components = dist.Normal(mean, _scale(log_variance)).to_event(1)
         return NormalMixture(dist.Categorical(logits=logits), components)
 
 
@@ -162,7 +170,7 @@ class InverseAutoregressiveFlow(Posterior):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         mean, log_variance, h = params.tensor_split((self.latent_size, 2 * self.latent_size), -1)
-        scaled = AffineTransform(mean, (0.5 * log_variance).exp())
+        scaled = AffineTransform(mean, _scale(log_variance))
         return Flow(torch.zeros_like(mean), scaled, self.flow(h))
 
 
@@ -190,5 +198,5 @@ class NeuralSplineFlow(Posterior):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         mean, log_variance, h = params.tensor_split((self.latent_size, 2 * self.latent_size), -1)
-        scaled = AffineTransform(mean, (0.5 * log_variance).exp())
+        scaled = AffineTransform(mean, _scale(log_variance))
         return Flow(torch.zeros_like(mean), self.flow(h), scaled)

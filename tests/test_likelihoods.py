@@ -5,13 +5,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from scipy import special, stats
+from mpmath import mp
 from torch import nn
 from torch.distributions import constraints
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.components import choices
+from ppl_vae.distributions import EPS
 from ppl_vae.likelihoods import (
     Bernoulli,
     DiscretizedLogisticMixture,
@@ -149,68 +150,139 @@ def test_samples_follow_the_log_prob(cls):
         assert (empirical - cdf).abs().max() < math.sqrt(math.log(2 / 1e-4) / (2 * n))
 
 
-def logistic_mass(x, loc, scale):
-    return stats.logistic.cdf((x + 0.5) / 127.5 - 1, loc, scale) - stats.logistic.cdf((x - 0.5) / 127.5 - 1, loc, scale)
-
-
 def softplus(s):
-    return np.logaddexp(0, s)
+    return mp.log1p(mp.exp(s))
 
 
-FORMULAS = {  # log p(x) of the parameters as their docstrings have it, with scipy, at defaults
-    "bernoulli": lambda x, logit: stats.bernoulli.logpmf(x, special.expit(logit)),
-    "continuous-bernoulli": lambda x, logit: logit * x - np.log(np.expm1(logit) / logit),
-    "gaussian": lambda x, m: stats.norm.logpdf(x, m, 0.1),
-    "gaussian-learned": lambda x, m: stats.norm.logpdf(x, m, 0.3),
-    "gaussian-optimal": lambda x, m: stats.norm.logpdf(x, m, 1.0),
-    "gaussian-per-pixel": lambda x, m, s: stats.norm.logpdf(x, m, 0.01 + softplus(s)),
-    "laplace": lambda x, m: stats.laplace.logpdf(x, m, 0.3),
-    "student-t": lambda x, m: stats.t.logpdf(x, 4.0, m, 0.3),
-    "logit-normal": lambda x, m, s: (
-        stats.norm.logpdf(special.logit(x), m, 0.04 + softplus(s)) - np.log(x) - np.log1p(-x)
+def normal(x, mean, scale):
+    return -(((x - mean) / scale) ** 2) / 2 - mp.log(scale * mp.sqrt(2 * mp.pi))
+
+
+def logistic(x, loc, scale):
+    """log P(level x): of the tails at levels 0 and 255."""
+    low, high = (((x + half) / 127.5 - 1 - loc) / scale for half in (-0.5, 0.5))
+    log_at_most, log_at_least = -softplus(-high), -softplus(low)
+    if x in (0, 255):
+        return log_at_most if x == 0 else log_at_least
+    return log_at_most + log_at_least + mp.log(-mp.expm1(low - high))
+
+
+def poisson(x, log_rate):
+    return x * capped(log_rate) - mp.exp(capped(log_rate)) - mp.loggamma(x + 1)
+
+
+def negative_binomial(x, m, c):
+    m, c = mp.exp(capped(m)), mp.exp(c)
+    terms = x * mp.log(m / (m + c)) - c * mp.log1p(m / c)
+    return mp.loggamma(x + c) - mp.loggamma(c) - mp.loggamma(x + 1) + terms
+
+
+def capped(t):
+    return t if t <= 60 else 60 + mp.log1p(t - 60)
+
+
+def log_sum(terms):
+    return mp.log(mp.fsum(map(mp.exp, terms)))
+
+
+def log_ndtr(t):
+    return mp.log(mp.erfc(-t / mp.sqrt(2)) / 2)
+
+
+def logit_normal(x, loc, scale):
+    edge = mp.log(EPS) - mp.log1p(-EPS)
+    if x < EPS or x > 1 - EPS:
+        return log_ndtr((edge - (loc if x < EPS else -loc)) / scale) - mp.log(EPS)
+    return normal(mp.log(x) - mp.log1p(-x), loc, scale) - mp.log(x) - mp.log1p(-x)
+
+
+def beta(x, a, b):
+    x = min(max(x, mp.mpf(EPS)), 1 - mp.mpf(EPS))
+    return (a - 1) * mp.log(x) + (b - 1) * mp.log1p(-x) + mp.loggamma(a + b) - mp.loggamma(a) - mp.loggamma(b)
+
+
+FORMULAS = {  # log p(x) of the parameters as their docstrings have it, at defaults, in 60 digits
+    "bernoulli": lambda x, logit: x * logit - softplus(logit),
+    "continuous-bernoulli": lambda x, logit: logit * x - (mp.log(mp.expm1(logit) / logit) if logit else 0),
+    "gaussian": lambda x, m: normal(x, m, 0.1),
+    "gaussian-learned": lambda x, m: normal(x, m, 0.3),
+    "gaussian-optimal": lambda x, m: normal(x, m, 1.0),
+    "gaussian-per-pixel": lambda x, m, s: normal(x, m, 0.01 + softplus(s)),
+    "laplace": lambda x, m: -abs(x - m) / 0.3 - mp.log(2 * 0.3),
+    "student-t": lambda x, m: (
+        mp.loggamma(2.5) - mp.loggamma(2) - mp.log(4 * mp.pi * 0.3**2) / 2 - 2.5 * mp.log1p(((x - m) / 0.3) ** 2 / 4)
     ),
-    "beta": lambda x, a, b: stats.beta.logpdf(x, 1 + softplus(a), 1 + softplus(b)),
-    "discretized-logistic": lambda x, m, s: np.log(logistic_mass(x, m, 0.001 + softplus(s))),
-    "discretized-logistic-mixture": lambda x, *p: special.logsumexp(
-        special.log_softmax(p[:5], 0) + np.log(logistic_mass(x, np.array(p[5:10]), 0.001 + softplus(p[10:]))), 0
+    "logit-normal": lambda x, m, s: logit_normal(x, m, 0.04 + softplus(s)),
+    "beta": lambda x, a, b: beta(x, 1 + softplus(a), 1 + softplus(b)),
+    "discretized-logistic": lambda x, m, s: logistic(x, m, 0.001 + softplus(s)),
+    "discretized-logistic-mixture": lambda x, *p: (
+        log_sum(w + logistic(x, m, 0.001 + softplus(s)) for w, m, s in zip(p[:5], p[5:10], p[10:], strict=True))
+        - log_sum(p[:5])
     ),
-    "categorical": lambda x, *logits: np.take_along_axis(special.log_softmax(logits, 0), x[None].astype(int), 0)[0],
-    "poisson": lambda x, log_rate: stats.poisson.logpmf(x, np.exp(log_rate)),
-    "negative-binomial": lambda x, m, c: stats.nbinom.logpmf(x, np.exp(c), 1 / (1 + np.exp(m - c))),
-    "zero-inflated-negative-binomial": lambda x, m, c, g: np.log(
-        special.expit(g) * (x == 0) + special.expit(-g) * stats.nbinom.pmf(x, np.exp(c), 1 / (1 + np.exp(m - c)))
+    "categorical": lambda x, *logits: logits[int(x)] - log_sum(logits),
+    "poisson": poisson,
+    "negative-binomial": negative_binomial,
+    "zero-inflated-negative-binomial": lambda x, m, c, g: (
+        log_sum([-softplus(-g), negative_binomial(x, m, c) - softplus(g)])
+        if x == 0
+        else negative_binomial(x, m, c) - softplus(g)
     ),
 }
+EDGES = {
+    constraints.boolean: (0.0, 1.0),
+    constraints.real: (-1e3, 0.0, 0.5, 1e3),
+    constraints.unit_interval: (0.0, 2.0**-32, 2.0**-24, 0.5, 1 - 2.0**-24, 1.0),
+    constraints.nonnegative_integer: (0.0, 1.0, 255.0, 1e4, 1e5, 1e6, 1e7),
+}
+SIZES = (-120.0, -100.0, -20.0, -1.0, 0.5, 11.5, 16.0, 60.0, 89.0, 120.0)
+
+
+def edges(support):
+    return EDGES.get(support, (0.0, 1.0, 128.0, 254.0, 255.0))
+
+
+def held_to_its_formula(name, params, x, **tolerance):
+    """log p(x) in float32, of float32 parameters (n, k) and x (n,)."""
+    likelihood = choices(Likelihood)[name]().eval()
+    with torch.no_grad():
+        log_prob = likelihood(params).log_prob(x).double()
+    with mp.workdps(60):
+        rows = zip(x.tolist(), params.tolist(), strict=True)
+        exact = [float(FORMULAS[name](mp.mpf(x), *map(mp.mpf, row))) for x, row in rows]
+    torch.testing.assert_close(log_prob, torch.tensor(exact, dtype=torch.float64), **tolerance)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_it_is_the_family_that_it_is_named_for(name):
     """Another one might be as normalised, with samples of its own."""
-    likelihood = choices(Likelihood)[name]().eval()
-    params = ordinary(likelihood, 20)
+    likelihood = choices(Likelihood)[name]
     scale = {constraints.boolean: 1.0, constraints.unit_interval: 0.99}.get(likelihood.support, 5.0)
-    x = scale * torch.rand(20, generator=generator(), dtype=torch.float64)
+    x = scale * torch.rand(20, generator=generator())
     x = x.round() if likelihood.support.is_discrete else x
     if "logistic" in name:
         x += 120  # inside: the levels at the ends have the tails
-    expected = FORMULAS[name](x.numpy(), *params.T.numpy())
-    torch.testing.assert_close(likelihood(params).log_prob(x).detach(), torch.as_tensor(expected), rtol=1e-6, atol=1e-6)
+    held_to_its_formula(name, ordinary(likelihood(), 20).float(), x, rtol=1e-5, atol=1e-5)
 
 
-EDGES = {
-    constraints.boolean: (0.0, 1.0),
-    constraints.real: (-1e3, 0.0, 0.5, 1e3),
-    constraints.unit_interval: (0.0, 2.0**-32, 2.0**-24, 0.5, 1 - 2.0**-24, 1.0),
-    constraints.nonnegative_integer: (0.0, 1.0, 255.0, 1e5),
-}
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_digits_are_lost_at_extremes(name):
+    """Counts of 10^7 and outputs of -120 to 120, at which log-gammas cancel and exp overflows."""
+    likelihood = choices(Likelihood)[name]
+    k, support = likelihood().params_per_dim, edges(likelihood.support)
+    if k <= 2:
+        rows = torch.tensor([*itertools.product(SIZES, repeat=k)])
+    else:
+        rows = torch.tensor(SIZES)[torch.randint(len(SIZES), (60, k), generator=generator())]
+    params, x = rows.repeat(len(support), 1), torch.tensor(support).repeat_interleave(len(rows))
+    held_to_its_formula(name, params, x, rtol=1e-5, atol=1e-4)
 
 
 @every_likelihood
 @pytest.mark.parametrize("training", [True, False])
 def test_log_prob_and_gradients_are_finite_at_extremes(cls, training):
     likelihood = cls().train(training)
-    for x in EDGES.get(cls.support, (0.0, 1.0, 128.0, 254.0, 255.0)):
-        for size in (1e-20, 1e-4, 60.0):
+    for x in edges(cls.support):
+        for size in (1e-20, 1e-4, 60.0, 89.0, 120.0):
             params = corners(likelihood, size).float().requires_grad_()
             log_prob = likelihood(params).log_prob(torch.tensor(x))
             assert bool(log_prob.isfinite().all()), (x, size)
@@ -219,9 +291,10 @@ def test_log_prob_and_gradients_are_finite_at_extremes(cls, training):
 
 
 @every_likelihood
-def test_samples_at_extremes_are_in_the_support_and_means_finite(cls):
+@pytest.mark.parametrize("size", [20.0, 120.0])
+def test_samples_at_extremes_are_in_the_support_and_means_finite(cls, size):
     likelihood = cls()
-    params = corners(likelihood, 20.0).float()
+    params = corners(likelihood, size).float()
     with seeded(0):
         p = likelihood(params)
         samples = p.sample((100,))

@@ -286,3 +286,19 @@ def test_a_size_out_of_range_is_refused(spec):
 def test_zuko_leaves_the_validation_of_distributions_on():
     program = "import ppl_vae.flows; from torch.distributions import Distribution; assert Distribution._validate_args"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("size", [-1e4, -200.0, 200.0, 1e4])
+@pytest.mark.parametrize("name", choices(Posterior))
+def test_an_encoder_out_of_bounds_gives_finite_log_probs_and_gradients(name, size):
+    """A log-variance of 200 would be an infinite variance in float32, and one of -200 none."""
+    posterior = build(name, dtype=torch.float32)
+    params = torch.full((3, posterior.num_params), size, requires_grad=True)
+    with seeded(0):
+        q = posterior(params)
+        z = q.rsample()
+    log_q = q.log_prob(z)
+    assert bool(z.isfinite().all())
+    assert bool(log_q.isfinite().all())
+    (gradient,) = torch.autograd.grad((log_q + z.sum(-1)).sum(), params)
+    assert bool(gradient.isfinite().all())
