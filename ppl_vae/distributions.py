@@ -140,19 +140,19 @@ class LogitNormal(Univariate):
         return dist.Normal(self.loc, self.scale).rsample(sample_shape).sigmoid()
 
 
-def capped(t: Tensor) -> Tensor:
-    """t up to 60, and 60 + log(1 + t - 60) above, so that exp of it, and float32 sums over a batch of that, stay finite,
-    and every t has a gradient.
+def capped(t: Tensor, most: float = 60.0) -> Tensor:
+    """t up to `most`, and most + log(1 + t - most) above. So exp of it, and float32 sums over a batch of that, stay
+    finite, and every t has a gradient.
 
     >>> capped(torch.tensor([-100.0, 60.0, 100.0]))
     tensor([-100.0000,   60.0000,   63.7136])
     """
-    return torch.where(t > 60, 60 + (t - 60).clamp(min=0).log1p(), t)
+    return torch.where(t > most, most + (t - most).clamp(min=0).log1p(), t)
 
 
 def bounded(t: Tensor) -> Tensor:
-    """`capped` on both sides, so that exp is not 0 either: for log-variances."""
-    return -capped(-capped(t))
+    """`capped` on both sides, at 30: for log-variances, whose exp is squared and divided by."""
+    return -capped(-capped(t, 30), 30)
 
 
 class Beta(dist.Beta):

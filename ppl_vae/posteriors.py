@@ -44,8 +44,8 @@ class Posterior(Component, nn.Module, ABC):
 
 
 def _scale(log_variance: Tensor) -> Tensor:
-    """The standard deviation of a log-variance, which is `bounded`: beyond 60, where its exp would overflow, it grows as
-    a logarithm."""
+    """The standard deviation of a log-variance, which is `bounded`: beyond 30 it grows as a logarithm, before its
+    exp overflows."""
     return (0.5 * bounded(log_variance)).exp()
 
 
