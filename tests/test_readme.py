@@ -164,6 +164,6 @@ def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     main(["evaluate", "run", "--plugin", "mine.py", "--num-samples", "30", "--num-images", "5"])
-    assert "5 test images, K = 30" in capsys.readouterr().out
+    assert "5 test images of mnist-mini" in capsys.readouterr().out
     assert sys.path == path
     del sys.modules["plugin_mine"]

@@ -1,74 +1,85 @@
-"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | impute | report |
-datasets`."""
+"""The command line: `ppl-vae run | train | evaluate | compare | sample | denoise | impute | report | datasets`.
+
+What takes long to import is imported inside, where an interrupt is one line too."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import itertools
+import os
 import shlex
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
-import tyro
-
-from ppl_vae.cli.commands import COMMANDS, RunCommand, TrainCommand
-from ppl_vae.cli.plugins import load_plugin, plugin_module
-from ppl_vae.cli.terminal import fail
 from ppl_vae.components import UsageError
 from ppl_vae.system.errors import one_line
 from ppl_vae.system.signals import terminable
-from ppl_vae.training.history import Stopped
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status 0, 2 for bad usage, 1 for failure, 130 for SIGINT, 143 for SIGTERM while there is
-    something to go on with; an error is one line."""
+    """Entry point. Exit status 0, 2 for bad usage, 1 for failure, 130 for SIGINT and 143 for SIGTERM; an error is one
+    line. A reader of the output that goes away, as in `ppl-vae --help | head`, ends it silently."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command: Any = None
+    try:
+        try:
+            _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's end is silent too
+        raise SystemExit(128 + 13) from None  # as by SIGPIPE
+
+
+def _main(arguments: list[str]) -> None:
     signals: list[int] = []
     try:
-        with warnings_in_one_line():
-            command = parse(arguments)
-            goes_on = isinstance(command, TrainCommand | RunCommand)
-            with contextlib.ExitStack() as stack:
-                if goes_on:
-                    signals = stack.enter_context(terminable())
-                command()
+        with terminable() as signals, warnings_in_one_line():
+            parse(arguments)()
     except UsageError as error:
         fail(str(error), 2)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ArithmeticError, MemoryError, ImportError) as error:
         fail(one_line(error), 1)
-    except Stopped as stopped:
-        stop(f"{stopped}, with a checkpoint", command, arguments, cast(int, stopped.reason))
     except Exception as error:
         if not plugins(arguments):
             raise
         fail(f"{one_line(error)} ({place(error, plugins(arguments))})", 1)
-    except KeyboardInterrupt:
-        number = signals[0] if signals else signal.SIGINT
-        if not isinstance(command, RunCommand):
-            fail("interrupted", 128 + number)
-        stop("interrupted; what is finished is kept", command, arguments, number)
+    except KeyboardInterrupt as interrupt:
+        stop(interrupt, arguments, signals)
+
+
+def stop(interrupt: KeyboardInterrupt, arguments: list[str], signals: list[int]) -> NoReturn:
+    """Ends by a signal, saying how to resume what can be resumed."""
+    reason = getattr(interrupt, "reason", None)  # of `Stopped`, which has written a checkpoint
+    status = 128 + (signals[0] if signals else reason or signal.SIGINT)
+    command = next(iter(arguments), "")
+    if reason is None and command != "run":
+        fail("interrupted", status)
+    message = "interrupted; what is finished is kept" if reason is None else f"{interrupt}, with a checkpoint"
+    again = [a for a in arguments if a not in ("--resume", "--overwrite")] + ["--resume"] * (command == "train")
+    print(f"ppl-vae: {message}. To go on:\n{shlex.join(['ppl-vae', *again])}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    print(f"ppl-vae: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
 
 
 def place(error: Exception, plugins: list[str]) -> str:
     """Where in the user's own module an error that nobody foresaw came up, or just that there is one."""
+    from ppl_vae.cli.plugins import plugin_module
+
     files = {module.__file__ for name in plugins if (module := plugin_module(name)) is not None}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     lines = [f"{frame.filename}:{frame.lineno}" for frame in frames]
     return f"at {lines[-1]}" if lines else f"with plugin {', '.join(plugins)}"
-
-
-def stop(message: str, command: Any, arguments: list[str], number: int) -> NoReturn:
-    """Ends by a signal, saying how to go on."""
-    again = [a for a in arguments if a not in ("--resume", "--overwrite")]
-    again += ["--resume"] * isinstance(command, TrainCommand)
-    print(f"ppl-vae: {message}. To go on:\n{shlex.join(['ppl-vae', *again])}", file=sys.stderr)
-    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
@@ -85,7 +96,16 @@ def warnings_in_one_line() -> Iterator[None]:
 
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments ask for. A parser's refusal is its own message, and exit status 2."""
+    if arguments == ["--version"]:
+        print(f"ppl-vae {importlib.metadata.version('ppl-vae')}")
+        raise SystemExit(0)
+    import tyro
+
+    from ppl_vae.cli.options import COMMANDS
+
     for plugin in plugins(arguments):  # before its components are looked for
+        from ppl_vae.cli.plugins import load_plugin
+
         load_plugin(plugin)
     match arguments:
         case ["run"]:
@@ -95,7 +115,8 @@ def parse(arguments: list[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="ppl-vae",
-        description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error.",
+        description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error. "
+        "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version.",
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )

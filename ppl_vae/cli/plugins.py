@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ppl_vae.components import UsageError
+from ppl_vae.experiments import listing as listing  # from now on --help lists what there is
 from ppl_vae.system.errors import one_line
 
 

@@ -9,21 +9,12 @@ from pathlib import Path
 import platformdirs
 
 from ppl_vae.components import UsageError, unknown
+from ppl_vae.data.catalogue import BUNDLED, TORCHVISION, names
 from ppl_vae.data.dataset import Dataset as Dataset
 from ppl_vae.data.readers import from_file, from_folder
-from ppl_vae.data.torchvision_sets import TORCHVISION, from_torchvision
 from ppl_vae.data.torchvision_sets import DataError as DataError
+from ppl_vae.data.torchvision_sets import from_torchvision
 from ppl_vae.system.hashing import fingerprint as fingerprint
-
-_BUNDLED = {
-    "mnist-mini": "10,000 + 2,000 digits 1x28x28, CC BY-SA 3.0; bundled",
-    "fashion-mnist-mini": "10,000 + 2,000 clothes 1x28x28, MIT; bundled",
-}
-
-
-def names() -> dict[str, str]:
-    """Every name that `load` knows, with its size, its licence and whether it is bundled or downloaded."""
-    return _BUNDLED | {name: source.about for name, source in TORCHVISION.items()}
 
 
 def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
@@ -54,7 +45,7 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
     Raises DataError if files are missing and could not be downloaded; FileNotFoundError if the path does not exist or
     has no images; UsageError, a ValueError, if the name is unknown; ValueError if a file is invalid.
     """
-    if name in _BUNDLED:
+    if name in BUNDLED:
         with resources.as_file(resources.files("ppl_vae.data") / "bundled" / f"{name}.npz") as file:
             return from_file(name, file)
     if name in TORCHVISION:

@@ -1,10 +1,12 @@
-"""Configs: what a model is, in a frozen record that pydantic checks, from Python, the command line or JSON alike."""
+"""Configs: what a model is, in a frozen record that pydantic checks, from Python, the command line or JSON alike.
+Nothing here imports torch."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -13,16 +15,7 @@ import pydantic
 from pydantic import AfterValidator, Field, ValidationError
 from tyro.conf import arg
 
-from ppl_vae.components import UsageError, describe, unknown
-from ppl_vae.data.encodings import Encoding
-from ppl_vae.data.noise import Noise
-from ppl_vae.experiments.architectures import KINDS
-from ppl_vae.kl_weights import KLWeight
-from ppl_vae.likelihoods import Likelihood
-from ppl_vae.networks import Network, Shape
-from ppl_vae.objectives import Objective
-from ppl_vae.posteriors import Posterior
-from ppl_vae.priors import Prior
+from ppl_vae.components import UsageError, unknown
 from ppl_vae.system.files import read_json, shown
 
 # Upper limits on config values, to protect memory.
@@ -74,9 +67,17 @@ def _moderate(spec: str) -> str:
 Spec = Annotated[str, AfterValidator(_moderate)]
 
 
-def one_of(base: type, text: str, which: str = "One of") -> Any:
+def one_of(kind: str, text: str, which: str = "One of") -> Any:
     """Help that lists the components when it is shown, those of a plugin with them."""
-    return arg(help=text, help_behavior_hint=lambda default: f"{which} {describe(base)}. (default: {default})")
+    return arg(help=text, help_behavior_hint=lambda default: f"{which} {listed(kind)}. (default: {default})")
+
+
+def listed(kind: str) -> str:
+    """The components of a kind, as --help lists them: from a file, so that it does not wait for torch, but with a
+    plugin's where one has been loaded."""
+    if (listing := sys.modules.get("ppl_vae.experiments.listing")) is not None:
+        return listing.components()[kind]
+    return read_json(Path(__file__).parent / "components.json")[kind]
 
 
 @record
@@ -86,9 +87,8 @@ class TrainConfig:
     model: Annotated[
         Spec,
         one_of(
-            Network,
-            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca. KIND is one of "
-            f"{', '.join(f'{name} ({kind.about})' for name, kind in KINDS.items() if kind.has_network)}.",
+            "network",
+            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca.",
             "NETWORK is one of",
         ),
     ] = "conv-vae"
@@ -97,23 +97,23 @@ class TrainConfig:
     likelihood: Annotated[
         Spec | None,
         one_of(
-            Likelihood,
+            "likelihood",
             "p(x|z). Default: bernoulli for a VAE, the squared error (gaussian:scale=0.7071) for an autoencoder.",
         ),
     ] = None
-    prior: Annotated[Spec, one_of(Prior, "p(z).")] = "standard-normal"
-    posterior: Annotated[Spec, one_of(Posterior, "q(z|x).")] = "diagonal-normal"
+    prior: Annotated[Spec, one_of("prior", "p(z).")] = "standard-normal"
+    posterior: Annotated[Spec, one_of("posterior", "q(z|x).")] = "diagonal-normal"
     encoding: Annotated[
         str | None,
         one_of(
-            Encoding,
+            "encoding",
             "What the likelihood observes of 8-bit images. Default: what the likelihood's support asks for; scale for "
             "an autoencoder, unless it is levels. Vectors are observed as they are, by identity.",
         ),
     ] = None
-    objective: Annotated[str, one_of(Objective, "What training maximises.")] = "elbo"
-    kl_weight: Annotated[str, one_of(KLWeight, "beta, the weight of the KL in training alone.")] = "constant"
-    noise: Annotated[str, one_of(Noise, "Added to the images that the encoder sees, to learn to remove it.")] = (
+    objective: Annotated[str, one_of("objective", "What training maximises.")] = "elbo"
+    kl_weight: Annotated[str, one_of("kl_weight", "beta, the weight of the KL in training alone.")] = "constant"
+    noise: Annotated[str, one_of("noise", "Added to the images that the encoder sees, to learn to remove it.")] = (
         "no-noise"
     )
     latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)] = 20
@@ -136,7 +136,7 @@ class TrainConfig:
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 
 
-def read_shape(path: Path) -> Shape:
+def read_shape(path: Path) -> tuple[int, ...]:
     """The shape of a datum from a config in JSON: (C, H, W) of an image, (D,) of a vector."""
     values = read_json(path)
     shape = values.get("event_shape", values.get("image_shape"))  # as it once was
@@ -147,7 +147,7 @@ def read_shape(path: Path) -> Shape:
     return tuple(shape)
 
 
-def read_config(path: Path) -> tuple[TrainConfig, Shape, int]:
+def read_config(path: Path) -> tuple[TrainConfig, tuple[int, ...], int]:
     """A config, the shape of a datum and the number of classes (0: no labels) from JSON. An unknown key, a wrong type
     or a value out of range is a `ValueError` that names the file and the key."""
     values, shape = read_json(path), read_shape(path)

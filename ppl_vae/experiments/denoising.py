@@ -11,7 +11,6 @@ from ppl_vae.components import create
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.evaluation.denoising import PCA, quality_summary
-from ppl_vae.experiments.decoding import restore
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.preparation import split_of
 from ppl_vae.experiments.runs import Run
@@ -20,18 +19,22 @@ from ppl_vae.system.files import to_json, write_whole
 USUAL = "gaussian-noise:scale=0.5"
 
 
-def denoise_run(run: Run, output: Path, *, noise: str | None = None, num_images: int | None, seed: int) -> dict:
+def denoise_run(
+    run: Run, output: Path, *, name: str, noise: str | None = None, num_images: int | None, seed: int
+) -> dict[str, Any]:
     """Quality of a run's restorations of the first test images with noise, by default what it learned to remove, else
     Gaussian. Writes `denoising.json`, and the first images to `denoising.npz`; returns what is in the former."""
-    if not run.dataset.is_images:
-        raise ValueError(f"{output}: expected a model of images, to remove noise from; got {run.dataset!r}")
+    if not run.is_of_images:
+        raise ValueError(
+            f"{name}: expected a model of images, to remove noise from; got one of vectors, {run.event_shape}"
+        )
     spec = noise or (USUAL if isinstance(run.observe.noise, NoNoise) else run.config.noise)
     clean = run.dataset.test[:num_images] / 255
     noisy = create(Noise, spec)(clean, Generator().manual_seed(seed))
-    restored = {"noisy": noisy, output.name: restore(run, noisy)}
+    restored = {"noisy": noisy, name: run.reconstruct(noisy, *run.test_labels(len(noisy)))}
     rows = {name: quality_summary(x, clean) for name, x in restored.items()}
     summary = {"noise": spec, "num_images": len(clean), "seed": seed, "rows": rows}
-    shown = {"original": clean, "noisy": noisy, "restored": restored[output.name]}
+    shown = {"original": clean, "noisy": noisy, "restored": restored[name]}
     write_whole(output / "denoising.npz", pictures(shown))
     write_whole(output / "denoising.json", to_json(summary))
     return summary
@@ -49,7 +52,7 @@ def denoise_all(runs: dict[str, Run], dataset: Dataset, noise: str, *, seed: int
     images, validation = (select(dataset.train, index) / 255 for index in indices)
     pca = PCA.tuned(images, add(validation, Generator().manual_seed(seed + 1)), validation)
     restored = {"noisy": noisy, f"PCA ({pca.num_components} components)": pca(noisy)}
-    restored |= {name: restore(run, noisy) for name, run in runs.items()}
+    restored |= {name: run.reconstruct(noisy, *run.test_labels(len(noisy))) for name, run in runs.items()}
     rows: dict[str, Any] = {}
     for name, x in restored.items():
         run = runs.get(name)

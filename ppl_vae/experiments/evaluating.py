@@ -1,4 +1,4 @@
-"""log p(x) of what a run is held to: its test images; and the files that keep it."""
+"""Evaluate a trained run on its test set; save and load the results."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 import io
 import math
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.evaluation.sandwich import Sandwich, bidirectional
-from ppl_vae.experiments.runs import EVALUATION, Run, versions
+from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import check, read_json, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
@@ -123,11 +125,13 @@ def gaps_run(
     """
     if not log_p.complete:
         raise ValueError(f"log_p: expected all samples of {len(log_p)} images; got work that was interrupted")
+    if not run.has_its_own_data:
+        raise ValueError(f"{run.dataset.name}: expected the data of the training, to tell the gap to it; got others")
     program, data = run.programs, held_out(run, num_images, seed)[0]
     gaps = gap_decomposition(*program, *data, log_p=log_p, seed=seed, num_steps=num_steps)
     images, labels = run.train_data(len(log_p))
     seen = Dataset(run.dataset.name, run.dataset.train, images, run.dataset.train_labels, *labels)
-    trained = dataclasses.replace(run, dataset=seen)
+    trained = run.on(seen)
     train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
     generalisation, units = generalisation_gap(train_log_p, log_p), active_units(program[1], *data)
     codes = aggregate_posterior(*program, *data, seed=seed)
@@ -187,19 +191,60 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
     }
 
 
-def save_evaluation(folder: Path, result: LogLikelihood, summary: dict[str, Any]) -> None:
-    """Writes `log_likelihood.json`, and per image (log_p, mc_se, ess, khat, num_samples) `log_likelihood.npz`."""
+def evaluation_files(method: str = "importance", *, complete: bool = True) -> tuple[str, str]:
+    """The names of the two files of an evaluation, for each method its own: its summary, and its numbers by datum.
+
+    >>> evaluation_files(), evaluation_files("annealed", complete=False)[0]
+    (('log_likelihood.json', 'log_likelihood.npz'), 'log_likelihood-annealed-partial.json')
+    """
+    stem = "log_likelihood" + (f"-{method}" if method != "importance" else "") + ("" if complete else "-partial")
+    return f"{stem}.json", f"{stem}.npz"
+
+
+def save_evaluation(
+    folder: Path,
+    result: LogLikelihood,
+    summary: dict[str, Any],
+    *,
+    method: str = "importance",
+    settings: Mapping[str, float] = MappingProxyType({}),
+) -> Path:
+    """Writes a summary with the settings of its method, and per datum log_p, mc_se, ess, khat and num_samples, to the
+    files of `evaluation_files`. Returns the path of the summary."""
     arrays = io.BytesIO()
     np.savez(arrays, **{name: getattr(result, name).numpy() for name in PER_IMAGE})
-    summary = summary | {"versions": versions()}
-    write_checked(folder, {"log_likelihood.npz": arrays.getvalue(), "log_likelihood.json": to_json(summary)})
+    summary = summary | {"method": method, **settings, "versions": versions()}
+    name, per_datum = evaluation_files(method, complete=result.complete)
+    write_checked(folder, {per_datum: arrays.getvalue(), name: to_json(summary)})
+    return folder / name
+
+
+def outranks(path: Path, settings: Mapping[str, float]) -> bool:
+    """Whether the finished result at `path` is of more of something than `settings` (of a tolerance: less): it is then
+    not to be replaced unasked. False for a damaged one, and where there is none."""
+    try:
+        check(path.parent, path.name)
+        stored = read_json(path)
+    except (OSError, ValueError):
+        return False
+
+    def more(name: str, value: float) -> bool:
+        known = stored.get(name)
+        return isinstance(known, int | float) and (known < value if name == "tolerance" else known > value)
+
+    return stored.get("complete", True) is True and any(more(name, value) for name, value in settings.items())
+
+
+def output_of(run: Run, folder: Path) -> Path:
+    """The folder for what is computed of a run and its data: its own, or one below it for other data."""
+    return folder if run.has_its_own_data else folder / f"on-{run.dataset.name}"
 
 
 def evaluated(folder: Path, *, num_samples: int, num_images: int, seed: int) -> dict[str, Any] | None:
     """The summary of the evaluation in a run folder, if it is just this one, by importance sampling, and whole."""
     try:
-        check(folder, *EVALUATION)
-        summary = read_json(folder / EVALUATION[0])
+        check(folder, *evaluation_files())
+        summary = read_json(folder / evaluation_files()[0])
     except (OSError, ValueError):  # one that is damaged is made again
         return None
     asked = {"num_samples": num_samples, "num_images": num_images, "seed": seed, "complete": True}
@@ -207,18 +252,19 @@ def evaluated(folder: Path, *, num_samples: int, num_images: int, seed: int) -> 
     return summary if same and summary.get("bound", "").startswith("lower (importance-weighted") else None
 
 
-def load_evaluation(folder: Path) -> LogLikelihood:
-    """The result that `ppl-vae evaluate` left in a run folder.
+def load_evaluation(folder: Path, method: str = "importance") -> LogLikelihood:
+    """The result of a method that `ppl-vae evaluate` left in a run folder.
 
     Raises `FileNotFoundError` where it left none, and `ValueError` for files that are damaged.
     """
-    for name in EVALUATION:
+    names = evaluation_files(method)
+    for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder}: expected {name}, as ppl-vae evaluate writes it; got a folder without it"
             )
-    check(folder, *EVALUATION)
-    summary, path = read_json(folder / "log_likelihood.json"), folder / "log_likelihood.npz"
+    check(folder, *names)
+    summary, path = read_json(folder / names[0]), folder / names[1]
     try:
         arrays = read_npz(path, PER_IMAGE)
     except ValueError as error:
@@ -234,6 +280,6 @@ def load_evaluation(folder: Path) -> LogLikelihood:
     for name, kind in others.items():
         if type(summary.get(name)) is not kind:
             got = str(summary.get(name))[:100]
-            raise ValueError(f"{folder / EVALUATION[0]}: {name}: expected {kind.__name__}; got {got!r}")
+            raise ValueError(f"{folder / names[0]}: {name}: expected {kind.__name__}; got {got!r}")
     fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return LogLikelihood(**fields, **{name: summary[name] for name in others})

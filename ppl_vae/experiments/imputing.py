@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +16,10 @@ from ppl_vae.evaluation.imputation import Imputation, impute
 from ppl_vae.evaluation.results import num_unreliable_or_none
 from ppl_vae.experiments.evaluating import held_out
 from ppl_vae.experiments.runs import Run, versions
+from ppl_vae.experiments.settings import ImputationConfig, Part
 from ppl_vae.system.files import to_json, write_whole
 
-Part = Literal["top", "bottom", "left", "right", "random"]
 NUM_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class ImputationConfig:
-    """Which pixels are missing, and how they are filled in."""
-
-    missing: Part = "bottom"
-    """Which pixels are missing."""
-    fraction: float = 0.5
-    """How many of them."""
-    num_images: int = 20
-    """The first so many test images."""
-    num_samples: int = 1000
-    """Samples of the latents for each image."""
-    seed: int = 0
-    """Of all samples."""
 
 
 def impute_run(
@@ -53,8 +36,8 @@ def impute_run(
 def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_progress: bool = True) -> Imputation:
     """Fills in the missing pixels of test images; writes `imputation.json`, and the first images as they are, as seen
     and as filled in to `imputation.npz`, (images, C, H, W) in [0, 1]. Raises `ValueError` as `impute_run` does."""
-    if not run.dataset.is_images:
-        raise ValueError(f"{output}: expected a model of images; got {run.dataset!r}")
+    if not run.is_of_images:
+        raise ValueError(f"{output}: expected a model of images; got one of vectors, {run.event_shape}")
     seen = seen_pixels(run.dataset.test[: config.num_images], config.missing, config.fraction, seed=config.seed)
     options: dict[str, Any] = {k: getattr(config, k) for k in ("num_images", "num_samples", "seed")}
     result, x = impute_run(run, seen, show_progress=show_progress, **options)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,25 +22,58 @@ from ppl_vae.data.loading import load
 from ppl_vae.data.observation import Observe
 from ppl_vae.experiments.architectures import Model
 from ppl_vae.experiments.config import TrainConfig, read_config
+from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.preparation import Assembly, assemble, at_most, split_of
 from ppl_vae.networks import Shape
-from ppl_vae.programs import Program
+from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.system.files import check, read_json
+from ppl_vae.system.hashing import fingerprint
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.history import History
 
-EVALUATION = ("log_likelihood.json", "log_likelihood.npz")  # in a run folder, as `experiments.evaluating` writes it
 CHECKPOINTS = "checkpoints"  # their folder in that of a run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """A trained model with what it was trained on and how."""
+    """A trained model with how it was trained, and its data, which are loaded when they are first asked for."""
 
     assembly: Assembly
     model: Model
-    dataset: Dataset
+    event_shape: tuple[int, ...]
     metrics: dict[str, Any]
+    load_dataset: Callable[[], Dataset]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Raises `ValueError` for data that the model is not for, and as `load` does."""
+        return self._fitting(self.load_dataset())
+
+    def on(self, dataset: Dataset) -> Run:
+        """The same model on other data. Raises `ValueError` for data of another shape."""
+        self._fitting(dataset)
+        return dataclasses.replace(self, load_dataset=lambda: dataset)
+
+    def _fitting(self, dataset: Dataset) -> Dataset:
+        if dataset.event_shape != self.event_shape:
+            raise ValueError(
+                f"{dataset.name}: expected data of shape {self.event_shape}, as trained on; got {dataset.event_shape}"
+            )
+        return dataset
+
+    @property
+    def is_of_images(self) -> bool:
+        return len(self.event_shape) == 3
+
+    @cached_property
+    def has_its_own_data(self) -> bool:
+        """Whether `dataset` is what the model was trained on, by fingerprint."""
+        stored, dataset = self.metrics.get("dataset_fingerprint"), self.dataset
+        try:
+            parts = [select(dataset.train, index) for index in split_of(self.config, dataset)]
+        except ValueError:  # of other sizes
+            return False
+        return stored is None or stored == fingerprint(*parts)
 
     @property
     def config(self) -> TrainConfig:
@@ -71,27 +108,82 @@ class Run:
         images, labels = select(self.dataset.train, index), self.dataset.train_labels
         return images, (labels[index],) if self.model.needs_labels and labels is not None else ()
 
+    def encode(self, x: Tensor) -> Tensor:
+        """E_q[z|x], (data, latent), of the top layer if there are two, for a model without labels.
 
-def load_run(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | None = None) -> Run:
+        x are data as a `Dataset` has them: images (data, C, H, W), uint8 or floats in [0, 1], or vectors (data, D)."""
+        with evaluating(self.model.model):
+            return self.model.encode(self._seen(x)).mean
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x|z], (*, *event), of latents (*, latent), for a model without labels; images as brightness in [0, 1]."""
+        with evaluating(self.model.model):
+            return self._shown(self.model.decode(z))
+
+    def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512) -> Tensor:
+        """What the model makes of data as `encode` takes them, noisy ones among them: (data, *event), of images as
+        brightness in [0, 1]. A model that needs labels is given them, (data,)."""
+        with evaluating(self.model.model):
+            parts = zip(*(t.split(chunk) for t in (x, *labels)), strict=True)
+            made = (self.model.reconstruct(self._seen(part), *rest) for part, *rest in parts)
+            return torch.cat([self._shown(x) for x in made])
+
+    def sample(self, num_data: int, *, seed: int = 0, mean: bool = True) -> Tensor:
+        """New data, (num_data, *event): E[x|z] for z from the prior, of images as brightness in [0, 1], or x ~ p(x|z)
+        unless `mean`. A model that takes labels makes some of each class in turn. Raises `ValueError` for an
+        autoencoder."""
+        if not self.model.has_log_p:
+            raise ValueError(
+                f"{self.config.model}: expected a VAE; got an autoencoder, which has no prior to sample from"
+            )
+        with seeded(seed), evaluating(self.model.model):
+            x = self.model.generate(num_data)
+            return self._shown(x.mean) if mean else x.sample()
+
+    def _shown(self, x: Tensor) -> Tensor:
+        return self.observe.encoding.grey(x) if self.is_of_images else x
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self.observe.for_encoder(x / 255 if x.dtype == torch.uint8 else x)
+
+
+def load_run(folder: Path | str, *, data_dir: Path | None = None, dataset: Dataset | str | None = None) -> Run:
     """A finished run from its folder.
 
+    Arguments:
+        data_dir: where torchvision's datasets are: see `load`.
+        dataset: the data, or their name or path: those of the training at another place, or others of their shape. By
+            default those of the training, where they were.
+
+    Data are loaded when `Run.dataset` is first used. That raises `ValueError` for data of another shape, and for others
+    than those of the training unless `dataset` is given.
     Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected the folder of a run; got nothing there")
-    for name in ("config.json", "weights.safetensors", "metrics.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
+    folder = Path(folder)
+    check_run(folder)
     check(folder, "config.json", "weights.safetensors", "metrics.json")
     config, shape, num_classes = read_config(folder / "config.json")
     assembly = _assembled(config, shape, num_classes, folder / "config.json")
     model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors")
-    dataset = dataset or load(config.dataset, data_dir)
-    if dataset.event_shape != shape:
+    metrics = read_json(folder / "metrics.json")
+
+    def given() -> Dataset:
+        return dataset if isinstance(dataset, Dataset) else load(dataset or config.dataset, data_dir)
+
+    def unchanged() -> Dataset:
+        try:
+            found = Run(assembly, model, shape, metrics, given)
+            if found.has_its_own_data:
+                return found.dataset
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. If the data have moved, say where they are by --dataset") from None
         raise ValueError(
-            f"{config.dataset}: expected images of shape {shape}, as trained on; got {dataset.event_shape}"
+            f"{config.dataset}: expected the data that {folder} was trained on, with the fingerprint "
+            f"{metrics.get('dataset_fingerprint')}; got others (to use them all the same, name them by --dataset)"
         )
-    return Run(assembly, model, dataset, read_json(folder / "metrics.json"))
+
+    run = Run(assembly, model, shape, metrics, unchanged if dataset is None else given)
+    return run if dataset is None or isinstance(dataset, str) else run.on(dataset)
 
 
 def _assembled(config: TrainConfig, shape: Shape, num_classes: int, path: Path) -> Assembly:

@@ -13,77 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Suppress
-
 from ppl_vae.components import create
 from ppl_vae.data.loading import load
 from ppl_vae.data.noise import Noise
-from ppl_vae.experiments.config import Count, TrainConfig, record
 from ppl_vae.experiments.denoising import denoise_all
 from ppl_vae.experiments.evaluating import evaluate_run, evaluated, save_evaluation
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.preparation import split_of
 from ppl_vae.experiments.runs import Run, finished, versions
+from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import seconds_per_step, trained
 from ppl_vae.system.files import write_json, write_whole
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import attempted
-
-
-@record
-class StudyConfig:
-    """The report's experiments on one dataset. What is left out follows from the size of the set: the report's
-    20 and 15 epochs from 20,000 training images on, fewer epochs and images below that."""
-
-    dataset: Suppress[str] = "mnist-mini"
-    noise: str = "gaussian-noise:scale=0.5"
-    """What to remove: gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
-    autoencoder_epochs: Count | None = None
-    """Default: 20 on full sets, 6 on small ones."""
-    vae_epochs: Count | None = None
-    """Default: 15 on full sets, 4 on small ones."""
-    batch_size: Count | None = None
-    """Default: 128 on full sets, 64 on small ones."""
-    num_images: Count | None = None
-    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
-    num_samples: Count | None = None
-    """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
-    seed: int = 0
-    train_images: Count | None = None
-    """Use the first so many training images only."""
-
-    def for_set_of(self, num_train: int) -> StudyConfig:
-        """With what was left out filled in for a set of `num_train` training images."""
-        full = min(num_train, self.train_images or num_train) >= 20_000
-        defaults: dict[str, Any] = {
-            "autoencoder_epochs": 20 if full else 6,
-            "vae_epochs": 15 if full else 4,
-            "batch_size": 128 if full else 64,
-            "num_images": 1000 if full else 200,
-            "num_samples": 500 if full else 100,
-        }
-        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
-
-    def models(self) -> dict[str, TrainConfig]:
-        """The runs of the study by name; `-denoising` learned noisy -> clean, as the autoencoders did."""
-        common: dict[str, Any] = {
-            "dataset": self.dataset,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "train_images": self.train_images,
-        }
-        ae = {**common, "epochs": self.autoencoder_epochs, "noise": self.noise}
-        vae = {**common, "epochs": self.vae_epochs}
-        return {
-            "dense-ae": TrainConfig(model="dense-ae", latent_size=32, **ae),
-            "conv-ae": TrainConfig(model="conv-ae", **ae),
-            "conv-vae-denoising": TrainConfig(model="conv-vae", noise=self.noise, **vae),
-            "conv-vae": TrainConfig(model="conv-vae", **vae),
-            "dense-vae": TrainConfig(model="dense-vae", **vae),
-            "dense-vae-2d": TrainConfig(model="dense-vae", latent_size=2, **vae),
-            "dense-vae-gaussian": TrainConfig(model="dense-vae", likelihood="gaussian-learned", **vae),
-            "dense-vae-per-pixel": TrainConfig(model="dense-vae", likelihood="gaussian-per-pixel", **vae),
-        }
 
 
 def run_study(

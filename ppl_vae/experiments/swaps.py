@@ -12,22 +12,21 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from ppl_vae.components import choices
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit, compare
-from ppl_vae.evaluation.results import LogLikelihood
-from ppl_vae.experiments.config import Count, TrainConfig, read_config, record
-from ppl_vae.experiments.decoding import sample_images
+from ppl_vae.experiments.comparing import mean_over_seeds
+from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import evaluate_run, evaluated, load_evaluation, save_evaluation
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import history_of, versions
+from ppl_vae.experiments.settings import SwapsConfig
 from ppl_vae.experiments.training import trained
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
@@ -41,64 +40,42 @@ GROUPS = ("prior", "posterior", "objective", "layers", "likelihood")
 NUM_SAMPLED = 10
 
 
-@record
-class SwapsConfig:
-    """What all models have in common: gated dense networks 300-300 with 40 latent dimensions, as in the VampPrior's
-    paper."""
+def models_of(config: SwapsConfig, dataset: str) -> dict[str, TrainConfig]:
+    """The models by name, `base` and GROUP-COMPONENT; their seed is to be set."""
+    base = TrainConfig(
+        model="gated-dense-vae",
+        dataset=dataset,
+        latent_size=config.latent_size,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        train_images=config.train_images,
+    )
 
-    latent_size: Count = 40
-    epochs: Count = 20
-    batch_size: Count = 200
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
-    """At first; it falls to 0 by half a cosine."""
-    num_images: Count = 1000
-    """Test images whose log p(x) is estimated."""
-    num_samples: Count = 1000
-    """Importance samples for each of them."""
-    num_particles: Count = 5
-    """Of the importance-weighted objectives."""
-    seeds: tuple[int, ...] = (0,)
-    train_images: Count | None = None
+    def swapped(group: str, *specs: str) -> Iterator[tuple[str, TrainConfig]]:
+        for spec in specs:
+            change: dict[str, Any] = {group: spec}
+            yield f"{group}-{spec.partition(':')[0]}", dataclasses.replace(base, **change)
 
-    def models(self, dataset: str) -> dict[str, TrainConfig]:
-        """The models by name, `base` and GROUP-COMPONENT; their seed is to be set."""
-        base = TrainConfig(
-            model="gated-dense-vae",
-            dataset=dataset,
-            latent_size=self.latent_size,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            schedule="cosine",
-            train_images=self.train_images,
-        )
-
-        def swapped(group: str, *specs: str) -> Iterator[tuple[str, TrainConfig]]:
-            for spec in specs:
-                change: dict[str, Any] = {group: spec}
-                yield f"{group}-{spec.partition(':')[0]}", dataclasses.replace(base, **change)
-
-        priors = [name for name in choices(Prior) if name != base.prior]
-        posteriors = [name for name in choices(Posterior) if name != base.posterior]
-        objectives = [
-            "analytic-kl",
-            *(
-                f"{name}:num_particles={self.num_particles}"
-                for name in ("importance-weighted", "doubly-reparameterized")
-            ),
-        ]
-        # Bernoulli's mass is of binarised pixels; the dearest of the others is last
-        likelihoods = sorted({*choices(Likelihood)} - {"bernoulli"}, key=lambda name: (name == "categorical", name))
-        two_layers = dataclasses.replace(base, model="gated-dense-hvae")
-        return {
-            BASE: base,
-            **dict(swapped("prior", *priors)),
-            "layers-two": two_layers,
-            "layers-two-vamp-prior": dataclasses.replace(two_layers, prior="vamp-prior"),
-            **dict(swapped("objective", *objectives)),
-            **dict(swapped("posterior", *posteriors)),
-            **dict(swapped("likelihood", *likelihoods)),
-        }
+    priors = [name for name in choices(Prior) if name != base.prior]
+    posteriors = [name for name in choices(Posterior) if name != base.posterior]
+    objectives = [
+        "analytic-kl",
+        *(f"{name}:num_particles={config.num_particles}" for name in ("importance-weighted", "doubly-reparameterized")),
+    ]
+    # Bernoulli's mass is of binarised pixels; the dearest of the others is last
+    likelihoods = sorted({*choices(Likelihood)} - {"bernoulli"}, key=lambda name: (name == "categorical", name))
+    two_layers = dataclasses.replace(base, model="gated-dense-hvae")
+    return {
+        BASE: base,
+        **dict(swapped("prior", *priors)),
+        "layers-two": two_layers,
+        "layers-two-vamp-prior": dataclasses.replace(two_layers, prior="vamp-prior"),
+        **dict(swapped("objective", *objectives)),
+        **dict(swapped("posterior", *posteriors)),
+        **dict(swapped("likelihood", *likelihoods)),
+    }
 
 
 def run_swaps(
@@ -120,7 +97,7 @@ def run_swaps(
     """
     dataset = load(dataset_name, data_dir)
     output.mkdir(parents=True, exist_ok=True)
-    models = config.models(dataset_name)
+    models = models_of(config, dataset_name)
     failed: dict[str, str] = {}
     for seed in config.seeds:
         for name, model in models.items():
@@ -141,7 +118,7 @@ def run_swaps(
 
 def run_one(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **options: Any) -> None:
     run = trained(c, folder, dataset=dataset, **options)
-    images = (sample_images(run, NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
+    images = (run.sample(NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
     samples = io.BytesIO()
     np.savez_compressed(samples, samples=images.numpy())
     write_checked(folder, {"samples.npz": samples.getvalue()})
@@ -167,7 +144,7 @@ def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Datas
 
 def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[str, str]) -> dict[str, Any]:
     """`metrics.json` and the figures from the evaluations in the run folders."""
-    models = config.models(dataset.name)
+    models = models_of(config, dataset.name)
     groups: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {}
     for group in GROUPS:
@@ -208,7 +185,10 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
     factor = 1.0 if unit == "nats" else -1 / (num_dims * math.log(2))
     results = {name: [load_evaluation(folder) for folder in folders] for name, folders in runs.items()}
     comparison = compare(
-        {name: _mean(of_seeds) for name, of_seeds in results.items()}, unit=unit, num_dims=num_dims, levels=True
+        {name: mean_over_seeds(of_seeds) for name, of_seeds in results.items()},
+        unit=unit,
+        num_dims=num_dims,
+        levels=True,
     )
     rows = []
     for row in comparison.rows:
@@ -235,13 +215,3 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
             }
         )
     return {"unit": unit, "rows": rows}
-
-
-def _mean(results: list[LogLikelihood]) -> LogLikelihood:
-    """The mean of log p(x) over seeds of training, for each image."""
-    return dataclasses.replace(
-        results[0],
-        log_p=torch.stack([r.log_p for r in results]).mean(0),
-        mc_se=torch.stack([r.mc_se for r in results]).square().sum(0).sqrt() / len(results),
-        khat=torch.stack([r.khat for r in results]).amax(0),
-    )

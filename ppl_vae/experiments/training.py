@@ -14,8 +14,9 @@ from safetensors.torch import save
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.folders import results_of
 from ppl_vae.experiments.preparation import Prepared, fitted, prepare, split_of
-from ppl_vae.experiments.runs import CHECKPOINTS, EVALUATION, Run, finished, load_run, unfinished, versions
+from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, unfinished, versions
 from ppl_vae.system.files import CHECKSUMS, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import stoppable
@@ -97,8 +98,8 @@ def train(
             )
         except DivergedError as error:
             history, failure = error.history, error
-        for name in ("metrics.json", *EVALUATION, CHECKSUMS):  # of an earlier run, which this one replaces
-            (output / name).unlink(missing_ok=True)
+        for path in (output / "metrics.json", *results_of(output), output / CHECKSUMS):
+            path.unlink(missing_ok=True)  # of an earlier run, which this one replaces
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         files = {
             "config.json": to_json(written),
@@ -112,7 +113,7 @@ def train(
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
     if failure is not None:
         raise failure
-    return Run(prepared.assembly, model, dataset, metrics)
+    return Run(prepared.assembly, model, dataset.event_shape, metrics, lambda: dataset)
 
 
 def _metrics(prepared: Prepared, history: History) -> dict[str, Any]:

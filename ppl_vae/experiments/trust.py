@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,11 @@ from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.evaluating import anneal_run, evaluate_run, held_out, sandwich_run
 from ppl_vae.experiments.runs import Run, load_run, versions
+from ppl_vae.experiments.settings import TrustConfig
 from ppl_vae.system.files import read_json, write_json
 from ppl_vae.system.signals import attempted
 
 OF_EXACT = ("most_samples", "tolerances", "grid_points")  # what concerns VAEs alone whose log p(x) is known exactly
-
-
-@dataclass(frozen=True)
-class TrustConfig:
-    """How much of each method."""
-
-    num_images: int = 16
-    num_samples: tuple[int, ...] = (10, 100, 1000, 10_000)
-    most_samples: int = 100_000
-    """K to go up to where log p(x) is known exactly."""
-    tolerances: tuple[float, ...] = (1.0, 0.1)
-    """Nats per image, for `log_likelihood` where log p(x) is known exactly."""
-    grid_points: int = 400
-    """By dimension, of the quadrature."""
-    num_chains: int = 8
-    num_steps: int = 100
-    leapfrog_steps: int = 3
-    seed: int = 0
 
 
 def run_trust(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.experiments.config import read_config
-from ppl_vae.experiments.decoding import decode, encode
 from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.report.embedding import address
 
@@ -46,12 +45,12 @@ def explorer(folder: Path, dataset_of: Callable[[str], Dataset]) -> Explorer | s
         run = load_run(folder, dataset=dataset_of(read_config(folder / "config.json")[0].dataset))
     except (OSError, ValueError) as error:
         return str(error)
-    if not (run.dataset.is_images and run.model.has_log_p) or run.model.labelled:
+    if not (run.is_of_images and run.model.has_log_p) or run.model.labelled:
         return None
-    if run.dataset.image_shape[0] not in (1, 3):
+    if run.event_shape[0] not in (1, 3):
         return None
     shown = plane(run)
-    tiles = (decode(run, shown.z).clamp(0, 1) * 255).round().to(torch.uint8)  # (up, right, C, H, W)
+    tiles = (run.decode(shown.z).clamp(0, 1) * 255).round().to(torch.uint8)  # (up, right, C, H, W)
     sprite = tiles.flip(0).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     return Explorer(address(Image.fromarray(sprite.squeeze(-1).numpy())), shown)
 
@@ -63,7 +62,7 @@ def plane(run: Run) -> Plane:
         z = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
         where = "normal quantiles of the two latent dimensions"
         return Plane(z, axis.tolist(), axis.tolist(), ("z1", "z2"), where)
-    z = encode(run, run.dataset.test[:1000] / 255)
+    z = run.encode(run.dataset.test[:1000])
     centre = z.mean(0)
     _, scale, directions = torch.linalg.svd(z - centre, full_matrices=False)
     axis = torch.linspace(-2.5, 2.5, GRID)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ppl_vae import plots
-from ppl_vae.experiments.decoding import decode, encode, restore, sample_images
 from ppl_vae.experiments.runs import Run, history_of
 from ppl_vae.system.signals import stoppable
 
 
 @stoppable()
-def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) -> list[Path]:
+def draw_run(
+    run: Run,
+    folder: Path,
+    *,
+    output: Path | None = None,
+    num_samples: int = 64,
+    seed: int = 0,
+    say: Callable[[str], object] = print,
+) -> list[Path]:
     """Draws `training` and, of images, `reconstructions`, for a VAE also `samples` and `interpolations`, and for a 2-d
-    latent space `latent-grid` and `latent-codes`, as PNG under `folder/figures`. Returns the paths."""
-    figures = folder / "figures"
+    latent space `latent-grid` and `latent-codes`, as PNG under `figures` in the run's `folder`, or in `output`. Returns
+    the paths. Where the data can't be loaded it says so, and draws what needs none."""
+    figures = (output or folder) / "figures"
     figures.mkdir(exist_ok=True)
     name = f"{run.config.dataset}: {folder.name}"
     paths: list[Path] = []
@@ -29,39 +38,42 @@ def draw_run(run: Run, folder: Path, *, num_samples: int = 64, seed: int = 0) ->
     plots.training_curves(axes, history_of(folder))
     save(fig, "training", name)
 
-    if not run.dataset.is_images:
+    if not run.is_of_images:
         return paths
-    grey = run.dataset.test[:10] / 255
+    is_drawn_from = run.model.has_log_p and not run.model.labelled  # z says the rest, once the label is known
+    if run.model.has_log_p:
+        fig, ax = plots.figure(6, 6)
+        plots.images(ax, run.sample(num_samples, seed=seed))
+        save(fig, "samples", f"{name}, E[x|z] for z from the prior")
+    if is_drawn_from and run.config.latent_size == 2:
+        quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.01, 0.99, 20))
+        grid = torch.stack(torch.meshgrid(quantiles, quantiles, indexing="xy"), -1)  # [i, j] is (z1[j], z2[i])
+        fig, ax = plots.figure(8, 8)
+        plots.latent_grid(ax, run.decode(grid), quantiles, quantiles)
+        save(fig, "latent-grid", f"{name}, E[x|z] at normal quantiles of z")
+    try:
+        dataset = run.dataset
+    except (OSError, ValueError) as error:
+        say(f"No reconstructions: {error}")
+        return paths
+
+    x = dataset.test[:10]
     fig, ax = plots.figure(8, 1.8)
-    plots.rows_of_images(ax, {"original": grey, "reconstruction": restore(run, grey)})
+    plots.rows_of_images(ax, {"original": x / 255, "reconstruction": run.reconstruct(x, *run.test_labels(len(x)))})
     save(fig, "reconstructions", f"{name}, reconstructions")
-    if not run.model.has_log_p:
+    if not is_drawn_from:
         return paths
-
-    fig, ax = plots.figure(6, 6)
-    plots.images(ax, sample_images(run, num_samples, seed=seed))
-    save(fig, "samples", f"{name}, E[x|z] for z from the prior")
-
-    if run.model.labelled:  # z says the rest, once the label is known
-        return paths
-    z = encode(run, grey)
+    z = run.encode(x)
     t = torch.linspace(0, 1, 10)[:, None]
     half = len(z) // 2
     between = torch.stack([(1 - t) * a + t * b for a, b in zip(z[:half], z[half:], strict=False)])
     fig, ax = plots.figure(8, 0.8 * half + 0.4)
-    plots.interpolations(ax, decode(run, between))
+    plots.interpolations(ax, run.decode(between))
     save(fig, "interpolations", f"{name}, from one test image to another")
 
-    if run.config.latent_size == 2:
-        quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.01, 0.99, 20))
-        grid = torch.stack(torch.meshgrid(quantiles, quantiles, indexing="xy"), -1)  # [i, j] is (z1[j], z2[i])
-        fig, ax = plots.figure(8, 8)
-        plots.latent_grid(ax, decode(run, grid), quantiles, quantiles)
-        save(fig, "latent-grid", f"{name}, E[x|z] at normal quantiles of z")
-        labels = run.dataset.test_labels
-        if labels is not None and int(labels.max()) < len(plots.LABEL_COLOURS):
-            z = encode(run, run.dataset.test[:2000] / 255)
-            fig, ax = plots.figure(7, 6)
-            plots.latent_scatter(ax, z, labels[:2000])
-            save(fig, "latent-codes", f"{name}, means of q(z|x) by label")
+    labels = dataset.test_labels
+    if run.config.latent_size == 2 and labels is not None and int(labels.max()) < len(plots.LABEL_COLOURS):
+        fig, ax = plots.figure(7, 6)
+        plots.latent_scatter(ax, run.encode(dataset.test[:2000]), labels[:2000])
+        save(fig, "latent-codes", f"{name}, means of q(z|x) by label")
     return paths

@@ -21,11 +21,10 @@ from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import compare
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import load_evaluation
-from ppl_vae.experiments.study import StudyConfig
-from ppl_vae.experiments.swaps import SwapsConfig
+from ppl_vae.experiments.folders import checked_json, is_run, name_in, name_of, runs_of
+from ppl_vae.experiments.settings import StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
 from ppl_vae.report.explorer import Explorer, explorer
-from ppl_vae.report.folders import checked_json, is_run, name_in, name_of, runs_of
 from ppl_vae.report.markdown import number, table
 from ppl_vae.report.sections import gaps_lines, likelihood_caption, study_section, swaps_section, versions
 from ppl_vae.report.tables import likelihood_table

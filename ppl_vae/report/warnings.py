@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.report.folders import checked_json, name_in, name_of, runs_of
+from ppl_vae.experiments.folders import checked_json, name_in, name_of, runs_of
 from ppl_vae.training.monitoring import COLLAPSED
 
 

@@ -109,6 +109,19 @@ def _digest(sums: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
+def writable(folder: Path) -> Path:
+    """The folder, made if it does not exist. Raises `OSError`, which names it, where it can't be written to: before
+    hours of work go into what is written there."""
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{folder}: expected a folder that can be written to; got {error.strerror}") from None
+    return folder
+
+
 class LockedError(OSError):
     """Another process holds the lock of the folder."""
 

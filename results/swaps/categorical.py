@@ -128,7 +128,8 @@ def in_parts(num_pixels: int) -> None:
 
 def main(name: str, data_dir: Path, output: Path) -> None:
     config, dataset = swaps.SwapsConfig(), load(name, data_dir)
-    model, folder = dataclasses.replace(config.models(name)[NAME], seed=SEED), output / name / NAME / f"seed-{SEED}"
+    model = dataclasses.replace(swaps.models_of(config, name)[NAME], seed=SEED)
+    folder = output / name / NAME / f"seed-{SEED}"
     in_parts(math.prod(dataset.event_shape))
     with locked(folder):
         swaps.run_one(model, folder, config, dataset)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from commands import TINY, one_line
 from PIL import Image
 
 from ppl_vae.cli.main import main
@@ -17,25 +18,6 @@ from ppl_vae.experiments.imputing import seen_pixels
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.report.sections import study_section
 
-TINY = ["--hidden", "8", "--latent-size", "2", "--epochs", "1", "--batch-size", "16", "--train-images", "60"]
-
-
-@pytest.fixture
-def ppl_vae(capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty folder: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        status = 0
-        try:
-            main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
 
 def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_vae, tmp_path):
     mini = load("mnist-mini")
@@ -45,7 +27,15 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     command = ["run", "--dataset", "tiny.npz", *short, "--output", "out"]
     status, out, err = ppl_vae(*command)
     assert status == 0, err
-    for text in ("models to train, about", "conv-vae-denoising", "PCA (", "SSIM", "log p(x)", "k̂ > 0.7", "Pictures: "):
+    for text in (
+        "models to train, about",
+        "conv-vae-denoising",
+        "PCA (",
+        "SSIM",
+        "log p(x)",
+        "k̂ over",
+        "Pictures: ",
+    ):
         assert text in out
     assert "epoch 1/1" in err
     folder = tmp_path / "out" / "study" / "tiny"
@@ -86,7 +76,8 @@ def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
     }
     status, out, err = ppl_vae("evaluate", "run", "--num-samples", 30, "--num-images", 5)
     assert status == 0, err
-    assert "5 test images, K = 30" in out
+    assert "5 test images of mnist-mini" in out
+    assert "K = 30 samples" in out
     assert (tmp_path / "run" / "log_likelihood.npz").is_file()
     status, out, err = ppl_vae("sample", "run", "--num-images", 4, "--output", "samples.png")
     assert status == 0, err
@@ -169,16 +160,13 @@ def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):
     assert "metrics.json: expected the file as it was written; got a damaged or changed one" in one_line(err)
     (tmp_path / "b" / "checksums.json").unlink()
     assert "warning: trained on different numbers of images" in ppl_vae("compare", "a", "b")[1]
-    status, _, err = ppl_vae("compare", "a", "grey")
-    assert status == 1
-    assert "expected the same measure; got 'mass' and 'density'" in one_line(err)
     (tmp_path / "b" / "log_likelihood.npz").write_bytes(b"PK and no more")
     status, _, err = ppl_vae("compare", "a", "b")
     assert status == 1
     assert "expected an evaluation" in one_line(err)
     status, _, err = ppl_vae("compare", "a", "nowhere")
     assert status == 1
-    assert "as ppl-vae evaluate writes it" in one_line(err)
+    assert "nowhere: expected the folder of an evaluated run; got nothing there" in one_line(err)
 
 
 def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
@@ -248,14 +236,6 @@ def test_datasets_lists_what_goes_by_name(ppl_vae):
     assert "fashion-mnist-mini" in out
 
 
-def one_line(err):
-    assert err.startswith("ppl-vae: error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    assert "tyro" not in err
-    return err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -280,8 +260,7 @@ def one_line(err):
         (["train", "--plugin", "nowhere"], "(ModuleNotFoundError: No module named 'nowhere')"),
         (["train", "--plugin=nowhere.py"], "expected a module or .py file that imports; got 'nowhere.py'"),
         (["compare"], "expected folders of evaluated runs"),
-        (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png, or .npy for vectors"),
-        (["denoise", ".", "--noise", "fog"], "expected one of"),
+        (["sample", ".", "--output", "picture.jpg"], "expected a path that ends in .png or .npy"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(ppl_vae, arguments, message):
@@ -357,7 +336,7 @@ def test_ones_own_images_of_another_size(ppl_vae, tmp_path):
     np.save(tmp_path / "own.npy", images(40, (7, 7)))
     status, _, err = ppl_vae("evaluate", "run")
     assert status == 1
-    assert "expected images of shape (1, 9, 7)" in one_line(err)
+    assert "expected data of shape (1, 9, 7)" in one_line(err)
 
 
 def test_a_finished_run_is_not_replaced_unasked(ppl_vae):
@@ -372,7 +351,7 @@ def test_an_interrupt_is_130(ppl_vae, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ppl_vae.cli.commands.train", interrupted)
+    monkeypatch.setattr("ppl_vae.cli.training.train", interrupted)
     status, _, err = ppl_vae("train", *TINY)
     assert status == 130
     assert "interrupted" in one_line(err)
@@ -413,7 +392,7 @@ def test_ones_own_vectors(ppl_vae, tmp_path, name, model, likelihood, space):
     assert (name == "floats") == bool((samples % 1).any())
     status, _, err = ppl_vae("sample", "run", "--output", "picture.png")
     assert status == 2
-    assert "expected a path that ends in .npy for Dataset('own', 75 train, 15 test, 5)" in one_line(err)
+    assert "expected a path that ends in .npy, for a model of vectors" in one_line(err)
     status, _, err = ppl_vae("denoise", "run")
     assert status == 1
     assert "expected a model of images, to remove noise from" in one_line(err)
@@ -428,7 +407,7 @@ def test_images_in_colour_a_batch_of_more_than_all_one_sample_and_a_name_that_is
     status, out, err = ppl_vae("evaluate", name, "--num-samples", 1, "--num-images", 2)
     assert status == 0, err
     assert name in out
-    assert "Monte Carlo s.e. nan" in out
+    assert "± unknown (Monte Carlo)" in out
     assert "unknown" in out
     result = load_evaluation(tmp_path / name)
     assert result.log_p.isfinite().all()

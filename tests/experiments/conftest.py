@@ -5,10 +5,10 @@ import pytest
 import torch
 from stopping import TRAIN, results
 
-from ppl_vae.cli import commands
+from ppl_vae.cli import running, training
 from ppl_vae.cli.main import main
 from ppl_vae.data.dataset import Dataset
-from ppl_vae.experiments.swaps import SwapsConfig
+from ppl_vae.experiments import swaps
 from ppl_vae.system.signals import SIGNALS
 
 
@@ -24,8 +24,9 @@ def sigint():
 def ppl_vae(capsys, tmp_path, monkeypatch):
     """Runs a command in this process and in an empty folder: (exit status, standard error). Pictures are left out."""
     monkeypatch.chdir(tmp_path)
-    for draw in ("draw_run", "draw_study", "draw_swaps", "draw_trust"):
-        monkeypatch.setattr(commands, draw, lambda *args, **kwargs: [])
+    for module, draws in ((training, ["run"]), (running, ["run", "study", "swaps", "trust"])):
+        for draw in draws:
+            monkeypatch.setattr(module, f"draw_{draw}", lambda *args, **kwargs: [])
 
     def run(*arguments):
         status, before = 0, [signal.getsignal(s) for s in SIGNALS]
@@ -46,21 +47,21 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(commands, "draw_run", lambda *args, **kwargs: [])
+        patch.setattr(training, "draw_run", lambda *args, **kwargs: [])
         main(TRAIN)
     return results(folder / "run")
 
 
 @pytest.fixture
 def few_swaps(monkeypatch):
-    models = SwapsConfig.models
+    models = swaps.models_of
     kept = ("base", "prior-laplace")
 
     @functools.cache
-    def few(self, dataset):
-        return {name: model for name, model in models(self, dataset).items() if name in kept}
+    def few(config, dataset):
+        return {name: model for name, model in models(config, dataset).items() if name in kept}
 
-    monkeypatch.setattr(SwapsConfig, "models", few)
+    monkeypatch.setattr(swaps, "models_of", few)
     sizes = {"latent-size": 2, "epochs": 2, "num-images": 6, "num-samples": 3, "train-images": 60, "batch-size": 5}
     options = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
     return ["run", "swaps", "--dataset", "mnist-mini", *options]

@@ -3,15 +3,13 @@ import dataclasses
 import torch
 from small_runs import CONFIG, quiet_train
 
-from ppl_vae.experiments.decoding import encode, restore, sample_images
-
 
 def test_samples_are_seeded_images(tmp_path, dataset):
     run = quiet_train(CONFIG, tmp_path / "run", dataset)
-    a, b = sample_images(run, 3, seed=1), sample_images(run, 3, seed=1)
+    a, b = run.sample(3, seed=1), run.sample(3, seed=1)
     assert a.shape == (3, 1, 12, 12)
     assert torch.equal(a, b)
-    assert not torch.equal(a, sample_images(run, 3, seed=2))
+    assert not torch.equal(a, run.sample(3, seed=2))
 
 
 def test_encoders_of_levels_see_levels(tmp_path, dataset):
@@ -20,5 +18,5 @@ def test_encoders_of_levels_see_levels(tmp_path, dataset):
     grey = dataset.test / 255
     with torch.no_grad():
         expected = run.model.reconstruct(dataset.test.float()) / 255
-        torch.testing.assert_close(encode(run, grey), run.model.encode(dataset.test.float()).mean)
-    torch.testing.assert_close(restore(run, grey), expected)
+        torch.testing.assert_close(run.encode(grey), run.model.encode(dataset.test.float()).mean)
+    torch.testing.assert_close(run.reconstruct(grey, *run.test_labels(len(grey))), expected)

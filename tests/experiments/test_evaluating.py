@@ -8,7 +8,6 @@ from small_runs import CONFIG, SMALL, quiet_train
 
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.decoding import restore, sample_images
 from ppl_vae.experiments.evaluating import anneal_run, evaluate_run, sandwich_run, save_evaluation
 from ppl_vae.experiments.preparation import build, prepare
 from ppl_vae.experiments.runs import load_run
@@ -48,7 +47,7 @@ def test_what_an_autoencoder_does_not_have(tmp_path, dataset):
     with pytest.raises(ValueError, match="no log p"):
         evaluate_run(run, num_samples=2)
     with pytest.raises(ValueError, match="no prior to sample from"):
-        sample_images(run, 2)
+        run.sample(2)
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_run, anneal_run, sandwich_run])
@@ -76,9 +75,10 @@ def test_a_conditional_model_is_given_the_labels_of_the_same_images(tmp_path, da
         rows = [int((dataset.train == image).flatten(1).all(1).nonzero()) for image in images]
         assert torch.equal(labels, dataset.train_labels[rows])
     # a sample of each class in turn, and pictures restored under their own labels
-    assert sample_images(run, 12).shape == (12, 1, 12, 12)
+    assert run.sample(12).shape == (12, 1, 12, 12)
     grey = dataset.test / 255
-    torch.testing.assert_close(restore(run, grey), run.model.reconstruct(grey, dataset.test_labels), rtol=0, atol=1e-6)
+    expected = run.model.reconstruct(grey, dataset.test_labels)
+    torch.testing.assert_close(run.reconstruct(grey, dataset.test_labels), expected, rtol=0, atol=1e-6)
 
 
 def test_the_class_is_summed_out_of_what_is_evaluated(tmp_path, dataset):
@@ -97,7 +97,7 @@ def test_labels_that_are_not_there(tmp_path, dataset):
         with pytest.raises(ValueError, match=r"toy: expected labels 0, 1, \.\.\., for dense-cvae; got"):
             quiet_train(TrainConfig(model="dense-cvae"), tmp_path / "run", unlabelled)
     run = quiet_train(TrainConfig(model="dense-cvae:hidden=8", **SMALL), tmp_path / "run", dataset)
-    run = dataclasses.replace(run, dataset=dataclasses.replace(dataset, test_labels=None))
+    run = run.on(dataclasses.replace(dataset, test_labels=None))
     with pytest.raises(ValueError, match="toy: expected test labels, for dense-cvae"):
         evaluate_run(run, num_samples=2)
 
@@ -109,7 +109,7 @@ def test_labels_that_the_model_does_not_know(tmp_path, dataset):
     for bad, got in ((3, "got 0 to 3"), (-1, "got -1 to 2")):
         test_labels = labelled_set.test_labels.clone()
         test_labels[-1] = bad
-        other = dataclasses.replace(run, dataset=dataclasses.replace(labelled_set, test_labels=test_labels))
+        other = run.on(dataclasses.replace(labelled_set, test_labels=test_labels))
         with pytest.raises(ValueError, match=f"expected test labels 0 to 2, as trained on, for dense-cvae; {got}"):
             evaluate_run(other, num_samples=2)
     labels = labels.clone()

@@ -7,7 +7,6 @@ from small_runs import CONFIG, corrupt, quiet_train
 
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.decoding import restore
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import finished, history_of, load_run
 
@@ -25,7 +24,7 @@ def test_a_run_folder_holds_what_it_takes_to_load_it(tmp_path, dataset):
     assert again.config == run.config
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True))
     noisy = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(restore(run, noisy), restore(again, noisy))
+    assert torch.equal(run.reconstruct(noisy, *run.test_labels(len(noisy))), again.reconstruct(noisy))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["train_images"] == 50
     assert {"seed", "seconds", "versions", "last_epoch", "dataset_fingerprint"} <= set(metrics)
@@ -96,5 +95,5 @@ def test_a_folder_that_is_no_run(tmp_path, dataset):
 def test_images_of_another_size_are_refused(tmp_path, dataset):
     quiet_train(CONFIG, tmp_path / "run", dataset)
     other = Dataset("other", torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"expected images of shape \(1, 12, 12\), as trained on"):
+    with pytest.raises(ValueError, match=r"expected data of shape \(1, 12, 12\), as trained on"):
         load_run(tmp_path / "run", dataset=other)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from stopping import IN_TRAINING, TRAIN, one_line, raising_at, results
 
-from ppl_vae.cli import commands
+from ppl_vae.cli import training as cli_training
 from ppl_vae.data.loading import load
 from ppl_vae.data.observation import Observe
 from ppl_vae.experiments import study, swaps, training
-from ppl_vae.experiments.runs import unfinished
+from ppl_vae.experiments.runs import Run, unfinished
 from ppl_vae.system.files import locked
 from ppl_vae.system.signals import SIGNALS
 
@@ -53,8 +53,8 @@ def test_a_signal_of_which_compiled_code_makes_another_error_is_one(by, ppl_vae,
         except KeyboardInterrupt:
             raise ValueError("Invalid affine transformation matrix") from None  # as matplotlib does
 
-    monkeypatch.setattr(commands, "draw_run", drawn)
-    monkeypatch.setattr(swaps, "sample_images", drawn)
+    monkeypatch.setattr(cli_training, "draw_run", drawn)
+    monkeypatch.setattr(Run, "sample", drawn)
     status, err = ppl_vae(*TRAIN)
     assert (status, one_line(err)) == (128 + by, "ppl-vae: error: interrupted")
     status, err = ppl_vae(*few_swaps, "--output", ".")
@@ -78,7 +78,7 @@ def test_what_is_in_the_folder_is_gone_on_with_or_overwritten_as_asked(ppl_vae, 
     assert {path: path.read_bytes() for path in finished} == finished  # until the other is finished too
     status, err = ppl_vae(*TRAIN)
     assert status == 2
-    assert "run, an unfinished run (--resume goes on with it, --overwrite begins anew)" in one_line(err)
+    assert "run, an unfinished run (--resume resumes it, --overwrite begins anew)" in one_line(err)
     checkpoints = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
     status, err = ppl_vae(*TRAIN, "--resume", "--kl-weight", "constant:beta=2")
     assert status == 1

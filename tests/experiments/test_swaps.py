@@ -34,7 +34,7 @@ KEPT = ("base", "prior-laplace", "likelihood-gaussian-learned", "likelihood-disc
 
 def test_every_component_is_swapped_in_alone():
     gc.collect()  # components that other tests made, and that nothing refers to
-    models = SMALL.models("mnist-mini")
+    models = swaps.models_of(SMALL, "mnist-mini")
     base = models["base"]
     for kind, group in ((Prior, "prior"), (Posterior, "posterior"), (Likelihood, "likelihood")):
         swapped = {getattr(model, group) for name, model in models.items() if name.startswith(f"{group}-")}
@@ -46,12 +46,12 @@ def test_every_component_is_swapped_in_alone():
 
 @pytest.fixture
 def few(monkeypatch):
-    models = SwapsConfig.models
+    models = swaps.models_of
 
-    def few_of(self, dataset):
-        return {name: model for name, model in models(self, dataset).items() if name in KEPT}
+    def few_of(config, dataset):
+        return {name: model for name, model in models(config, dataset).items() if name in KEPT}
 
-    monkeypatch.setattr(SwapsConfig, "models", few_of)
+    monkeypatch.setattr(swaps, "models_of", few_of)
 
 
 def test_tables_are_paired_means_over_seeds_and_what_is_done_is_not_done_again(few, tmp_path, monkeypatch):

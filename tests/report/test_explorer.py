@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.decoding import encode
 from ppl_vae.experiments.training import train
 from ppl_vae.report.explorer import GRID, explorer, plane
 
@@ -15,7 +14,7 @@ def test_the_plane_of_a_larger_latent_space_goes_through_its_mean(tmp_path):
     )
     found = plane(run)
     z = found.z
-    of_images = encode(run, run.dataset.test[:1000] / 255)
+    of_images = run.encode(run.dataset.test[:1000] / 255)
     middle = GRID // 2
     assert found.right[middle] == found.up[middle] == pytest.approx(0, abs=1e-6)
     assert torch.allclose(z[middle, middle], of_images.mean(0), atol=1e-5)

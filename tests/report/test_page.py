@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ppl_vae.experiments.decoding import decode
 from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
 from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.training import train
@@ -79,7 +78,7 @@ def test_the_explorer_shows_what_the_model_decodes(folder):
     shown_plane = plane(run)
     z = shown_plane.z
     assert z[3, 20].tolist() == pytest.approx([shown_plane.right[20], shown_plane.up[3]])
-    expected = (decode(run, z[3, 20]) * 255).round()[0]
+    expected = (run.decode(z[3, 20]) * 255).round()[0]
     shown = sprite[(GRID - 4) * 28 : (GRID - 3) * 28, 20 * 28 : 21 * 28]  # upwards
     assert (shown - expected).abs().max() <= 1  # alone or in a batch, products round differently
 

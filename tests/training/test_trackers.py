@@ -89,11 +89,11 @@ def test_tensorboard_holds_the_history(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_command_tells_tensorboard(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("ppl_vae.cli.commands.draw_run", lambda *args, **kwargs: [])
+    monkeypatch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **kwargs: [])
     few = ["train", "--model", "dense-vae", "--train-images", "12", "--epochs", "1", "--output", str(tmp_path / "run")]
     main([*few, "--tensorboard", str(tmp_path / "told")])
     assert [path.name.split(".")[0] for path in (tmp_path / "told").iterdir()] == ["events"]
-    monkeypatch.setattr("ppl_vae.cli.commands.TensorBoard", absent)
+    monkeypatch.setattr("ppl_vae.cli.training.TensorBoard", absent)
     with pytest.raises(SystemExit) as stop:
         main([*few, "--overwrite", "--tensorboard", str(tmp_path / "told")])
     assert stop.value.code == 1

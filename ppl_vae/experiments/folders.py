@@ -1,4 +1,4 @@
-"""The folders that a page is made of: runs, and experiments with runs below."""
+"""Folders of runs, and of experiments with runs below. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,23 @@ def name_of(folder: Path) -> str:
 def name_in(folder: Path, run: Path) -> str:
     """The name of a run of an experiment, or of a folder that is a run itself."""
     return name_of(folder) if run == folder else run.relative_to(folder).as_posix()
+
+
+RESULTS = ("log_likelihood*", "sandwich*", "gaps*", "denoising.*", "imputation.*", "samples.*")
+
+
+def results_of(folder: Path) -> list[Path]:
+    """The files that were computed of the run in a folder, on its own data and on others."""
+    return [path for below in ("", "on-*/") for name in RESULTS for path in folder.glob(below + name) if path.is_file()]
+
+
+def check_run(folder: Path) -> None:
+    """Raises `FileNotFoundError` for a folder that holds no finished run."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected the folder of a run; got nothing there")
+    for name in ("config.json", "weights.safetensors", "metrics.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
 
 
 def is_run(folder: Path) -> bool:

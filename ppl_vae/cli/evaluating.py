@@ -1,0 +1,113 @@
+"""`ppl-vae evaluate`: log p(x), shown in any case, and written where it replaces nothing larger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.cli.options import EvaluateCommand
+from ppl_vae.cli.terminal import say
+from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.experiments.evaluating import (
+    anneal_run,
+    evaluate_run,
+    evaluation_files,
+    gaps_run,
+    output_of,
+    outranks,
+    sandwich_run,
+    save_evaluation,
+)
+from ppl_vae.experiments.runs import Run, load_run
+from ppl_vae.report.sections import gaps_lines
+from ppl_vae.report.words import evaluation_lines
+from ppl_vae.system.files import writable, write_json
+
+FEW = 100  # images, where each takes seconds
+SIMULATED = 64
+
+
+def evaluate(options: EvaluateCommand) -> None:
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset)
+    output = writable(options.output or output_of(run, options.run))
+    if options.method == "sandwich":
+        _sandwich(options, run, output)
+        return
+    method = "tolerance" if options.tolerance is not None else options.method
+    num_images = min(len(run.dataset.test), options.num_images or _default(options) or len(run.dataset.test))
+    chains: dict[str, Any] = {"num_chains": options.num_chains, "num_steps": options.num_steps}
+    of_method: dict[str, dict[str, float]] = {
+        "importance": {"num_samples": options.num_samples},
+        "tolerance": {"tolerance": options.tolerance or 0.0},
+        "annealed": chains,
+    }
+    settings = of_method[method]
+    is_kept = _is_kept(output / evaluation_files(method)[0], options, {"num_images": num_images, **settings})
+    shared: dict[str, Any] = {"num_images": num_images, "seed": options.seed, "show_progress": True}
+    if method == "annealed":
+        result, summary = anneal_run(run, **chains, **shared)
+    else:
+        result, summary = evaluate_run(run, num_samples=options.num_samples, tolerance=options.tolerance, **shared)
+    for line in evaluation_lines(summary, median_ess=result.ess[result.done].median().item(), of=_data_of(run)):
+        say(line)
+    if not (is_kept and result.complete):
+        path = save_evaluation(output, result, summary, method=method, settings=settings)
+        say(f"Written to {path}, and by datum to {path.with_suffix('.npz').name}")
+    if not result.complete:
+        raise KeyboardInterrupt
+    if options.gaps:
+        _gaps(options, run, output, result, shared)
+
+
+def _data_of(run: Run) -> str:
+    return f"{'images' if run.is_of_images else 'vectors'} of {run.dataset.name}"
+
+
+def _default(options: EvaluateCommand) -> int | None:
+    """How many images, None for all: such that it ends in minutes."""
+    slow = options.gaps or options.tolerance is not None or options.method == "annealed"
+    return FEW if slow else None
+
+
+def _is_kept(path: Path, options: EvaluateCommand, settings: Mapping[str, float]) -> bool:
+    if options.overwrite or not outranks(path, settings):
+        return False
+    say(
+        f"{path} has more images or samples than are asked for: it is kept, and what is computed now is only shown "
+        "(--overwrite replaces it, --output FOLDER writes elsewhere)"
+    )
+    return True
+
+
+def _sandwich(options: EvaluateCommand, run: Run, output: Path) -> None:
+    num_data = options.num_images or SIMULATED
+    settings = {"num_data": num_data, "num_chains": options.num_chains, "num_steps": options.num_steps}
+    is_kept = _is_kept(output / "sandwich.json", options, settings)
+    sandwich = sandwich_run(
+        run,
+        num_images=num_data,
+        num_chains=options.num_chains,
+        num_steps=options.num_steps,
+        seed=options.seed,
+        show_progress=True,
+    )
+    say(str(sandwich))
+    complete = sandwich.lower.complete and sandwich.upper.complete
+    if not (is_kept and complete):
+        path = output / ("sandwich.json" if complete else "sandwich-partial.json")
+        bounds = {"lower": sandwich.lower.mean, "upper": sandwich.upper.mean, "gap_se": sandwich.gap_se}
+        write_json(path, {**bounds, **settings, "seed": options.seed, "complete": complete})
+        say(f"Written to {path}")
+    if not complete:
+        raise KeyboardInterrupt
+
+
+def _gaps(options: EvaluateCommand, run: Run, output: Path, result: LogLikelihood, shared: dict[str, Any]) -> None:
+    is_kept = _is_kept(output / "gaps.json", options, {"num_images": len(result)})
+    gaps = gaps_run(run, result, num_samples=options.num_samples, tolerance=options.tolerance, **shared)
+    for line in gaps_lines(gaps):
+        say(line)
+    if not is_kept:
+        write_json(output / "gaps.json", gaps)
+        say(f"Written to {output / 'gaps.json'}")

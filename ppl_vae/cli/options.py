@@ -1,0 +1,338 @@
+"""What `ppl-vae` can be told to do: a dataclass for each command, whose fields are its flags.
+
+Nothing here imports torch: a command's own module is imported once its flags are known to be good, so that `--help` and
+what is refused take no seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from ppl_vae.components import UsageError
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.folders import check_run
+from ppl_vae.experiments.settings import ImputationConfig, StudyConfig, SwapsConfig, TrustConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithModels:
+    """What every command has that builds or loads a model."""
+
+    data_dir: Path | None = None
+    """Where torchvision's datasets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
+    plugin: str | None = None
+    """A module of yours, by name or as a .py file: its likelihoods, priors, networks, ... are choices too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun(WithModels):
+    """What every command has that uses a trained model."""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
+    dataset: str | None = None
+    """Where the data are, if not where they were in training; or other data, by name or path."""
+    output: Path | None = None
+    """The folder for the results. Default: RUN; for other data than those of the training, RUN/on-DATASET."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions(WithModels):
+    """What every experiment has."""
+
+    dataset: tuple[str, ...] = ("mnist-mini",)
+    """Names from `ppl-vae datasets`, or paths to your own images."""
+    output: Path = Path("runs")
+    """Folder for the results: OUTPUT/EXPERIMENT/DATASET."""
+    folder: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(ExperimentOptions):
+    """The study: autoencoders, VAEs and PCA; denoising, samples and log-likelihoods, with their errors.
+
+    On small sets, such as the bundled ones, in a short form of a few minutes; on full sets (`--dataset mnist
+    fashion-mnist`) with the report's models and epochs."""
+
+    config: tyro.conf.OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
+    folder = "study"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustOptions(ExperimentOptions):
+    """Accuracy and cost of every estimate of log p(x), on the models of a finished study."""
+
+    config: tyro.conf.OmitArgPrefixes[TrustConfig] = field(default_factory=TrustConfig)
+    folder = "study"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapsOptions(ExperimentOptions):
+    """Every prior, posterior, objective and likelihood in the place of the usual one: what each is worth."""
+
+    config: tyro.conf.OmitArgPrefixes[SwapsConfig] = field(default_factory=SwapsConfig)
+    folder = "swaps"
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """A whole experiment. `ppl-vae run` alone is `ppl-vae run study`: on bundled data, in a few minutes.
+
+    What is finished in the output folder is not done again: the same command resumes where it was interrupted, also in
+    the middle of a training. A model that fails does not stop the others, and is named at the end."""
+
+    experiment: (
+        Annotated[StudyOptions, tyro.conf.subcommand("study")]
+        | Annotated[TrustOptions, tyro.conf.subcommand("trust")]
+        | Annotated[SwapsOptions, tyro.conf.subcommand("swaps")]
+    )
+
+    def __call__(self) -> None:
+        from ppl_vae.cli.running import run_experiment
+
+        run_experiment(self.experiment)
+
+
+@dataclass(frozen=True)
+class TrainCommand(WithModels):
+    """Train one model and write a run folder: config.json, weights.safetensors, history.csv, metrics.json, figures.
+
+    Example: ppl-vae train --model conv-vae --dataset mnist --likelihood bernoulli --latent-size 20 --epochs 15
+    --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae"""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    output: Path | None = None
+    """The run folder. Default: runs/MODEL-DATASET."""
+    resume: bool = False
+    """Resume an unfinished run in the output folder from its newest checkpoint, or begin if there is none. The weights
+    will be bit for bit those of a run that was never stopped. A finished run stays as it is."""
+    overwrite: bool = False
+    """Begin anew where the output folder has a run. A finished one is there until this one is finished too."""
+    checkpoint_epochs: int | None = 1
+    """Write a checkpoint after every so many epochs, to OUTPUT/checkpoints, where the last two are kept until the run
+    is finished; None for not by epoch. An interrupt (Ctrl-C, SIGTERM) writes one too."""
+    checkpoint_minutes: float | None = 5.0
+    """... and when so many minutes have passed since the last one, also within an epoch; None for not by time."""
+    tensorboard: Path | None = None
+    """A folder for TensorBoard, to which each epoch is logged (pip install 'ppl-vae[tensorboard]')."""
+
+    def __call__(self) -> None:
+        at_least_one(checkpoint_epochs=self.checkpoint_epochs)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
+        from ppl_vae.cli.training import train_model
+
+        train_model(self)
+
+
+Method = Literal["importance", "annealed", "sandwich"]
+
+
+@dataclass(frozen=True)
+class EvaluateCommand(OfRun):
+    """log p(x) of held-out data, in nats per datum, with its errors and warnings.
+
+    Writes log_likelihood.json, and per datum log_likelihood.npz; with --tolerance or --method annealed,
+    log_likelihood-tolerance.* or log_likelihood-annealed.*; with --method sandwich, which computes a lower and an upper
+    bound on data simulated from the model (the upper one is valid only there), sandwich.json. A result of more images
+    or samples than this one is kept. What was interrupted is named -partial."""
+
+    method: Method = "importance"
+    """Importance sampling from the guide, annealing from the guide, or both bounds on simulated data."""
+    num_samples: int = 1000
+    """K, importance samples for each image."""
+    tolerance: float | None = None
+    """Nats. K doubles for each image until its Monte Carlo error is below; what stays above is annealed."""
+    gaps: bool = False
+    """Also say where log p(x) - ELBO comes from (approximation, amortisation), the generalisation gap, and the mutual
+    information of x and z. Writes gaps.json. Costs 4,000 gradients of the decoder for each image."""
+    num_chains: int = 16
+    """Chains for each image, when annealing."""
+    num_steps: int = 200
+    """Temperatures of each chain, when annealing."""
+    num_images: int | None = None
+    """The first so many test images. Default: all for importance sampling, but 100 with --tolerance, --gaps or
+    annealing; of simulated data 64."""
+    seed: int = 0
+    """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
+    overwrite: bool = False
+    """Replace also a result of more images or samples than this one."""
+
+    def __call__(self) -> None:
+        names = ("num_samples", "num_images", "num_chains", "num_steps")
+        at_least_one(**{name: getattr(self, name) for name in names})
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise UsageError(f"--tolerance: expected nats above 0; got {self.tolerance}")
+        if self.tolerance is not None and self.method != "importance":
+            raise UsageError(f"--tolerance: expected --method importance beside it; got {self.method}")
+        if self.gaps and self.method != "importance":
+            raise UsageError(f"--gaps: expected --method importance beside it; got {self.method}")
+        if self.gaps and self.num_images == 1:
+            raise UsageError("--gaps: expected 2 images or more; got --num-images 1")
+        check_run(self.run)
+        from ppl_vae.cli.evaluating import evaluate
+
+        evaluate(self)
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """A table of the evaluations of several runs, with paired differences per datum and their standard errors.
+
+    Runs that are not comparable (other data, another measure) are in tables of their own. Runs that differ in their
+    seed alone are averaged. Example: ppl-vae compare runs/* --output comparison.csv"""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of evaluated runs."""
+    method: Literal["importance", "tolerance", "annealed"] = "importance"
+    """Which of their evaluations: see `ppl-vae evaluate`."""
+    dataset: str | None = None
+    """Their evaluations on this dataset, as by `ppl-vae evaluate RUN --dataset`. Default: on the data of the
+    training."""
+    bits_per_dim: bool = False
+    """In bits per dimension instead of nats."""
+    levels: bool = False
+    """Turn densities of dequantised images into bounds on the probability of their levels, exactly, by D ln 256."""
+    output: Path | None = None
+    """Also write the tables to a file: .csv, .json or .md."""
+    plot: Path | None = None
+    """Also draw the differences: .png."""
+
+    def __call__(self) -> None:
+        if not self.runs:
+            raise UsageError("runs: expected folders of evaluated runs; got none")
+        ends_in("--output", self.output, ".csv", ".json", ".md")
+        ends_in("--plot", self.plot, ".png")
+        for folder in self.runs:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: expected the folder of an evaluated run; got nothing there")
+        from ppl_vae.cli.reporting import compare_runs
+
+        compare_runs(self)
+
+
+@dataclass(frozen=True)
+class SampleCommand(OfRun):
+    """Draw images: samples from the prior, reconstructions, interpolations, and the grid over a 2-d latent space.
+
+    Of vectors, samples x ~ p(x|z) to RUN/samples.npy."""
+
+    num_images: int = 64
+    """Samples from the prior."""
+    seed: int = 0
+    output: Path | None = None
+    """PNG file for the samples, .npy for vectors; or a folder for all pictures. Default: RUN/figures."""
+
+    def __call__(self) -> None:
+        at_least_one(num_images=self.num_images)
+        if self.output is not None and self.output.suffix:
+            ends_in("--output", self.output, ".png", ".npy")
+        check_run(self.run)
+        from ppl_vae.cli.picturing import sample
+
+        sample(self)
+
+
+@dataclass(frozen=True)
+class DenoiseCommand(OfRun):
+    """Remove noise from test images: MSE, PSNR and SSIM against the clean ones, mean and standard error.
+
+    Writes denoising.json and figures/denoising.png."""
+
+    noise: str | None = None
+    """gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5.
+    Default: what the model learned to remove, else gaussian-noise:scale=0.5."""
+    num_images: int | None = None
+    """The first so many test images. Default: all."""
+    seed: int = 0
+    """Of the noise."""
+
+    def __call__(self) -> None:
+        at_least_one(num_images=self.num_images)
+        check_run(self.run)
+        from ppl_vae.cli.picturing import denoise
+
+        denoise(self)
+
+
+@dataclass(frozen=True)
+class ImputeCommand(OfRun):
+    """Fill in missing pixels of test images given the others, by importance resampling under the model.
+
+    Writes imputation.json and figures/imputation.png."""
+
+    config: tyro.conf.OmitArgPrefixes[ImputationConfig] = field(default_factory=ImputationConfig)
+
+    def __call__(self) -> None:
+        at_least_one(num_images=self.config.num_images)
+        if not 0 < self.config.fraction < 1:
+            raise UsageError(f"--fraction: expected a number between 0 and 1; got {self.config.fraction}")
+        check_run(self.run)
+        from ppl_vae.cli.picturing import impute
+
+        impute(self)
+
+
+@dataclass(frozen=True)
+class ReportCommand(WithModels):
+    """One HTML page of finished runs or experiments, with all that it shows inside: it opens from a file.
+
+    What was run, warnings first, a latent space to explore, tables with their errors, figures, and the commands to run
+    it again. Example: ppl-vae report runs/study/mnist-mini --output study.html"""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, folders of runs, or folders of an experiment."""
+    output: Path = Path("report.html")
+    """The page."""
+
+    def __call__(self) -> None:
+        if not self.folders:
+            raise UsageError("folders: expected folders of runs or experiments; got none")
+        ends_in("--output", self.output, ".html", ".htm")
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: expected a folder of runs or of an experiment; got nothing there")
+        from ppl_vae.cli.reporting import report
+
+        report(self)
+
+
+@dataclass(frozen=True)
+class DatasetsCommand:
+    """List the datasets that go by name."""
+
+    def __call__(self) -> None:
+        from ppl_vae.cli.terminal import show_datasets
+
+        show_datasets()
+
+
+COMMANDS: dict[str, Any] = {
+    "run": RunCommand,
+    "train": TrainCommand,
+    "evaluate": EvaluateCommand,
+    "compare": CompareCommand,
+    "sample": SampleCommand,
+    "denoise": DenoiseCommand,
+    "impute": ImputeCommand,
+    "report": ReportCommand,
+    "datasets": DatasetsCommand,
+}
+
+
+def at_least_one(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1; got {value}")
+
+
+def ends_in(flag: str, path: Path | None, *endings: str) -> None:
+    if path is not None and path.suffix.lower() not in endings:
+        raise UsageError(f"{flag}: expected a path that ends in {' or '.join(endings)}; got {path}")

@@ -1,0 +1,67 @@
+"""`ppl-vae sample`, `denoise` and `impute`: pictures of what a run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ppl_vae.cli.options import DenoiseCommand, ImputeCommand, OfRun, SampleCommand
+from ppl_vae.cli.terminal import say, show_denoising
+from ppl_vae.components import UsageError, create
+from ppl_vae.data.noise import Noise
+from ppl_vae.experiments.denoising import denoise_run
+from ppl_vae.experiments.evaluating import output_of
+from ppl_vae.experiments.imputing import impute_images
+from ppl_vae.experiments.runs import Run, load_run
+from ppl_vae.plots import figure, images, save
+from ppl_vae.report.figures import draw_denoising, draw_imputation
+from ppl_vae.report.gallery import draw_run
+from ppl_vae.system.files import writable
+
+
+def sample(options: SampleCommand) -> None:
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset)
+    suffix, output = (".png" if run.is_of_images else ".npy"), options.output
+    if output is not None and output.suffix and output.suffix.lower() != suffix:
+        kind = "images" if run.is_of_images else "vectors"
+        raise UsageError(f"--output: expected a path that ends in {suffix}, for a model of {kind}; got {output}")
+    to_file = output is not None and bool(output.suffix)
+    folder = writable(output.parent if output is not None and to_file else output or options.run)
+    if not run.is_of_images:
+        path = output if output is not None and to_file else folder / "samples.npy"
+        np.save(path, run.sample(options.num_images, seed=options.seed, mean=False).numpy())
+        say(str(path))
+    elif output is not None and to_file:
+        fig, ax = figure(6, 6)
+        images(ax, run.sample(options.num_images, seed=options.seed))
+        save(fig, output, title=f"{run.config.dataset}: {options.run.name}")
+        say(str(output))
+    else:
+        paths = draw_run(run, options.run, output=folder, num_samples=options.num_images, seed=options.seed, say=say)
+        for path in paths:
+            say(str(path))
+
+
+def denoise(options: DenoiseCommand) -> None:
+    create(Noise, options.noise or "no-noise")
+    run, output = _prepared(options)
+    name = options.run.name
+    summary = denoise_run(run, output, name=name, noise=options.noise, num_images=options.num_images, seed=options.seed)
+    show_denoising(f"{options.run}: removing {summary['noise']}, {summary['num_images']} test images", summary["rows"])
+    say(str(draw_denoising(output, f"{run.dataset.name}: {summary['noise']}, removed by {name}")))
+
+
+def impute(options: ImputeCommand) -> None:
+    run, output = _prepared(options)
+    config = options.config
+    result = impute_images(run, config, output)
+    say(str(result))
+    title = f"{run.dataset.name}: {options.run.name}, {config.missing} {config.fraction:.0%} missing"
+    say(str(draw_imputation(output, title)))
+
+
+def _prepared(options: OfRun) -> tuple[Run, Path]:
+    """The run, and the folder for the results, which can be written to."""
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset)
+    return run, writable(options.output or output_of(run, options.run))

@@ -1,0 +1,62 @@
+"""`ppl-vae train`: a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppl_vae.cli.options import TrainCommand
+from ppl_vae.cli.terminal import say
+from ppl_vae.components import UsageError
+from ppl_vae.experiments.preparation import assemble
+from ppl_vae.experiments.runs import finished, unfinished
+from ppl_vae.experiments.training import train
+from ppl_vae.report.gallery import draw_run
+from ppl_vae.system.files import locked, writable
+from ppl_vae.training.trackers import TensorBoard
+
+
+def train_model(options: TrainCommand) -> None:
+    config = options.config
+    try:
+        assemble(config, of_images=config.encoding != "identity")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    output = options.output or Path("runs") / f"{config.model}-{folder_of(config.dataset)}".replace(":", "-")
+    with locked(output):
+        _check(options, output)
+        writable(output)
+        run = train(
+            config,
+            output,
+            data_dir=options.data_dir,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            checkpoint_epochs=options.checkpoint_epochs,
+            checkpoint_minutes=options.checkpoint_minutes,
+            metrics=options.tensorboard and TensorBoard(options.tensorboard),
+        )
+        draw_run(run, output, seed=config.seed)
+    say(f"Run folder: {output}")
+
+
+def _check(options: TrainCommand, output: Path) -> None:
+    """Raises `UsageError` for a run in the folder that is neither to be resumed nor replaced."""
+    if options.resume or options.overwrite:
+        return
+    if unfinished(output):
+        raise UsageError(
+            f"--output: expected a new folder; got {output}, an unfinished run (--resume resumes it, "
+            "--overwrite begins anew)"
+        )
+    if (output / "metrics.json").exists():
+        same = "with this config" if finished(output, options.config) else "with another config"
+        raise UsageError(f"--output: expected a new folder; got {output}, a finished run {same} (see --overwrite)")
+
+
+def folder_of(dataset: str) -> str:
+    """The name of a folder for what is made of a dataset, given by name or path: one below, wherever the data are.
+
+    >>> folder_of("mnist"), folder_of("faces/../mine.npz"), folder_of("/data/..")
+    ('mnist', 'mine', 'root')
+    """
+    return Path(dataset).resolve().stem or "root"

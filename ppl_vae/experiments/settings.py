@@ -1,0 +1,124 @@
+"""The settings of each experiment, which are its flags on the command line. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from tyro.conf import Suppress
+
+from ppl_vae.experiments.config import Count, TrainConfig, record
+
+Part = Literal["top", "bottom", "left", "right", "random"]
+
+
+@record
+class StudyConfig:
+    """The report's experiments on one dataset. What is left out follows from the size of the set: the report's
+    20 and 15 epochs from 20,000 training images on, fewer epochs and images below that."""
+
+    dataset: Suppress[str] = "mnist-mini"
+    noise: str = "gaussian-noise:scale=0.5"
+    """What to remove: gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5."""
+    autoencoder_epochs: Count | None = None
+    """Default: 20 on full sets, 6 on small ones."""
+    vae_epochs: Count | None = None
+    """Default: 15 on full sets, 4 on small ones."""
+    batch_size: Count | None = None
+    """Default: 128 on full sets, 64 on small ones."""
+    num_images: Count | None = None
+    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
+    num_samples: Count | None = None
+    """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
+    seed: int = 0
+    train_images: Count | None = None
+    """Use the first so many training images only."""
+
+    def for_set_of(self, num_train: int) -> StudyConfig:
+        """With what was left out filled in for a set of `num_train` training images."""
+        full = min(num_train, self.train_images or num_train) >= 20_000
+        defaults: dict[str, Any] = {
+            "autoencoder_epochs": 20 if full else 6,
+            "vae_epochs": 15 if full else 4,
+            "batch_size": 128 if full else 64,
+            "num_images": 1000 if full else 200,
+            "num_samples": 500 if full else 100,
+        }
+        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+    def models(self) -> dict[str, TrainConfig]:
+        """The runs of the study by name; `-denoising` learned noisy -> clean, as the autoencoders did."""
+        common: dict[str, Any] = {
+            "dataset": self.dataset,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "train_images": self.train_images,
+        }
+        ae = {**common, "epochs": self.autoencoder_epochs, "noise": self.noise}
+        vae = {**common, "epochs": self.vae_epochs}
+        return {
+            "dense-ae": TrainConfig(model="dense-ae", latent_size=32, **ae),
+            "conv-ae": TrainConfig(model="conv-ae", **ae),
+            "conv-vae-denoising": TrainConfig(model="conv-vae", noise=self.noise, **vae),
+            "conv-vae": TrainConfig(model="conv-vae", **vae),
+            "dense-vae": TrainConfig(model="dense-vae", **vae),
+            "dense-vae-2d": TrainConfig(model="dense-vae", latent_size=2, **vae),
+            "dense-vae-gaussian": TrainConfig(model="dense-vae", likelihood="gaussian-learned", **vae),
+            "dense-vae-per-pixel": TrainConfig(model="dense-vae", likelihood="gaussian-per-pixel", **vae),
+        }
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """How much of each method."""
+
+    num_images: int = 16
+    num_samples: tuple[int, ...] = (10, 100, 1000, 10_000)
+    most_samples: int = 100_000
+    """K to go up to where log p(x) is known exactly."""
+    tolerances: tuple[float, ...] = (1.0, 0.1)
+    """Nats per image, for `log_likelihood` where log p(x) is known exactly."""
+    grid_points: int = 400
+    """By dimension, of the quadrature."""
+    num_chains: int = 8
+    num_steps: int = 100
+    leapfrog_steps: int = 3
+    seed: int = 0
+
+
+@record
+class SwapsConfig:
+    """What all models have in common: gated dense networks 300-300 with 40 latent dimensions, as in the VampPrior's
+    paper."""
+
+    latent_size: Count = 40
+    epochs: Count = 20
+    batch_size: Count = 200
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """At first; it falls to 0 by half a cosine."""
+    num_images: Count = 1000
+    """Test images whose log p(x) is estimated."""
+    num_samples: Count = 1000
+    """Importance samples for each of them."""
+    num_particles: Count = 5
+    """Of the importance-weighted objectives."""
+    seeds: tuple[int, ...] = (0,)
+    train_images: Count | None = None
+
+
+@dataclass(frozen=True)
+class ImputationConfig:
+    """Which pixels are missing, and how they are filled in."""
+
+    missing: Part = "bottom"
+    """Which pixels are missing."""
+    fraction: float = 0.5
+    """How many of them."""
+    num_images: int = 20
+    """The first so many test images."""
+    num_samples: int = 1000
+    """Samples of the latents for each image."""
+    seed: int = 0
+    """Of all samples."""

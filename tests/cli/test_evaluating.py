@@ -1,0 +1,180 @@
+"""What `ppl-vae evaluate` writes, and what it leaves alone."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from commands import TINY, one_line
+
+from ppl_vae.cli import evaluating
+from ppl_vae.cli.main import main
+from ppl_vae.experiments.evaluating import load_evaluation
+from ppl_vae.experiments.runs import load_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run on `own.npz`, which lies beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    images = np.random.default_rng(0).integers(0, 256, (80, 6, 6), dtype=np.uint8)
+    np.savez(folder / "own.npz", images=images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **kwargs: [])
+        main(["train", "--model", "dense-vae", "--dataset", "own.npz", *TINY, "--output", "run"])
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it in the folder that commands run in."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "run"
+
+
+def summary(folder, stem="log_likelihood"):
+    return json.loads((folder / f"{stem}.json").read_text())
+
+
+def test_the_first_line_says_what_it_is(ppl_vae, run):
+    status, out, err = ppl_vae("evaluate", "run", "--num-samples", 30, "--num-images", 5)
+    assert status == 0, err
+    first, *others = out.splitlines()
+    found = load_evaluation(run)
+    assert first.startswith(f"log p(x) = {found.mean:.2f} ± {found.mc_se_of_mean:.2f} (Monte Carlo) ")
+    assert first.endswith("nats per image, the mean log-probability of 5 test images of own, 36 binary pixels each")
+    assert sum("log p(x) = " in line for line in others) == 0  # not the same twice
+    assert all("Next: " in line for line in others if line.startswith("warning"))
+
+
+def test_each_method_keeps_its_own_files_and_nothing_larger_is_replaced_unasked(ppl_vae, run):
+    few = ("evaluate", "run", "--num-images", 4)
+    assert ppl_vae(*few, "--num-samples", 60)[0] == 0
+    assert ppl_vae(*few, "--tolerance", 5, "--num-samples", 30)[0] == 0
+    annealed = ("--method", "annealed", "--num-chains", 3, "--num-steps")
+    assert ppl_vae(*few, *annealed, 4)[0] == 0
+    stems = ("log_likelihood", "log_likelihood-tolerance", "log_likelihood-annealed")
+    written = {stem: [(run / f"{stem}{end}").read_bytes() for end in (".json", ".npz")] for stem in stems}
+    assert [summary(run, stem)["method"] for stem in stems] == ["importance", "tolerance", "annealed"]
+    for options in (
+        ("--num-images", 3, "--num-samples", 60),
+        ("--num-images", 4, "--num-samples", 59),
+        ("--num-images", 4, "--tolerance", 6, "--num-samples", 30),
+        ("--num-images", 4, *annealed, 3),
+    ):
+        status, out, err = ppl_vae("evaluate", "run", *options)
+        assert status == 0, err
+        assert "it is kept" in out
+        assert "log p(x) = " in out
+        assert "Written" not in out
+    assert {stem: [(run / f"{stem}{end}").read_bytes() for end in (".json", ".npz")] for stem in stems} == written
+    assert ppl_vae("evaluate", "run", "--num-images", 5, "--num-samples", 60)[0] == 0
+    assert summary(run)["num_images"] == 5
+    assert ppl_vae("evaluate", "run", "--num-images", 2, "--num-samples", 30, "--overwrite")[0] == 0
+    assert (summary(run)["num_images"], summary(run)["num_samples"]) == (2, 30)
+
+
+def test_what_is_interrupted_is_shown_named_partial_and_130(ppl_vae, run, monkeypatch):
+    few = ("evaluate", "run", "--num-images", 4, "--num-samples", 30)
+    assert ppl_vae(*few)[0] == 0
+    before = (run / "log_likelihood.npz").read_bytes()
+    evaluate_run = evaluating.evaluate_run
+
+    def interrupted(*args, **options):
+        result, found = evaluate_run(*args, **options)
+        count = torch.tensor([30, 30, 0, 0])
+        return dataclasses.replace(result, num_samples=count, complete=False), found | {"complete": False}
+
+    monkeypatch.setattr(evaluating, "evaluate_run", interrupted)
+    status, out, err = ppl_vae(*few, "--seed", 1, "--gaps")
+    assert status == 130
+    assert "log p(x) = " in out
+    assert "warning: interrupted" in out
+    assert one_line(err) == "ppl-vae: error: interrupted\n"
+    assert (run / "log_likelihood.npz").read_bytes() == before
+    assert summary(run, "log_likelihood-partial")["complete"] is False
+    assert not (run / "gaps.json").exists()
+
+
+def test_an_interrupted_sandwich_is_partial_too(ppl_vae, run, monkeypatch):
+    few = ("evaluate", "run", "--num-images", 3, "--method", "sandwich", "--num-chains", 3, "--num-steps", 4)
+    assert ppl_vae(*few)[0] == 0
+    sandwich_run, before = evaluating.sandwich_run, (run / "sandwich.json").read_bytes()
+
+    def interrupted(*args, **options):
+        found = sandwich_run(*args, **options)
+        return dataclasses.replace(found, upper=dataclasses.replace(found.upper, complete=False))
+
+    monkeypatch.setattr(evaluating, "sandwich_run", interrupted)
+    assert ppl_vae(*few, "--seed", 1)[0] == 130
+    assert (run / "sandwich.json").read_bytes() == before
+    assert summary(run, "sandwich-partial")["complete"] is False
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(ppl_vae, run, monkeypatch):
+    def computed(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(evaluating, "evaluate_run", computed)
+    (run.parent / "file").write_text("in the way")
+    status, out, err = ppl_vae("evaluate", "run", "--output", "file/below")
+    assert (status, out) == (1, "")
+    assert "file/below: expected a folder that can be written to; got Not a directory" in one_line(err)
+
+
+def test_results_go_to_another_folder(ppl_vae, run):
+    for command in ("evaluate", "denoise", "impute", "sample"):
+        options = ("--num-samples", 30) if command in ("evaluate", "impute") else ()
+        status, _, err = ppl_vae(command, "run", "--num-images", 4, *options, "--output", "elsewhere")
+        assert status == 0, err
+    names = {path.name for path in (run.parent / "elsewhere").rglob("*") if path.is_file()}
+    assert {"log_likelihood.json", "denoising.json", "imputation.png", "samples.png"} <= names
+    assert not list(run.glob("figures/*.png"))
+
+
+def test_data_are_asked_for_where_they_are_needed(ppl_vae, run, tmp_path):
+    (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
+    status, out, err = ppl_vae("sample", "run", "--num-images", 4)
+    assert status == 0, err
+    assert (run / "figures" / "samples.png").is_file()
+    assert "No reconstructions: own.npz" in out
+    assert ppl_vae("sample", "run", "--output", "samples.png")[0] == 0
+    few = ("--num-images", 4, "--num-samples", 30)
+    status, _, err = ppl_vae("evaluate", "run", *few)
+    assert status == 1
+    assert "If the data have moved, say where they are by --dataset" in one_line(err)
+    assert ppl_vae("evaluate", "run", *few, "--dataset", "moved.npz")[0] == 0
+    assert summary(run)["num_images"] == 4  # the same data, by their fingerprint
+    assert load_run(str(run), dataset=str(tmp_path / "moved.npz")).has_its_own_data
+
+
+def test_other_data_are_evaluated_apart_and_never_taken_for_those_of_the_training(ppl_vae, run, tmp_path):
+    few = ("--num-images", 4, "--num-samples", 30)
+    assert ppl_vae("evaluate", "run", *few)[0] == 0
+    before = (run / "log_likelihood.npz").read_bytes()
+    other = np.random.default_rng(1).integers(0, 256, (80, 6, 6), dtype=np.uint8)
+    np.savez(tmp_path / "other.npz", images=other)
+    assert ppl_vae("evaluate", "run", *few, "--dataset", "other.npz")[0] == 0
+    assert (run / "log_likelihood.npz").read_bytes() == before
+    apart = load_evaluation(run / "on-other")
+    assert apart.source != load_evaluation(run).source
+    status, out, _ = ppl_vae("compare", "run", "--dataset", "other.npz")
+    assert status == 0
+    assert f"{apart.mean:.3f}" in out
+    np.savez(tmp_path / "own.npz", images=other)
+    status, _, err = ppl_vae("evaluate", "run", *few)
+    assert status == 1
+    assert "own.npz: expected the data that run was trained on, with the fingerprint " in one_line(err)
+
+
+def test_a_new_run_in_the_folder_leaves_no_results_of_the_old_one(ppl_vae, run):
+    few = ("evaluate", "run", "--num-images", 3, "--num-samples", 30)
+    assert ppl_vae(*few)[0] == ppl_vae(*few, "--tolerance", 5)[0] == 0
+    (run / "on-other").mkdir()
+    (run / "on-other" / "log_likelihood.json").write_text("{}")
+    again = ("train", "--model", "dense-vae", "--dataset", "own.npz", *TINY, "--output", "run", "--overwrite")
+    assert ppl_vae(*again)[0] == 0
+    assert not list(run.rglob("log_likelihood*"))
