@@ -15,11 +15,11 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_factor
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.programs import Program, sample_sites
+from ppl_vae.programs import MASKED, UNMASK, Program, log_prob_per_datum, modules_of, sample_sites
 
 CHUNK_DATA = 256  # data whose observed values are looked at together
 
@@ -73,33 +73,41 @@ def check_structure(model: Program, guide: Program, *data: Tensor) -> tuple[Trac
     return model_trace, guide_trace
 
 
+def check_training(model: Program, guide: Program, *data: Tensor, enumerates: bool = False) -> list[str]:
+    """The names of the parameters that are in Pyro's param store alone, and in none of the programs' modules.
+
+    Raises `ValueError` for a pair that can't be trained on such data: a fault in its plates, masks, sites, or
+    parameters, no parameters, data outside of their support, or a site without one log-prob a datum. A pair may be an
+    autoencoder, its guide a point. `enumerates` says that the objective sums over the sites that the model enumerates.
+    """
+    with poutine.trace(param_only=True) as declared:
+        guide_trace = plain_trace(guide, *data)
+        model_trace = plain_trace(model, *data, latents=guide_trace)
+    shared = (f for f in shared_latents(model_trace, guide_trace) if not (enumerates and f.check == "enumerated"))
+    faults = (plates(guide_trace, len(data[0])), plates(model_trace, len(data[0])), shared, observed(model_trace))
+    raise_first(chain(*faults, params(declared.trace, model, guide), support_of(model_trace)))
+    if not len(declared.trace.nodes) > 0:
+        raise ValueError("expected a program with parameters, declared by pyro.module or pyro.param; got none")
+    log_prob_per_datum(guide_trace, (len(data[0]),))
+    if not enumerates:
+        log_prob_per_datum(model_trace, (len(data[0]),))
+    ours = {id(p) for module in modules_of(model, guide) for p in module.parameters()}
+    return [name for name, site in _param_sites(declared.trace) if id(site["value"].unconstrained()) not in ours]
+
+
 def measure_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str]:
     """What log p(x) measures, "mass" or "density", and the space that it is spread over ("boolean^784"), from the
-    support of the observed sites, in which x must lie.
+    support of the observed sites, in which x must lie: each datum in its own, where that depends on it.
 
     Raises `ValueError` for a pair that breaks the contract, and for data outside of the support.
     """
     trace, _ = check_structure(model, guide, *(t[:1] for t in data))
-    discrete, spaces = set(), []
-    for name, site in observed_sites(trace).items():
-        support = site["fn"].support
-        discrete.add(support.is_discrete)
-        spaces.append(f"{support_name(support)}^{site['fn'].event_shape.numel()}")
-        raise_first(observed_outside(name, support, _observed_values(name, site["value"], model, guide, data)))
-    measure = "mixed (mass and density)" if len(discrete) > 1 else "mass" if discrete.pop() else "density"
-    return measure, " x ".join(spaces)
-
-
-def _observed_values(name: str, of_datum: Tensor, model: Program, guide: Program, data: tuple[Tensor, ...]) -> Tensor:
-    """What an observed site observes, (data, *event), from its value at the first datum."""
-    x = data[0]
-    if of_datum.shape[1:] == x.shape[1:] and of_datum.equal(x[:1]):
-        return x  # in most programs
-    values = []
     for chunk in zip(*(t.split(CHUNK_DATA) for t in data), strict=True):
-        trace = plain_trace(model, *chunk, latents=plain_trace(guide, *chunk))
-        values.append(trace.nodes[name]["value"].reshape(len(chunk[0]), *of_datum.shape[1:]))
-    return torch.cat(values)
+        raise_first(support_of(plain_trace(model, *chunk, latents=plain_trace(guide, *chunk))))
+    fns = [site["fn"] for site in observed_sites(trace).values()]
+    discrete = {fn.support.is_discrete for fn in fns}
+    measure = "mixed (mass and density)" if len(discrete) > 1 else "mass" if discrete.pop() else "density"
+    return measure, " x ".join(f"{support_name(fn.support)}^{fn.event_shape.numel()}" for fn in fns)
 
 
 def plates(trace: Trace, num_data: int) -> Iterator[Finding]:
@@ -109,8 +117,7 @@ def plates(trace: Trace, num_data: int) -> Iterator[Finding]:
         if site["type"] != "sample":
             continue
         if site["mask"] is not None:
-            message = "expected a site without a mask; got one inside poutine.mask"
-            yield Finding("mask", name, message, "Take it out: it hides part of the data")
+            yield Finding("mask", name, MASKED, UNMASK)
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         if not frames and site["infer"].get("_deterministic"):
             continue
@@ -131,16 +138,20 @@ def _plate_remedy(frames: list[Any], num_data: int) -> str:
         return "Keep the plate of the data, and declare other dims as the event (to_event)"
     if frames[0].dim != -1:
         return "Set dim=-1, and declare dims to the right of the data as the event (to_event)"
-    if frames[0].size != num_data:
+    if frames[0].size not in (num_data, -1):  # a plate without a size has -1
         subsampled = frames[0].size != frames[0].full_size
         remedy = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
-        return remedy if subsampled else f"Give the plate the size len(x) = {num_data}"
+        return remedy if subsampled else "Give the plate the size len(x)"
     return ""
 
 
 def sites(model_trace: Trace, guide_trace: Trace) -> Iterator[Finding]:
     """Faults in what a pair samples and observes: `latents`, and a model that observes nothing."""
     yield from latents(model_trace, guide_trace)
+    yield from observed(model_trace)
+
+
+def observed(model_trace: Trace) -> Iterator[Finding]:
     if not observed_sites(model_trace):
         message = "the model: expected an observed site; got none"
         yield Finding("observed", "", message, "Pass obs=x to pyro.sample")
@@ -148,18 +159,61 @@ def sites(model_trace: Trace, guide_trace: Trace) -> Iterator[Finding]:
 
 def latents(model_trace: Trace, guide_trace: Trace) -> Iterator[Finding]:
     """Faults in the latent sites: the two programs share them, at least one, and those of the guide have a density."""
-    in_model, in_guide = (sample_sites(t, observed=False) for t in (model_trace, guide_trace))
+    in_guide = sample_sites(guide_trace, observed=False)
     if not in_guide:
         remedy = "An autoencoder has a reconstruction loss and no log p(x): sample a latent site in both programs"
         yield Finding("latents", "", "the guide: expected a latent site; got none", remedy)
+    yield from shared_latents(model_trace, guide_trace)
+    for name, site in in_guide.items():
+        if _is_point(site["fn"]) and not any(map(_is_auxiliary, in_guide.values())):
+            message = "in the guide: expected a distribution; got a point (Delta)"
+            yield Finding("support", name, message, "Give it a spread: a point has no importance weight")
+
+
+def shared_latents(model_trace: Trace, guide_trace: Trace) -> Iterator[Finding]:
+    """The latent sites that only one of the two programs has."""
+    in_model, in_guide = (sample_sites(t, observed=False) for t in (model_trace, guide_trace))
     for name in sorted(set(in_model) ^ set(in_guide)):
         has, lacks = ("model", "guide") if name in in_model else ("guide", "model")
         message = f"expected it in both model and guide; got it in the {has} alone"
-        yield Finding("latents", name, message, f"Add it to the {lacks}, or take it out of the {has}")
-    for name, site in in_guide.items():
-        if _is_point(site["fn"]):
-            message = "in the guide: expected a distribution; got a point (Delta)"
-            yield Finding("support", name, message, "Give it a spread: a point has no importance weight")
+        if name in in_guide and _is_auxiliary(in_guide[name]):
+            message = "expected a latent site of the model; got an auxiliary one, of an autoguide"
+            remedy = "It has parameters for the data that it was set up with alone: write a guide that encodes x"
+            yield Finding("latents", name, message, remedy)
+        elif name in in_model and in_model[name]["infer"].get("enumerate"):
+            remedy = "Train it by TraceEnum_ELBO; for log p(x), sum it out (MixtureSameFamily), or add it to the guide"
+            yield Finding("enumerated", name, message, remedy)
+        else:
+            yield Finding("latents", name, message, f"Add it to the {lacks}, or take it out of the {has}")
+
+
+def _is_auxiliary(site: dict) -> bool:
+    return bool(site["infer"].get("is_auxiliary"))
+
+
+def params(declared: Trace, *programs: Program) -> Iterator[Finding]:
+    """Faults in the parameters of a trace: each is one that a module has, or is bare (`pyro.param`)."""
+    ours = {id(p) for module in modules_of(*programs) for p in module.parameters()}
+    for name, site in _param_sites(declared):
+        trained, own = site["value"].unconstrained(), site["args"][-1]
+        if not isinstance(own, nn.Parameter):
+            continue
+        if trained is own:
+            if "$$$" in name and id(own) not in ours:
+                got = "expected a parameter of a module that the program refers to; got another, whose mode isn't known"
+                remedy = "Let the program use the module by a variable, an attribute or a global name"
+                yield Finding("gradients", name, got, remedy)
+        elif own.is_contiguous():
+            got = "expected the module's parameter; got another of this name in Pyro's param store, to be trained"
+            remedy = "Give each module a name of its own in pyro.module, or call pyro.clear_param_store()"
+            yield Finding("gradients", name, got, remedy)
+        else:
+            got = "expected a contiguous nn.Parameter; got one that Pyro's param store copies, to train the copy"
+            yield Finding("gradients", name, got, "Make it contiguous: nn.Parameter(value.contiguous())")
+
+
+def _param_sites(trace: Trace) -> list[tuple[str, dict]]:
+    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "param"]
 
 
 def _is_point(fn: Distribution) -> bool:
@@ -197,28 +251,35 @@ def check_same_without_x(name: str, log_p: Tensor, at_other_x: Tensor) -> None:
         raise ValueError(f"site {name!r}: expected a distribution that does not depend on x; got one that does")
 
 
-def observed_outside(name: str, support: Constraint, values: Tensor) -> Iterator[Finding]:
-    """A finding for observed values (data, *event) of which some are outside of the support, or NaN."""
-    if message := outside(support, values, "data"):
-        remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
-        if support_name(support) == "boolean" and values.min() >= 0 and values.max() <= 1:
-            remedy = (
-                "A Bernoulli on grey pixels is no likelihood: binarise x (encoding binarize), or take a likelihood "
-                "for grey pixels (ContinuousBernoulli, on dequantised images)"
-            )
-        yield Finding("support", name, message, remedy)
+def support_of(model_trace: Trace) -> Iterator[Finding]:
+    """Observed values outside of their support. A NaN that the likelihood scores is one that it knows for missing."""
+    for name, site in observed_sites(model_trace).items():
+        fn, values = site["fn"], site["value"]
+        missing = bool(values.isnan().any()) and bool(fn.log_prob(values).isfinite().all())
+        if message := outside(fn.support, values, "data", but_nan=missing):
+            remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
+            if support_name(fn.support) == "boolean" and 0 <= values.min() <= values.max() <= 1:
+                remedy = (
+                    "A Bernoulli on grey pixels is no likelihood: binarise x (encoding binarize), or take a likelihood "
+                    "for grey pixels (ContinuousBernoulli, on dequantised images)"
+                )
+            yield Finding("support", name, message, remedy)
 
 
-def outside(support: Constraint, values: Tensor, what: str) -> str:
+def outside(support: Constraint, values: Tensor, what: str, *, but_nan: bool = False) -> str:
     """What is wrong with values (rows, *event) of which some are outside of a support or NaN; "" for none."""
-    bad = values[~support.check(values).reshape(len(values), -1).all(-1)]
-    if not len(bad):
+    is_bad = ~support.check(values).reshape(len(values), -1).all(-1)
+    if but_nan:
+        is_bad &= ~values.isnan().reshape(len(values), -1).any(-1)
+    if not len(bad := values[is_bad]):
         return ""
-    got = f"{len(bad)} {what} outside, values in [{bad.min():.4g}, {bad.max():.4g}]"
-    return f"expected values in {support_name(support)}; got {got}"
+    got = "NaN" if bad.isnan().any() else f"values in [{bad.min():.4g}, {bad.max():.4g}]"
+    return f"expected values in {support_name(support)}; got {len(bad)} {what} outside, {got}"
 
 
 def support_name(support: Constraint) -> str:
+    """Its name, with its bounds where they are one for all."""
     while hasattr(support, "base_constraint"):  # of independent dimensions, and of mixtures
         support = support.base_constraint
-    return str(support).removesuffix("()").lower()
+    name = str(support).removesuffix("()").lower()
+    return name.partition("(")[0] if "tensor" in name else name

@@ -101,6 +101,18 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
     return [tensor for tensor, _ in inputs.values()]
 
 
+def generator_states() -> list[Tensor]:
+    """The states of torch's random generators, of the CPU first and then of each CUDA device that is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.random.get_rng_state(), *cuda]
+
+
+def set_generator_states(states: list[Tensor]) -> None:
+    torch.random.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
+
+
 class Graph(NamedTuple):
     """A call that was traced: what it returned, the function that replays it, and whether it may still be replayed."""
 
@@ -154,21 +166,25 @@ class Graphs:
             self._eager_calls[key] += 1
             return eager()
         before = [] if graph else [(t, t.detach().clone()) for t in state]
-        rng = torch.random.get_rng_state()
+        generators = generator_states()
         try:
             if graph is None:
                 graph = self._graphs[key] = trace()
                 return graph.result
             return graph.replay(*tensors)
         except Exception as error:
-            torch.random.set_rng_state(rng)
+            set_generator_states(generators)
             with torch.no_grad():
                 for t, value in before:
                     t.copy_(value)
-            self.failed = True
-            reason = one_line(error, foreign=True)
-            warnings.warn(f"not compiled, the results are the same but slower: {reason}", RuntimeWarning, stacklevel=3)
+            self.fail(one_line(error, foreign=True))
             return eager()
+
+    def fail(self, reason: str) -> None:
+        """Warns, once, and has all calls run as they are from now on."""
+        if not self.failed:
+            warnings.warn(f"not compiled, the results are the same but slower: {reason}", RuntimeWarning, stacklevel=4)
+        self.failed = True
 
     def _is_due(self, key: Hashable) -> bool:
         if not self._graphs:

@@ -26,7 +26,7 @@ from torch.distributions import Distribution, Independent
 from ppl_vae.components import Component
 from ppl_vae.distributions import kl_divergence
 from ppl_vae.kl_weights import KLWeight
-from ppl_vae.programs import Program, innermost, mode, sample_sites
+from ppl_vae.programs import Program, check_per_datum, check_unmasked, innermost, mode, sample_sites
 
 
 class KLScale(Messenger):
@@ -187,8 +187,7 @@ class FreeBits(ClosedFormKL):
         self.nats = nats
 
     def kl(self, q: dict, p: dict) -> Tensor:
-        if q["mask"] is not None:
-            raise ValueError(f"site {q['name']!r}: expected a site without a mask; got one inside poutine.mask")
+        check_unmasked(q["name"], q)
         batch = q["fn"].batch_shape
         kl = kl_divergence(_per_dimension(q["fn"]), _per_dimension(p["fn"]))
         return kl.reshape(batch.numel(), -1).mean(0).clamp(min=self.nats).sum().expand(batch)
@@ -335,13 +334,10 @@ def _log_weights(model_trace: Trace, guide_trace: Trace, num_dims: int) -> Tenso
     """log w = log p(x, z) - log q(z|x), shape (particles, data), relative to the datum's scale."""
     p = sample_sites(model_trace, observed=False) | sample_sites(model_trace, observed=True)
     q = sample_sites(guide_trace, observed=False)
-    shape = torch.broadcast_shapes(*(site["log_prob"].shape for site in (*p.values(), *q.values())))
+    shapes = (site["log_prob"].shape for site in (*p.values(), *q.values()))
+    shape = torch.broadcast_shapes((1,) * num_dims, *shapes)[-num_dims:]
     for name, site in (*p.items(), *q.items()):
-        if site["log_prob"].shape != shape or len(shape) != num_dims:
-            raise ValueError(
-                f"site {name!r}: expected one log-prob a datum, in one plate at dim -1; "
-                f"got shape {tuple(site['log_prob'].shape)}"
-            )
+        check_per_datum(name, site, site["log_prob"].shape, shape)
     log_w = sum(site["log_prob"] for site in p.values()) - sum(site["log_prob"] for site in q.values())
     return (log_w / _data_scale(model_trace)).reshape(-1, shape[-1])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pyro
@@ -37,23 +39,109 @@ def own_param_store() -> Iterator[None]:
 
 
 def modules_of(*programs: Program) -> list[nn.Module]:
-    """The `nn.Module`s that the programs are, are methods of, or refer to as a closure or a global name."""
-    found: dict[int, nn.Module] = {}
-    for program in programs:
-        if isinstance(program, functools.partial):
-            for module in modules_of(program.func):
-                found[id(module)] = module
-            continue
-        owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
-        if isinstance(owner, nn.Module):
-            found[id(owner)] = owner
-        function = inspect.unwrap(getattr(program, "__func__", program))
-        if inspect.isfunction(function):
-            variables = inspect.getclosurevars(function)
-            for value in (*variables.nonlocals.values(), *variables.globals.values()):
-                if isinstance(value, nn.Module):
-                    found[id(value)] = value
-    return list(found.values())
+    """The `nn.Module`s that programs use, as far as `places_of` sees them, without the submodules of others."""
+    modules = {id(m): m for _, read in places_of(*programs) if isinstance(m := read(), nn.Module)}
+    inner = {id(child) for m in modules.values() for child in m.modules() if child is not m}
+    return [m for i, m in modules.items() if i not in inner]
+
+
+Place = tuple[str, Callable[[], Any]]
+"""Its path, and a function that reads what is there."""
+
+
+def places_of(*programs: Program) -> list[Place]:
+    """Where programs find what they use: the variables and globals that their functions name, the attributes of their
+    objects, the arguments of partials, the items of containers, and in turn what these use. What libraries hold, and
+    what a function gets at in other ways, is not seen."""
+    places: list[Place] = []
+    seen: dict[Hashable, Any] = {}  # the values are kept, so that no id comes twice
+
+    def walk(value: Any, path: str) -> None:
+        is_method = isinstance(value, MethodType)  # another object at each access
+        identity = (id(value.__func__), id(value.__self__)) if is_method else id(value)
+        if identity in seen or isinstance(value, _LEAVES):
+            return
+        seen[identity] = value
+        for name, read in _held(value):
+            place = f"{path}.{name}".strip(".")
+            places.append((place, read))
+            walk(read(), place)
+
+    walk(programs, "")
+    return places
+
+
+_FOREIGN = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "zuko"}  # packages that use no modules of a user's
+_LEAVES = (Tensor, type, ModuleType, int, float, str, type(None))
+_LARGE = 100  # a container of more items holds data
+
+
+def _held(value: Any) -> Iterator[Place]:
+    """What a value holds itself."""
+    fixed: list[Any] = []
+    if isinstance(value, functools.partial):
+        fixed = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        owner = value.__self__
+        fixed = [owner, value.__func__, *(_of_class(type(owner), name, owner) for name in _names(value.__func__))]
+    elif isinstance(value, FunctionType):
+        yield from _named(value)
+        fixed = [getattr(value, "__wrapped__", None), *(value.__defaults__ or ())]
+    elif isinstance(value, tuple | set | frozenset):
+        fixed = [*value][:_LARGE]
+    elif isinstance(value, list | dict):
+        keys = range(len(value)) if isinstance(value, list) else [*value]
+        yield from ((str(key), functools.partial(_item, value, key)) for key in keys[:_LARGE])
+    elif isinstance(value, nn.Module) or not _is_foreign(type(value).__module__):
+        fixed = [_of_class(type(value), "forward" if isinstance(value, nn.Module) else "__call__", value)]
+        for attributes in (getattr(value, "__dict__", {}), getattr(value, "_modules", {})):
+            names = [name for name in attributes if name not in _OF_MODULES]
+            yield from ((name, functools.partial(attributes.get, name)) for name in names)
+    yield from (("", lambda part=part: part) for part in fixed)
+
+
+_OF_MODULES = {*vars(nn.Module())}
+
+
+def _item(container: Any, key: Any) -> Any:
+    try:
+        return container[key]
+    except LookupError:  # it was there
+        return None
+
+
+def _of_class(cls: type, name: str, owner: Any) -> Any:
+    """What a user's class has by this name, a function as a method of the owner."""
+    found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c) and not _is_foreign(c.__module__)), None)
+    return MethodType(found, owner) if isinstance(found, FunctionType) else found
+
+
+def _named(function: FunctionType) -> Iterator[Place]:
+    """The variables that a function captured, and the globals that it names, also as `module.name`."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        yield name, functools.partial(getattr, cell, "cell_contents", None)
+    variables, names = function.__globals__, [] if _is_foreign(function.__module__) else _names(function)
+    for name in names:
+        found = variables.get(name)
+        if isinstance(found, ModuleType | type) and not _is_foreign(getattr(found, "__module__", found.__name__)):
+            yield from ((f"{name}.{n}", functools.partial(vars(found).get, n)) for n in names if n in vars(found))
+        elif name in variables:
+            yield name, functools.partial(variables.get, name)
+
+
+def _names(function: Any) -> list[str]:
+    """The names of globals and attributes in a function's code, and in that of the functions inside of it."""
+    names: dict[str, None] = {}
+    codes = [getattr(function, "__code__", None)]
+    for code in codes:
+        if isinstance(code, CodeType):
+            names |= dict.fromkeys(code.co_names)
+            codes += code.co_consts
+    return [*names]
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _FOREIGN
 
 
 @contextmanager
@@ -72,9 +160,18 @@ def mode(*programs: Program, training: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*programs: Program) -> Iterator[None]:
-    """Evaluation mode, no gradients, no validation of arguments, a param store of its own."""
+    """Evaluation mode, no gradients, no validation of arguments, a param store of its own. An autoguide that was not
+    set up for any data isn't so afterwards."""
+    submodules = (m for module in modules_of(*programs) for m in module.modules())
+    autoguides = [vars(m) for m in submodules if getattr(m, "prototype_trace", m) is None]
+    before = [{k: copy.copy(v) if isinstance(v, dict) else v for k, v in a.items()} for a in autoguides]
     with mode(*programs, training=False), own_param_store(), torch.no_grad(), pyro.validation_enabled(False):
-        yield
+        try:
+            yield
+        finally:
+            for attributes, values in zip(autoguides, before, strict=True):
+                attributes.clear()
+                attributes.update(values)
 
 
 def in_particles(program: Program, num_samples: int) -> Program:
@@ -119,11 +216,10 @@ def model_trace_of(model: Program, guide_trace: Trace, *args: Tensor, num_sample
 
 
 def part_of(guide_trace: Trace, samples: slice, data: slice | Tensor) -> Trace:
-    """The trace with the values of some of its particles and data, to replay a model against."""
+    """The trace with the latent values of some of its particles and data, to replay a model against."""
     part = guide_trace.copy()
-    for name, site in part.nodes.items():
-        if site["type"] == "sample":
-            part.nodes[name] = {**site, "value": site["value"][samples, data]}
+    for name, site in sample_sites(part, observed=False).items():
+        part.nodes[name] = {**site, "value": site["value"][samples, data]}
     return part
 
 
@@ -135,8 +231,8 @@ def trace_of(values: Mapping[str, Tensor]) -> Trace:
     return trace
 
 
-def log_prob_per_datum(trace: Trace, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """log-prob of each sample site, expanded to `shape` = (samples, data), in nats.
+def log_prob_per_datum(trace: Trace, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """log-prob of each sample site, in nats, which has `shape`: (samples, data), or (data,) without particles.
 
     Unscaled, so that beta, warm-up and subsampling never leak in.
     Raises `ValueError` for a site that is masked, or whose log-prob is not one number a datum.
@@ -145,17 +241,30 @@ def log_prob_per_datum(trace: Trace, shape: tuple[int, int]) -> dict[str, Tensor
     for name, site in trace.nodes.items():
         if not _is_random(site):
             continue
-        if site["mask"] is not None:
-            raise ValueError(f"site {name!r}: expected a site without a mask; got one inside poutine.mask")
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        if log_prob.shape != shape:
-            frames = [f"{f.name!r} at dim {f.dim}" for f in site["cond_indep_stack"] if f.vectorized]
-            raise ValueError(
-                f"site {name!r}: expected a log-prob of shape {shape} (samples, data), with one data plate at "
-                f"dim -1; got {tuple(log_prob.shape)} in plates {', '.join(frames)}"
-            )
-        log_probs[name] = log_prob
+        check_unmasked(name, site)
+        log_probs[name] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        check_per_datum(name, site, log_probs[name].shape, shape)
     return log_probs
+
+
+MASKED = "expected a site without a mask; got one inside poutine.mask"
+UNMASK = "Mask the distribution itself, before its dims are the event: fn.mask(seen).to_event(1)"
+
+
+def check_unmasked(name: str, site: dict) -> None:
+    """Raises `ValueError` for a site whose data `poutine.mask` hides, where one number a datum is wanted."""
+    if site["mask"] is not None:
+        raise ValueError(f"site {name!r}: {MASKED}. {UNMASK}")
+
+
+def check_per_datum(name: str, site: dict, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises `ValueError` where a site's log-prob has another shape than one number a datum."""
+    if shape != expected:
+        plates = ", ".join(f"{f.name!r} at dim {f.dim}" for f in site["cond_indep_stack"] if f.vectorized) or "none"
+        raise ValueError(
+            f"site {name!r}: expected one log-prob a datum, of shape {tuple(expected)}, in one data plate at dim -1; "
+            f"got {tuple(shape)} in plates {plates}"
+        )
 
 
 def sum_of_sites(trace: Trace, shape: tuple[int, int]) -> Tensor:

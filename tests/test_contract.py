@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import NanMaskedNormal
+from pyro.infer.autoguide import AutoNormal
 
 from ppl_vae.contract import measure_of
 from ppl_vae.evaluation.adaptive import log_likelihood_within
@@ -50,9 +52,13 @@ def test_what_is_deterministic_needs_no_plate(ppca):
         pyro.deterministic("of_all_data", torch.tensor(1.5))
         pair.model(x)
 
+    def guide(x):
+        pyro.deterministic("by_dim", torch.ones(3))
+        pair.guide(x)
+
     expected = log_likelihood(pair.model, pair.guide, x, num_samples=10)
-    assert torch.equal(log_likelihood(model, pair.guide, x, num_samples=10).log_p, expected.log_p)
-    assert check_model(model, pair.guide, x).ok
+    assert torch.equal(log_likelihood(model, guide, x, num_samples=10).log_p, expected.log_p)
+    assert check_model(model, guide, x).ok
 
 
 def test_programs_of_another_kind_are_refused_by_the_name_of_the_site():
@@ -220,3 +226,133 @@ def test_what_a_pair_measures():
         assert measure_of(program(observe=of_bernoulli), GUIDE, x) == ("mass", "boolean^3")
         assert measure_of(MODEL, GUIDE, x) == ("density", "real^3")
         assert measure_of(program(observe=both), GUIDE, x) == ("mixed (mass and density)", "real^3 x boolean^1")
+
+
+# Each datum has a support of its own
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "sound", "faulty"),
+    [
+        (lambda z, x, n: dist.Binomial(n, logits=z), [1.0, 9.0], [1.0, 13.0]),
+        (lambda z, x, n: dist.Uniform(0 * z, n), [0.5, 9.5], [5.5, 9.5]),
+    ],
+)
+def test_the_support_of_a_datum_is_its_own(likelihood, sound, faulty):
+    """The first datum is one of 5 trials, or in (0, 5), and the other of 12."""
+
+    def model(x, n):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", likelihood(pyro.sample("z", dist.Normal(0.0, 1.0)), x, n), obs=x)
+
+    def guide(x, n):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    n = torch.tensor([5.0, 12.0])
+    assert log_likelihood(model, guide, torch.tensor(sound), n, num_samples=5).log_p.isfinite().all()
+    assert check_model(model, guide, torch.tensor(sound), n).ok
+    with pytest.raises(ValueError, match="got 1 data outside"):
+        log_likelihood(model, guide, torch.tensor(faulty), n, num_samples=5)
+    assert [f.check for f in check_model(model, guide, torch.tensor(faulty), n).findings] == ["support"]
+
+
+def test_counts_of_another_total_in_a_later_chunk_are_sound():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Multinomial(int(x.sum(-1).max()), logits=z), obs=x)
+
+    x = torch.cat([torch.eye(3).repeat(100, 1), torch.tensor([[2.0, 3.0, 4.0]])])
+    assert log_likelihood(model, program(lambda: pyro.sample("z", normal(3))), x, num_samples=2).log_p.isfinite().all()
+
+
+def test_a_nan_that_the_likelihood_scores_is_data_and_another_is_not():
+    x = torch.tensor([[0.5, torch.nan], [1.0, 2.0]])
+
+    def of(fn):
+        return program(observe=lambda z, x: pyro.sample("x", fn(z, torch.ones(2)).to_event(1), obs=x))
+
+    sound = log_likelihood(of(NanMaskedNormal), GUIDE, x, num_samples=5).log_p
+    assert sound.isfinite().all()
+    assert check_model(of(NanMaskedNormal), GUIDE, x).ok
+    with pytest.raises(ValueError, match="expected values in real; got 1 data outside, NaN"):
+        log_likelihood(of(dist.Normal), GUIDE, x, num_samples=5)
+
+
+def test_a_plate_without_a_size_is_sound_everywhere():
+    """In it, distributions have the size of the data themselves."""
+
+    def of(size=None):
+        def model(x):
+            with pyro.plate("data", size):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", size):
+                pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+        return model, guide
+
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    assert check_model(*of(), x).ok
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1)  # the guide is the posterior
+    torch.testing.assert_close(log_likelihood(*of(), x, num_samples=3).log_p.float(), exact)
+
+
+def test_autoguides_are_named_and_left_as_they_were():
+    guide = AutoNormal(MODEL)
+    x = torch.zeros(4, 3)
+    for estimate in (log_likelihood, annealed_log_likelihood):
+        with pytest.raises(ValueError, match=r"site 'z_unconstrained': .* got an auxiliary one, of an autoguide"):
+            estimate(MODEL, guide, x)
+    report = check_model(MODEL, guide, x)
+    assert [(f.check, f.site) for f in report.findings] == [("latents", "z_unconstrained")]
+    assert guide.prototype_trace is None
+    assert not list(guide.parameters())
+    with pyro.get_param_store().scope(), seeded(0):
+        assert guide(x)["z"].shape == (4, 2)  # and not as set up for one datum
+
+
+def test_an_enumerated_latent_is_named_and_what_is_advised_gives_log_p():
+    """x ~ 1/2 N(0, 1) + 1/2 N(3, 1), beside a latent z that it doesn't depend on."""
+
+    def enumerated(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal())
+            y = pyro.sample("y", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(3.0 * y, 1.0), obs=x)
+
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([0.0, 3.0]), 1.0))
+
+    def summed(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal())
+            pyro.sample("x", mixture.expand([len(x)]), obs=x)
+
+    x = torch.tensor([0.5, 3.0])
+    with pytest.raises(ValueError, match=r"site 'y': .* in the model alone.*sum it out \(MixtureSameFamily\)"):
+        log_likelihood(enumerated, GUIDE, x)
+    log_p = log_likelihood(summed, GUIDE, x, num_samples=2).log_p
+    torch.testing.assert_close(log_p.float(), mixture.log_prob(x))
+
+
+def test_a_mask_of_the_distribution_is_what_is_advised_for_a_mask():
+    """x ~ N(0, 2) by dim, of which the first is seen."""
+    x, seen = torch.ones(4, 2), torch.tensor([True, False])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal())
+            pyro.sample("x", dist.Normal(z, 1.0).mask(seen).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x * seen, torch.where(seen, 0.5**0.5, 1.0)).to_event(1))
+
+    report = check_model(program(observe=masked), GUIDE, torch.ones(4, 3))
+    assert "fn.mask(seen).to_event(1)" in report.findings[0].remedy
+    assert check_model(model, guide, x).ok
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x[:, 0])
+    torch.testing.assert_close(log_likelihood(model, guide, x, num_samples=3).log_p.float(), exact)

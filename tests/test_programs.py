@@ -49,6 +49,58 @@ def test_modules_are_found_through_methods_closures_partials_and_globals():
     assert modules_of(lambda x: x) == []
 
 
+HELPERS = Owner()
+
+
+class Nets:
+    of_class = Owner()
+
+
+class Plain:
+    """No `nn.Module`, with a method that the program calls, which calls what is global."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, x):
+        return self.model(x)
+
+    def model(self, x):
+        return self.helper(self.module.layer(x))
+
+    def helper(self, x):
+        return helper(x) + Nets.of_class.layer(x)
+
+
+def helper(x):
+    return [HELPERS.layer(y) for y in x]
+
+
+class Holding(nn.Module):
+    """A module that holds another out of sight of torch, in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+        self.others = [Owner()]
+
+
+def test_modules_are_found_in_plain_objects_keywords_containers_and_helpers():
+    own = Owner()
+    assert modules_of(Plain(own)) == [own, HELPERS, Nets.of_class]
+    assert modules_of(Plain(own).model) == [own, HELPERS, Nets.of_class]
+    assert modules_of(functools.partial(lambda x, net: net(x), net=own)) == [own]
+    assert modules_of(lambda x, net=own: net(x)) == [own]
+    assert modules_of(lambda x: (lambda y: own(y))(x)) == [own]
+    assert modules_of(poutine.scale(own.model, 0.5)) == [own]
+    nested = {"nets": ({1: own},)}
+    assert modules_of(lambda x: nested["nets"]) == [own]
+    holding = Holding()
+    assert modules_of(holding, holding.inner.forward) == [holding, *holding.others]
+    with mode(Plain(own), training=False):
+        assert not any(dropout.training for dropout in (own.layer, HELPERS.layer, Nets.of_class.layer))
+
+
 def test_mode_is_restored_submodule_by_submodule():
     owner = Owner()
     owner.layer.eval()
@@ -145,8 +197,8 @@ def two_plates(x):
     ("program", "message"),
     [
         (masked, "site 'x': expected a site without a mask"),
-        (global_latent, "site 'z': expected a log-prob of shape"),
-        (two_plates, "site 'x': expected a log-prob of shape"),
+        (global_latent, "site 'z': expected one log-prob a datum"),
+        (two_plates, "site 'x': expected one log-prob a datum"),
     ],
 )
 def test_what_is_not_one_number_per_datum_is_named(program, message):

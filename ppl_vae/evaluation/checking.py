@@ -93,7 +93,7 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
         found += contract.sites(traces["model"], traces["guide"])
     if _errors(found):
         return ""
-    shape = (3, n)
+    shape, plain = (3, n), traces["model"]
     with _noting(found, "particles", "in a plate of particles at dim -2, the pair"):
         traces["guide"] = programs.guide_trace_of(guide, *data, num_samples=shape[0])
         log_probs["guide"] = log_prob_per_datum(traces["guide"], shape)
@@ -106,7 +106,7 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
         with _noting(found, "independence", f"on a part of the data, the {title}"):
             found += _reruns(title, program, traces["guide"], data, log_probs[title])
     with _noting(found, "support", "the support of a site"):
-        found += _support(traces)
+        found += [*contract.support_of(plain), *_latent_support(traces)]
     if not any(f.check == "support" for f in found):
         found += _finite(log_probs)
     if all(t.isfinite().all() for by_site in log_probs.values() for t in by_site.values()):
@@ -193,10 +193,7 @@ def _difference(a: Tensor, b: Tensor) -> str:
     return "" if a.allclose(b, RTOL, ATOL, equal_nan=True) else f"{(a - b).abs().max().item():.3g} nats off"
 
 
-def _support(traces: dict[str, Trace]) -> Iterator[Finding]:
-    for name, site in observed_sites(traces["model"]).items():
-        if not site["value"].isnan().any():  # `_finite` names it
-            yield from contract.observed_outside(name, site["fn"].support, site["value"])
+def _latent_support(traces: dict[str, Trace]) -> Iterator[Finding]:
     for name, site in sample_sites(traces["guide"], observed=False).items():
         prior, posterior = traces["model"].nodes[name]["fn"], site["fn"]
         if message := _outside(prior.support, site["value"]):
@@ -225,23 +222,11 @@ def _finite(log_probs: dict[str, dict[str, Tensor]]) -> Iterator[Finding]:
 def _gradients(model: Program, guide: Program, data: Data) -> Iterator[Finding]:
     with programs.mode(model, guide, training=True), torch.enable_grad(), poutine.trace(param_only=True) as capture:
         loss = Trace_ELBO().differentiable_loss(model, guide, *data)
-    params: dict[str, Tensor] = {}
-    declared = {name: site["args"][-1] for name, site in capture.trace.nodes.items()}
-    for name, site in capture.trace.nodes.items():
-        param, own = site["value"].unconstrained(), declared[name]
-        if param is own or not isinstance(own, nn.Parameter):
-            params[name] = param
-        elif own.is_contiguous():
-            got = "expected the module's parameter; got another of this name in Pyro's param store, to be trained"
-            remedy = "Give each module a name of its own in pyro.module, or call pyro.clear_param_store()"
-            yield Finding("gradients", name, got, remedy)
-        else:
-            got = "expected a contiguous nn.Parameter; got one that Pyro's param store copies, to train the copy"
-            yield Finding("gradients", name, got, "Make it contiguous: nn.Parameter(value.contiguous())")
-        if not isinstance(own, nn.Parameter):
-            got = "expected a module's parameter; got a bare pyro.param, which `fit` refuses"
-            yield Finding("gradients", name, got, "Make it an nn.Parameter of a module in pyro.module", "warning")
-    known = {id(p) for p in declared.values()}
+    faults = {fault.site: fault for fault in contract.params(capture.trace, model, guide)}
+    yield from faults.values()
+    declared = {name: (site["value"].unconstrained(), site["args"][-1]) for name, site in capture.trace.nodes.items()}
+    params = {name: param for name, (param, _) in declared.items() if name not in faults}
+    known = {id(p) for both in declared.values() for p in both}
     named = [pair for module in modules_of(model, guide) for pair in module.named_parameters()]
     tensors = [*params.items(), *((name, p) for name, p in named if p.requires_grad and id(p) not in known)]
     gradients: Sequence[Tensor | None] = [None] * len(tensors)

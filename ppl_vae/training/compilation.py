@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_vae.graphs import Graph, Graphs, Replay, Tensors, flop_counter, layout
 from ppl_vae.objectives import Elbo, Objective
-from ppl_vae.programs import Program, modules_of
+from ppl_vae.programs import Program, modules_of, places_of
 from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_update
 
 
@@ -54,6 +54,31 @@ class _Capture(poutine.trace_messenger.TraceMessenger):
         return super().__exit__(*args)
 
 
+class _Used:
+    """What the programs and the objective use besides their arguments: their modules, and the numbers and strings that
+    they find in Python, of which a trace makes constants."""
+
+    def __init__(self, model: Program, guide: Program, objective: ELBO):
+        self.modules = all_modules(model, guide, objective)
+        self._constants = [
+            (path, read, read())
+            for path, read in places_of(model, guide, objective)
+            if isinstance(read(), bool | int | float | str | None) and path.rpartition(".")[2] != "training"
+        ]
+
+    def changed(self) -> str:
+        """Which constant is another than when this was made, "" for none."""
+        for path, read, before in self._constants:
+            now = read()
+            if now is not before and (type(now), now) != (type(before), before):
+                return f"{path!r} changed from {before} to {now}, of which a trace makes a constant: make it a buffer"
+        return ""
+
+    def buffers(self) -> Iterator[Tensor]:
+        for module in self.modules:
+            yield from module.buffers()
+
+
 class CompiledTrace_ELBO(ELBO):
     """An objective, compiled: used as Pyro's `JitTrace_ELBO` is, with any pair and any optimiser.
 
@@ -61,9 +86,9 @@ class CompiledTrace_ELBO(ELBO):
 
     The first call for each shape and state of the modules (mode of training, which parameters are trained) runs as it
     is, with Pyro's validation if that is on; the second is traced, and the next are replayed. Another shape or state
-    than the first is compiled when it has come 200 times. A float that the program changes from step to step has to be
-    a tensor: a trace makes a constant of it. Where tracing fails, or there is no C++ compiler, it warns once and runs
-    uncompiled, with the same results.
+    than the first is compiled when it has come 200 times. Where tracing fails, there is no C++ compiler, or a number
+    changes that the programs find in an attribute, a global or a captured variable, of which a trace makes a constant,
+    it warns once and runs uncompiled, with the same results.
 
     `objective` is `Elbo()` (Pyro's `Trace_ELBO`), or another of `ppl_vae.objectives`.
     """
@@ -73,6 +98,7 @@ class CompiledTrace_ELBO(ELBO):
         self.objective = objective or Elbo()
         self._graphs = Graphs()
         self._params: dict[Hashable, _Params] = {}  # what the last uncompiled call of each key declared
+        self._used: dict[Hashable, _Used] = {}
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         return self.objective.differentiable_loss(model, guide, *args, **kwargs)
@@ -84,7 +110,10 @@ class CompiledTrace_ELBO(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss in nats, a 0-d tensor, not yet synchronised with the device; gradients are added to the
         parameters'."""
-        key, tensors, call = _keyed(model, guide, self.objective, args, kwargs)
+        used = self._used.get((model, guide)) or _Used(model, guide, self.objective)
+        if changed := used.changed():
+            self._graphs.fail(changed)
+        key, tensors, call = _keyed(model, guide, used, args, kwargs)
 
         def eager() -> Tensor:
             self._params[key] = _Params()
@@ -107,14 +136,11 @@ class CompiledTrace_ELBO(ELBO):
             return Graph(added(*replay.first), lambda *tensors: added(*replay(*tensors)), params.declare)
 
         # In another param store parameters are made anew, which must not become part of a graph.
-        return self._graphs.call(
-            key,
-            tensors,
-            eager,
-            trace,
-            state=_buffers(model, guide, self.objective),
-            is_ready=lambda: self._params[key].declare(),
-        )
+        is_ready = lambda: self._params[key].declare()  # noqa: E731
+        loss = self._graphs.call(key, tensors, eager, trace, state=used.buffers(), is_ready=is_ready)
+        if (model, guide) not in self._used:  # the first call may set what is set once
+            self._used[model, guide] = _Used(model, guide, self.objective)
+        return loss
 
     def _get_trace(self, *args: Any) -> Any:
         return self.objective._get_trace(*args)
@@ -124,9 +150,10 @@ class Step:
     """A step of training, with the optimiser in it: `step(*batch)` is the loss in nats, a 0-d tensor, not yet
     synchronised with the device.
 
-    The first call runs as it is; with `compiled`, the second is traced and batches of its shape are replayed. Of
-    optimisers Adam and AdamW are part of the graph, unless they have options beyond the papers'; others run on its
-    gradients. Where there is no graph it warns once and runs uncompiled, with the same results.
+    The first call runs as it is; with `compiled`, the next of its shape is traced, and those after that are replayed;
+    another shape, such as that of a shorter last batch, is not. Of optimisers Adam and AdamW are part of the graph,
+    unless they have options beyond the papers'; others run on its gradients. Where there is no graph it warns once and
+    runs uncompiled, with the same results.
 
     Attributes: `flops`, the floating-point operations of the first step's products and convolutions.
     """
@@ -134,21 +161,26 @@ class Step:
     def __init__(self, model: Program, guide: Program, objective: ELBO, optim: PyroOptim, *, compiled: bool = False):
         self.model, self.guide, self.objective, self.optim = model, guide, objective, optim
         self.compiled = compiled
-        self.params = _Params()
         self.flops = 0
         self._graphs = Graphs(only_one=True)
         self._lr = torch.zeros((), dtype=torch.float64)
+        self._shapes: list[Hashable] = []  # of the first batch
+        self._used: _Used
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        if not self.params.leaves:
+        if not self._shapes:
             with flop_counter() as flops:
                 loss = self._eager(*batch)
             self.flops = flops.get_total_flops()
+            self._shapes = [*map(layout, batch)]
+            self._used = _Used(self.model, self.guide, self.objective)  # now, for the call may set what is set once
             return loss
-        if not (self.compiled and isinstance(self.objective, Objective)):
+        if not (self.compiled and isinstance(self.objective, Objective) and self._shapes == [*map(layout, batch)]):
             return self._eager(*batch)
-        key, tensors, _ = _keyed(self.model, self.guide, self.objective, batch, {})
-        state = itertools.chain(_buffers(self.model, self.guide, self.objective), _moments(self.optim))
+        if changed := self._used.changed():
+            self._graphs.fail(changed)
+        key, tensors, _ = _keyed(self.model, self.guide, self._used, batch, {})
+        state = itertools.chain(self._used.buffers(), _moments(self.optim))
         return self._graphs.call(key, tensors, lambda: self._eager(*batch), lambda: self._trace(*batch), state=state)
 
     def _eager(self, *batch: Tensor) -> Tensor:
@@ -158,7 +190,6 @@ class Step:
                 loss = _backward(self.objective, self.model, self.guide, batch, {})
             else:
                 loss = torch.as_tensor(self.objective.loss_and_grads(self.model, self.guide, *batch))
-        self.params.leaves |= params.leaves
         self._step_optimizer(list(params))
         return loss
 
@@ -240,11 +271,6 @@ def _gradients(
     return loss.detach(), [p for p, _ in pairs], [grad for _, grad in pairs]
 
 
-def _buffers(model: Program, guide: Program, objective: ELBO) -> Iterator[Tensor]:
-    for module in all_modules(model, guide, objective):
-        yield from module.buffers()
-
-
 def _moments(optim: PyroOptim) -> Iterator[Tensor]:
     """The parameters and the tensors that the optimiser has for each."""
     if isinstance(optim, OneOptimizer) and optim.optimizer is not None:
@@ -259,13 +285,13 @@ def all_modules(model: Program, guide: Program, objective: ELBO) -> list[nn.Modu
 
 
 def _keyed(
-    model: Program, guide: Program, objective: ELBO, args: Any, kwargs: Any
+    model: Program, guide: Program, used: _Used, args: Any, kwargs: Any
 ) -> tuple[Hashable, list[Tensor], Callable]:
     """What a graph depends on, the tensors that it takes, and the arguments of the programs from such tensors."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     shapes = tuple(layout(t) if isinstance(t, Tensor) else (type(t), t) for t in leaves)
-    modules = tuple(_state_of(m) for module in all_modules(model, guide, objective) for m in module.modules())
+    modules = tuple(_state_of(m) for module in used.modules for m in module.modules())
 
     def call(tensors: Any) -> Any:
         rest = iter(tensors)

@@ -76,8 +76,8 @@ def fit(
             compiled.
         checkpoints: where and how often the state of training is written, `Checkpoints(folder)`.
         resume: whether to resume from the newest checkpoint, if there is one. Weights and history are bit for bit
-            those of a run that was not stopped, but for `seconds`, compiled or not. The first two steps are taken again
-            before the state is loaded, since they decide what is traced.
+            those of a run that was not stopped, but for `seconds`, compiled or not. The first two or three steps are
+            taken again before the state is loaded, since they decide what is traced.
         stop: called after each step; a true value ends training by `Stopped`, after a checkpoint.
         metrics: a logging callback, such as `ppl_vae.training.trackers.TensorBoard`: called after each epoch with a
             copy of its row of the history. Random numbers that it takes change nothing here.
@@ -186,13 +186,14 @@ class _Steps:
         return loss
 
     def resume(self, saved: Mapping[str, Any], batch_size: int) -> None:
-        """Takes on a saved state. Taken again, the first two steps leave the same graph; the state is then written
-        into the tensors that it holds."""
+        """Takes on a saved state. Taken again, the first steps leave the same graph (the second step's, or the third's
+        where the second batch is a shorter one); the state is then written into the tensors that it holds."""
         self.state.check(saved)
         self.state.restore(saved["modules"])
         batches = torch.randperm(len(self.data[0]), generator=self.state.generator).split(batch_size)
         with mode(self.step.model, self.step.guide, training=True):
-            for i, rows in enumerate((*batches, *batches)[: min(2, saved["num_steps"])]):
+            num_steps = min(3 if len(batches) == 2 else 2, saved["num_steps"])
+            for i, rows in enumerate((*batches, *batches)[:num_steps]):
                 self.take(rows, first=i == 0)
         self.state.load_state_dict(saved)
 

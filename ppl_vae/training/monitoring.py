@@ -148,9 +148,10 @@ def elbo_parts(
 ) -> ElboParts:
     """E_q[log p(x|z)] and KL(q(z|x) || p(z)) for each datum, in nats, by `num_samples` samples of the guide.
 
-    A latent site's KL is in closed form where there is one for the two distributions (given the latent sites
-    above it), else the mean of log q - log p over the same samples. Programs run in evaluation mode, on `chunk`
-    data at a time. For a guide without latent sites (an autoencoder) the KL is 0.
+    A latent site's KL is in closed form where there is one for the two distributions, given the latent sites above
+    it, if the guide draws its sites in the order of the model (see `ClosedFormKL`); else it is the mean of
+    log q - log p over the same samples. Programs run in evaluation mode, on `chunk` data at a time. For a guide
+    without latent sites (an autoencoder) the KL is 0.
 
     Raises `ValueError` for a site that is masked or not independent per datum.
     """
@@ -167,9 +168,12 @@ def _elbo_parts(model: Program, guide: Program, *data: Tensor, num_samples: int)
     log_p, log_q = log_prob_per_datum(model_trace, shape), log_prob_per_datum(guide_trace, shape)
     reconstruction = sum(log_p[name] for name in sample_sites(model_trace, observed=True))
     kl = torch.zeros(shape, device=data[0].device)
-    for name, q in sample_sites(guide_trace, observed=False).items():
+    qs, ps = (sample_sites(trace, observed=False) for trace in (guide_trace, model_trace))
+    for name, q in qs.items():
         try:
-            kl = kl + kl_divergence(q["fn"], model_trace.nodes[name]["fn"]).expand(shape)
+            if [*qs] != [*ps]:
+                raise NotImplementedError
+            kl = kl + kl_divergence(q["fn"], ps[name]["fn"]).expand(shape)
         except NotImplementedError:
             kl = kl + log_q[name] - log_p[name]
     assert isinstance(reconstruction, Tensor)

@@ -10,6 +10,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor, nn
 
+from ppl_vae.graphs import generator_states, set_generator_states
 from ppl_vae.system.errors import one_line
 from ppl_vae.training.checkpoints import difference
 
@@ -83,8 +84,7 @@ class TrainingState:
             "optim": self.optim.get_state(),
             "generator": self.generator.get_state(),
             "before": self._before,
-            "torch": torch.random.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
+            "generators": generator_states(),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
@@ -116,8 +116,7 @@ class TrainingState:
         self.optim.set_state({**optim, "optimizer": {**optim["optimizer"], "state": moments}})
         self.generator.set_state(state["generator"])
         self._before = state["before"]
-        torch.random.set_rng_state(state["torch"])
-        torch.cuda.set_rng_state_all(state["cuda"])
+        set_generator_states(state["generators"])
 
 
 def _shapes(modules: Sequence[Mapping[str, Tensor]]) -> list[dict[str, list[int]]]:

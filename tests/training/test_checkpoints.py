@@ -156,6 +156,16 @@ def test_one_batch_an_epoch_and_whether_a_run_is_compiled_go_on_too(x, tmp_path,
         assert same(train(x[:6], Pair(seed=9), checkpoints=checkpoints, resume=True), expected)
 
 
+def test_a_graph_of_the_third_step_is_that_of_a_run_that_was_not_stopped(x, tmp_path, graphs):
+    expected = train(x[:9], compiled=True)  # batches of 6 and 3: the second is not traced
+    for step in (1, 2, 3, 6):
+        checkpoints = Checkpoints(tmp_path / str(step))
+        with pytest.raises(Stopped):
+            train(x[:9], compiled=True, checkpoints=checkpoints, stop=stop_at(step))
+        again = train(x[:9], Pair(seed=9), compiled=True, checkpoints=checkpoints, resume=True)
+        assert same(again, expected), step
+
+
 def test_another_optimiser_goes_on(x, tmp_path, graphs):
     optim = lambda: OneOptimizer(torch.optim.SGD, lr=0.01, momentum=0.9)  # noqa: E731
     expected = train(x, optim=optim(), compiled=True)

@@ -9,13 +9,14 @@ import torch
 from compiling import Regularised, data, dense
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from torch import nn
 
-from ppl_vae.graphs import CALLS_BEFORE_ANOTHER_SHAPE
+from ppl_vae.graphs import CALLS_BEFORE_ANOTHER_SHAPE, Graphs
 from ppl_vae.models import VAE
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import seeded
-from ppl_vae.training.compilation import CompiledTrace_ELBO
-from ppl_vae.training.optimizers import OneOptimizer
+from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
+from ppl_vae.training.optimizers import OneOptimizer, adam
 
 
 def test_a_tensor_that_is_changed_in_place_is_seen(graphs):
@@ -160,3 +161,81 @@ def test_scales_around_programs_are_in_the_graph(graphs):
             loss = elbo.loss_and_grads(*scaled, data())
         with seeded(step):
             assert loss.item() == pytest.approx(0.5 * Elbo().loss(pair.model, pair.guide, data()), rel=1e-5)
+
+
+class Counted(nn.Module):
+    """x ~ N(loc, 1), scaled by a number that the program counts up in Python: an attribute, a captured one or an
+    item of a list."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.loc, self.where, self.t, self.counts = nn.Parameter(torch.zeros(())), where, 0, [0]
+        t = 0
+
+        def closure():
+            nonlocal t
+            t += 1
+            return t
+
+        self.closure = closure
+
+    def count(self):
+        if self.where == "attribute":
+            self.t += 1
+        elif self.where == "item":
+            self.counts[0] += 1
+        else:
+            return self.closure()
+        return self.t + self.counts[0]
+
+    def model(self, x):
+        pyro.module("counted", self)
+        with pyro.plate("data", len(x)), poutine.scale(scale=min(1.0, self.count() / 4)):
+            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
+
+    def guide(self, x): ...
+
+
+@pytest.mark.parametrize("where", ["attribute", "item", "closure"])
+@pytest.mark.parametrize("in_step", [True, False])
+def test_a_number_that_the_program_changes_is_no_constant_of_a_graph(in_step, where, graphs):
+    """The loss is min(1, t / 4) times -log p(x), of one datum at its mean: log(2 pi) / 2."""
+    pair, x = Counted(where), torch.zeros(1)
+    expected = [min(1.0, t / 4) * 0.9189385 for t in range(1, 7)]
+    step = Step(pair.model, pair.guide, Elbo(), adam(0.0), compiled=True)
+    elbo = CompiledTrace_ELBO()
+    call = step if in_step else lambda x: elbo.loss_and_grads(pair.model, pair.guide, x)
+    with pyro.get_param_store().scope(), pytest.warns(RuntimeWarning) as caught:
+        losses = [call(x).item() for _ in range(6)]
+    assert losses == pytest.approx(expected, rel=1e-6)
+    (warning,) = [str(w.message) for w in caught if "not compiled" in str(w.message)]
+    name = {"attribute": "t", "item": "counts.0", "closure": "closure.t"}[where]
+    assert f"{name}' changed from 1 to 2, of which a trace makes a constant: make it a buffer" in warning
+
+
+def test_a_full_batch_is_traced_though_the_second_is_shorter(graphs):
+    pair, x = dense(), data()
+    with seeded(0), pyro.get_param_store().scope():
+        step = Step(pair.model, pair.guide, Elbo(), adam(1e-3), compiled=True)
+        for batch, num_graphs in ((x, 0), (x[:3], 0), (x, 1), (x[:3], 1), (x, 1)):
+            step(batch)
+            assert len(graphs) == num_graphs
+
+
+def test_a_failed_trace_restores_every_generator(monkeypatch):
+    states = [torch.zeros(1)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [t.clone() for t in states])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda new: states.__setitem__(slice(None), new))
+
+    def trace():
+        states[0] += 1  # noise of the device
+        torch.rand(3)
+        raise RuntimeError("no graph")
+
+    with seeded(0):
+        first = torch.random.get_rng_state()
+        with pytest.warns(RuntimeWarning, match="no graph"):
+            Graphs(only_one=True).call("a", (), lambda: None, trace)
+        assert torch.equal(torch.random.get_rng_state(), first)
+    assert states[0].item() == 0

@@ -10,7 +10,7 @@ from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError
-from ppl_vae.training.monitoring import first_nonfinite
+from ppl_vae.training.monitoring import elbo_parts, first_nonfinite
 from ppl_vae.training.optimizers import adam
 
 SHAPE = (1, 6, 6)
@@ -134,3 +134,23 @@ def test_a_value_error_after_the_first_step_names_its_own_step():
 
     with pytest.raises(ValueError, match=r"epoch 2, step 1: expected a finite loss; the data, x: nan"):
         fit(pair.model, pair.guide, torch.zeros(20), batch_size=10, encode=encode, show_progress=False)
+
+
+def test_the_elbo_of_a_guide_from_the_bottom_up_is_exact():
+    """z2 ~ N(0, 1), z1 ~ N(z2, 1), x ~ N(z1, 1); with the exact posterior, drawn z1 first, each draw's
+    log p(x, z) - log q(z|x) is log p(x) = log N(x; 0, 3). The KL of z1 in closed form would be to p(z1|z2) at a z2 that
+    depends on z1."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(0 * x, 1.0))
+            z1 = pyro.sample("z1", dist.Normal(z2, 1.0))
+            pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(2 * x / 3, (2 / 3) ** 0.5))
+            pyro.sample("z2", dist.Normal(z1 / 2, 0.5**0.5))
+
+    x = torch.tensor([0.0, 2.266, -1.0])
+    torch.testing.assert_close(elbo_parts(model, guide, x).elbo, dist.Normal(0.0, 3**0.5).log_prob(x))
