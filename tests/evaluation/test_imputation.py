@@ -232,3 +232,18 @@ def test_the_mean_does_not_hang_on_chunks_whose_weights_are_all_zero():
         for memory in (1, None)
     )
     torch.testing.assert_close(one.mean, all_at_once.mean)
+
+
+def test_khat_is_also_that_of_log_p_of_x(pair, x):
+    """A guide that is too narrow for x: the prior mends the weights given a dimension, and not those of log p(x)."""
+
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            q = pair.encode(x)
+            pyro.sample("z", dist.MultivariateNormal(q.mean, 0.1 * q.covariance_matrix))
+
+    seen, sizes = torch.arange(6).reshape(2, 3) == 0, {"num_samples": 2000, "seed": 3}
+    of_x = log_likelihood(pair.model, narrow, x, **sizes).khat
+    of_seen = impute(pair.model, narrow, torch.where(seen, x, torch.nan), seen=seen, **sizes).khat
+    assert of_x.median() > 0.7 > of_seen.median()
+    assert torch.equal(impute(pair.model, narrow, x, seen=seen, **sizes).khat, torch.maximum(of_x, of_seen))
