@@ -243,3 +243,15 @@ def test_matrix_products_lose_no_digits_where_posteriors_are_narrow():
     each = dist.Normal(mean.double(), 1e-3).to_event(1).log_prob(z.double()[:, None])
     # expanded in float32, (mean / scale)^2 = 10^7 times its precision would be 1 nat a dimension
     torch.testing.assert_close(p.log_prob(z).double(), each.logsumexp(-1) - math.log(20), atol=1e-3, rtol=0)
+
+
+def test_a_vamp_prior_draws_each_of_its_components_as_often():
+    """Six of them, far apart."""
+    mean = 10 * torch.arange(6.0)[:, None].expand(6, 2)
+    p = AggregatePosterior(DiagonalNormal(2), torch.cat([mean, torch.zeros(6, 2)], -1))
+    with seeded(0):
+        component = (p.sample((6000,)) / 10).round()
+    assert torch.equal(component[:, 0], component[:, 1])
+    counts = component[:, 0].int().bincount(minlength=6)
+    assert len(counts) == 6
+    assert bool(((counts - 1000).abs() < 5 * math.sqrt(6000 * 5 / 36)).all())

@@ -97,8 +97,10 @@ def test_the_last_batch_is_shorter_and_all_data_are_used():
 
     count = Count()
     x = torch.arange(10.0)
-    history = fit(count.model, count.guide, x, epochs=1, batch_size=4, show_progress=False, learning_rate=1e-9)
-    assert sorted(seen) == list(range(10))
+    history = fit(count.model, count.guide, x, epochs=3, batch_size=4, show_progress=False, learning_rate=1e-9)
+    orders = [seen[i : i + 10] for i in range(0, len(seen), 10)]
+    assert [sorted(order) for order in orders] == [list(range(10))] * 3
+    assert len(set(map(tuple, orders))) == 3  # each epoch has an order of its own
     # the loss is per datum over all of them, and not a mean of batch means
     expected = -dist.Normal(0.0, 1.0).log_prob(x).mean().item()
     assert history["loss"][0] == pytest.approx(expected, rel=1e-5)
