@@ -156,7 +156,7 @@ def anneal(
         rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
         with (
             suppress(KeyboardInterrupt),
-            progress("annealing", moves, enabled=show_progress, lines=False) as report,
+            progress("annealing", moves, enabled=show_progress) as report,
         ):
             for number, first in enumerate(blocks):
                 torch.manual_seed(seed_of(seed, number))

@@ -183,7 +183,7 @@ def add_samples(
     """Adds `num_samples` weights for each of the data, which are those at `index` of the statistics. The blocks after
     the first are compiled if that repays and is wanted."""
     blocks = list(blocks_of(len(index), num_samples))
-    with progress("log p(x)", len(blocks), enabled=show_progress, lines=False) as report:
+    with progress("log p(x)", len(blocks), enabled=show_progress) as report:
         for number, (samples, part) in enumerate(blocks):
             torch.manual_seed(seed_of(seed, number))
             block = [t[part] for t in data]

@@ -148,7 +148,7 @@ def impute(
             raise ValueError(f"x: expected values in {space} where it is seen; got {bad.min():.4g} to {bad.max():.4g}")
         max_rows = rows_per_chunk(model, guide, *datum, memory=memory)
         blocks = torch.arange(len(x), device=x.device).split(BLOCK_DATA)
-        with progress("impute", len(blocks), enabled=show_progress, lines=False) as report:
+        with progress("impute", len(blocks), enabled=show_progress) as report:
             for number, rows in enumerate(blocks):
                 torch.manual_seed(seed_of(seed, number))
                 block = _Block(model, guide, visible[rows], seen[rows], [t[rows] for t in args], max_rows)

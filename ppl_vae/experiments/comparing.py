@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def compare_folders(
     Raises `ValueError` for damaged files.
     """
     of_config: dict[Any, list[tuple[str, LogLikelihood]]] = {}
+    seeds: Counter[Any] = Counter()
     num_dims: dict[str, int] = {}
     left_out: dict[str, str] = {}
     for name, folder in folders.items():
@@ -80,7 +82,9 @@ def compare_folders(
         config = read_config(folder / "config.json")[0]
         num_dims[name] = math.prod(read_shape(folder / "config.json"))
         same = (dataclasses.replace(config, seed=0), num_dims[name], result.fingerprint, result.source, len(result))
-        of_config.setdefault(same, []).append((name, result))
+        times = seeds[same, config.seed]  # the same run again is a row of its own
+        seeds[same, config.seed] += 1
+        of_config.setdefault((same, times), []).append((name, result))
     results: dict[str, LogLikelihood] = {}
     for runs in of_config.values():
         (name, result), *others = runs

@@ -123,7 +123,7 @@ class TrainConfig:
     network's own."""
     epochs: Count = 15
     batch_size: Count = 128
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), arg(aliases=["--lr"])] = 1e-3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the weights, the split, the order of the data, and all noise."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -26,23 +26,32 @@ def training_curves(axes: Any, history: Columns) -> None:
     `train_reconstruction`, `train_kl` and perhaps the same with `validation_`. Where the first epoch would
     take over half of an axis, its values are written below instead. Raises ValueError for other than three
     Axes or no epochs, KeyError for a missing column."""
+    for ax, part in zip(axes_of(axes, 3), ("elbo", "reconstruction", "kl"), strict=True):
+        _curves(ax, history, part, part if part == "reconstruction" else part.upper())
+
+
+def loss_curve(ax: Axes, history: Columns) -> None:
+    """The loss of a model without latents by epoch, in nats per datum, as `training_curves` draws an ELBO."""
+    _curves(ax, history, "elbo", "loss", sign=-1)
+
+
+def _curves(ax: Axes, history: Columns, part: str, title: str, *, sign: int = 1) -> None:
     epoch = history["epoch"]
     if not len(epoch):
         raise ValueError("expected at least one epoch; got none")
-    for ax, part in zip(axes_of(axes, 3), ("elbo", "reconstruction", "kl"), strict=True):
-        curves = [np.asarray(history[f"train_{part}"])]
-        with contextlib.suppress(KeyError):
-            curves.append(np.asarray(history[f"validation_{part}"]))
-        styles = (("training", "-", "blue"), ("validation", "--", "vermilion"))
-        for curve, (name, style, colour) in zip(curves, styles, strict=False):
-            marker = "o" if len(epoch) == 1 else ""
-            ax.plot(epoch, curve, style, color=OKABE_ITO[colour], marker=marker, label=name)
-        note = _leave_out_first(ax, np.stack(curves))
-        ax.set(title=part if part == "reconstruction" else part.upper(), ylabel="nats per datum")
-        ax.set_xlabel(f"epoch{note}")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
+    curves = [sign * np.asarray(history[f"train_{part}"])]
+    with contextlib.suppress(KeyError):
+        curves.append(sign * np.asarray(history[f"validation_{part}"]))
+    styles = (("training", "-", "blue"), ("validation", "--", "vermilion"))
+    for curve, (name, style, colour) in zip(curves, styles, strict=False):
+        marker = "o" if len(epoch) == 1 else ""
+        ax.plot(epoch, curve, style, color=OKABE_ITO[colour], marker=marker, label=name)
+    note = _leave_out_first(ax, np.stack(curves))
+    ax.set(title=title, ylabel="nats per datum")
+    ax.set_xlabel(f"epoch{note}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
 
 
 def convergence(

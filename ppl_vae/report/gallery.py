@@ -34,8 +34,12 @@ def draw_run(
         paths.append(figures / f"{stem}.png")
         plots.save(figure, paths[-1], title=title)
 
-    fig, axes = plots.figure(10, 3, ncols=3)
-    plots.training_curves(axes, history_of(folder))
+    if run.model.has_log_p:
+        fig, axes = plots.figure(10, 3, ncols=3)
+        plots.training_curves(axes, history_of(folder))
+    else:
+        fig, ax = plots.figure(5, 3)
+        plots.loss_curve(ax, history_of(folder))
     save(fig, "training", name)
 
     if not run.is_of_images:

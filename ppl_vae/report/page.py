@@ -14,13 +14,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from markupsafe import Markup
 
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
-from ppl_vae.evaluation.comparison import compare
+from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.evaluating import load_evaluation
 from ppl_vae.experiments.folders import checked_json, is_run, name_in, name_of, runs_of
 from ppl_vae.experiments.settings import StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
@@ -60,7 +58,7 @@ class Section:
 
     name: str
     runs: list[RunPart]
-    blocks: list[Markup | Figure] = field(default_factory=list)
+    blocks: list[str | Figure] = field(default_factory=list)
     rerun: Rerun | None = None
     """Of an experiment."""
 
@@ -74,6 +72,7 @@ def write_page(
     Raises `FileNotFoundError` for a folder that holds nothing finished, and `ValueError` for damaged files.
     """
     dataset_of = cache(lambda name: load(name, data_dir))  # runs of an experiment share it
+    folders = [found for folder in folders for found in _shown(folder)]
     page = _environment().get_template("page.html.jinja").render(
         sections=[_section(folder, dataset_of, say) for folder in folders],
         warnings=[warning for folder in folders for warning in warnings_of(folder)],
@@ -95,10 +94,16 @@ def _environment() -> Environment:
     return found
 
 
+def _shown(folder: Path) -> list[Path]:
+    """The folder of a run or an experiment, or the folders of the runs in it."""
+    found = [folder] if (folder / "metrics.json").is_file() else runs_of(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder}: expected a finished run or experiment; got a folder without metrics.json")
+    return found
+
+
 def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[str], object]) -> Section:
     runs = runs_of(folder)
-    if not runs and not (folder / "metrics.json").is_file():
-        raise FileNotFoundError(f"{folder}: expected a finished run or experiment; got a folder without metrics.json")
     say(f"{folder}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
     parts = [_run(run, name_in(folder, run), dataset_of) for run in runs]
     if is_run(folder):
@@ -112,9 +117,9 @@ def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[
 
 def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPart:
     check(folder, "config.json")
-    config, metrics = read_config(folder / "config.json")[0], checked_json(folder, "metrics.json")
-    rows = [[k.replace("_", " "), number(v)] for k, v in metrics["last_epoch"].items() if k not in ("epoch", "loss")]
-    text = [table(["after the last epoch", "nats per image"], rows)]
+    (config, shape, _), metrics = read_config(folder / "config.json"), checked_json(folder, "metrics.json")
+    things = "image" if len(shape) == 3 else "vector"
+    text = [table(["after the last epoch", f"nats per {things}"], _after_training(metrics["last_epoch"]))]
     if (folder / "log_likelihood.json").is_file():
         row = {"log_likelihood": {folder.name: checked_json(folder, "log_likelihood.json")}}
         text += [likelihood_table(row), likelihood_caption(row)]
@@ -128,6 +133,17 @@ def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPa
         explorer(folder, dataset_of),
         config.latent_size,
     )
+
+
+def _after_training(row: dict[str, float]) -> list[list[str]]:
+    """The ELBO and its parts; of an autoencoder, which has no latent, and so a KL of 0 exactly, the loss."""
+    rows = []
+    for name, value in row.items():
+        part, _, quantity = name.partition("_")
+        has_latent = row.get(f"{part}_kl") != 0
+        if quantity and (has_latent or quantity == "elbo"):
+            rows.append([f"{part} {quantity if has_latent else 'loss'}", number(value if has_latent else -value)])
+    return rows
 
 
 def _rerun(command: str, metrics: dict[str, Any]) -> Rerun:
@@ -166,36 +182,35 @@ def command_of(words: str, config: Any, default: Any) -> str:
 
 
 def _comparison(folders: Sequence[Path]) -> str:
-    """Paired differences of the runs that are given by themselves, where they compare; "" for fewer than two."""
-    runs = [f for f in folders if is_run(f) and (f / "log_likelihood.json").is_file()]
+    """Paired differences of the runs that are given by themselves, a table for each group that compares; "" for fewer
+    than two."""
+    runs = {name_of(f): f for f in folders if is_run(f) and (f / "log_likelihood.json").is_file()}
     if len(runs) < 2:
         return ""
-    try:
-        return str(compare({name_of(f): load_evaluation(f) for f in runs}))
-    except ValueError as error:
-        return f"These runs do not compare: {error}"
+    found = compare_folders(runs)
+    return "\n\n".join([*map(str, found.tables), *(f"{name}: {why}" for name, why in found.left_out.items())])
 
 
-def _blocks(text: str, root: Path) -> Iterator[Markup | Figure]:
-    """Markdown as HTML. A line that is an image becomes a figure, of a file below `root`."""
+def _blocks(text: str, root: Path) -> Iterator[str | Figure]:
+    """Markdown in parts. A line that is an image becomes a figure, of a file below `root`."""
     lines: list[str] = []
     for line in [*text.splitlines(), ""]:
         if found := re.fullmatch(r"!\[(.*)\]\((.*)\)", line):
-            yield html_of("\n".join(lines))
+            yield "\n".join(lines)
             lines = []
             path = (root / found[2]).resolve()
             if path.is_relative_to(root.resolve()) and path.is_file():
                 yield figure(path, found[1])
         else:
             lines.append(line)
-    yield html_of("\n".join(lines))
+    yield "\n".join(lines)
 
 
-def html_of(markdown: str) -> Markup:
+def html_of(markdown: str) -> str:
     """Paragraphs, headings, lists, code and tables of a text in Markdown. The names and messages in it are text: they
     can be no elements, links or images."""
     html = _markdown().render(markdown)
-    return Markup(html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>"))
+    return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 class Report(Protocol):
     """Called after each unit of work; `text` is the status to show, if any."""
@@ -24,11 +27,11 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: int, *, enabled: bool = True, lines: bool = True) -> Iterator[Report]:
+def progress(description: str, total: int, *, enabled: bool = True) -> Iterator[Report]:
     """Yields a function that reports progress over `total` units, on standard error.
 
-    In a terminal it moves a bar with the time left, and writes each non-empty `text` above it. Elsewhere it prints
-    each as a line, if `lines`.
+    In a terminal it moves a bar with the time left, and writes each non-empty `text` above it. Elsewhere it prints each
+    as a line, and where there was none for 10 seconds a line that says how far it is and the time left.
     """
     console = Console(stderr=True)
 
@@ -56,9 +59,36 @@ def progress(description: str, total: int, *, enabled: bool = True, lines: bool 
 
             yield report
     else:
+        yield _Lines(total, write)
 
-        def say(advance: int = 1, text: str = "") -> None:
-            if text and lines:
-                write(text)
 
-        yield say
+class _Lines:
+    """Reports progress in lines: each text, and one every 10 seconds without."""
+
+    def __init__(self, total: int, write: Callable[[str], None]):
+        self.total, self.write = total, write
+        self.skipped = self.done = 0
+        self.begin = self.last = time.monotonic()
+
+    def __call__(self, advance: int = 1, text: str = "") -> None:
+        self.done += advance
+        now = time.monotonic()
+        if text:
+            self.write(text)
+            self.skipped += advance  # work that was done before, say: it tells nothing of the rate
+        elif now - self.last < SECONDS_BETWEEN_LINES or self.done >= self.total:
+            return
+        else:
+            left = (now - self.begin) / (self.done - self.skipped) * (self.total - self.done)
+            self.write(f"{self.done:,} of {self.total:,}, about {duration(left)} left")
+        self.last = now
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(8.4), duration(150), duration(9000)
+    ('8 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -21,7 +21,7 @@ from ppl_vae.objectives import Elbo
 from ppl_vae.programs import Program, mode, modules_of, seeded
 from ppl_vae.system.files import locked
 from ppl_vae.system.hashing import fingerprint
-from ppl_vae.system.progress import progress
+from ppl_vae.system.progress import duration, progress
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
@@ -112,13 +112,13 @@ def fit(
         nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
         pyro.get_param_store().scope(),
-        progress(description, epochs, enabled=show_progress) as report_epoch,
+        progress(description, epochs * num_steps, enabled=show_progress) as report,
     ):
         if checkpoints is not None:
             settings |= _settings(objective, optim, (*data, *held_out))
             if (saved := _checkpoint(checkpoints, resume, settings)) is not None:
                 steps.resume(saved, batch_size)
-                report_epoch(state.epoch - 1, f"resumes {_place(state, epochs)}")
+                report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
         for epoch in range(state.epoch, epochs + 1):
             start = time.perf_counter() - state.seconds
             batches = state.order(len(x)).split(batch_size)
@@ -126,6 +126,7 @@ def fit(
                 for rows in batches[state.step :]:
                     state.losses[state.step] = steps.take(rows, first=state.num_steps == 0)
                     state.step, state.seconds = state.step + 1, time.perf_counter() - start
+                    report()
                     if state.num_steps == 1 and not state.losses[0].isfinite():
                         break  # no step can make it better: the rest of the epoch is spared
                     if reason := stop():
@@ -140,7 +141,7 @@ def fit(
                 row |= {f"{name}_{k}": v for k, v in mean_parts(model, guide, arguments, seed).items()}
             row["seconds"] = time.perf_counter() - start
             state.end_epoch(row)
-            report_epoch(text=_line(row, epochs))
+            report(0, _line(row, epochs))
             if metrics is not None:
                 with torch.random.fork_rng():
                     metrics(dict(row))
@@ -262,10 +263,11 @@ def objective_of(elbo: ELBO | None) -> ELBO:
 def _line(row: dict[str, float], epochs: int) -> str:
     name = "validation" if "validation_elbo" in row else "train"
     left = row["seconds"] * (epochs - row["epoch"])
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}  {name} ELBO {row[f'{name}_elbo']:.2f} nats = reconstruction "
-        f"{row[f'{name}_reconstruction']:.2f} - KL {row[f'{name}_kl']:.2f}  {row['seconds']:.1f} s, {left:.0f} s left"
-    )
+    elbo, reconstruction, kl = (row[f"{name}_{part}"] for part in ("elbo", "reconstruction", "kl"))
+    parts = f"ELBO {elbo:.2f} nats = reconstruction {reconstruction:.2f} - KL {kl:.2f}"
+    if kl == 0:  # an autoencoder has no latent, and no ELBO
+        parts = f"loss {-elbo:.2f}"
+    return f"epoch {row['epoch']:.0f}/{epochs}  {name} {parts}  {row['seconds']:.1f} s, {duration(left)} left"
 
 
 def _check(data: tuple[Tensor, ...], **positive: float) -> None:

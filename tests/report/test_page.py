@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
 from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.training import train
@@ -114,7 +115,29 @@ def test_runs_are_put_side_by_side_and_paired(folder, tmp_path):
     page = page_of(folder, other)
     assert "Side by side" in page
     save_evaluation(other, *evaluate_run(run, num_samples=4, num_images=2))
-    assert "do not compare" in page_of(folder, other)
+    text = Elements(page_of(folder, other)).text
+    assert text.count("differences are paired by datum") == 2  # of other data, in tables of their own
+
+
+def test_a_folder_of_runs_is_its_runs(folder):
+    text = Elements(page_of(folder.parent)).text
+    assert "ppl-vae train --model dense-vae" in text
+    with pytest.raises(FileNotFoundError, match=r"expected a finished run or experiment; got a folder without"):
+        page_of(folder / "figures")
+
+
+def test_the_latent_space_stands_above_the_tables(folder):
+    tags = [tag for tag, _ in Elements(page_of(folder)).found]
+    assert tags.index("canvas") < tags.index("table")
+
+
+def test_an_autoencoder_has_a_loss_and_no_elbo(tmp_path):
+    train(TrainConfig(model="dense-ae", hidden=(8,), epochs=1, train_images=60), tmp_path / "run", show_progress=False)
+    last = json.loads((tmp_path / "run" / "metrics.json").read_text())["last_epoch"]
+    elements = Elements(page_of(tmp_path / "run"))
+    assert "ELBO" not in elements.text
+    assert "validation loss" in elements.text
+    assert f"{-last['validation_elbo']:.2f}" in elements.text
 
 
 def test_no_line_of_markdown_is_an_element():

@@ -1,0 +1,100 @@
+"""The command line before it works: what it says at once, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ppl_vae.experiments.config import listed
+from ppl_vae.experiments.listing import BASES, components
+from ppl_vae.system.files import read_json
+
+WITHOUT_TORCH = """
+import sys
+from ppl_vae.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("imported:", *sorted({"torch", "pyro", "numpy", "matplotlib"} & set(sys.modules)), file=sys.stderr)
+"""
+
+SLOW_IMPORT = """
+import builtins, time
+from ppl_vae.cli.main import main
+usual = builtins.__import__
+def slow(name, *args, **kwargs):
+    if name == "torch":
+        print("importing", flush=True)
+        time.sleep(60)
+    return usual(name, *args, **kwargs)
+builtins.__import__ = slow
+main(["train"])
+"""
+
+
+def python(*arguments, **options):
+    where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | where,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["datasets"], 0),
+        (["train", "--epochs", "0"], 2),
+        (["trian"], 2),
+        (["evaluate", "nowhere"], 1),
+        (["evaluate", ".", "--num-samples", "0"], 2),
+    ],
+)
+def test_help_and_refusals_import_no_torch(arguments, status):
+    process = python("-c", WITHOUT_TORCH, *arguments)
+    _, err = process.communicate()
+    assert process.returncode == status, err
+    assert err.splitlines()[-1] == "imported:"
+
+
+def test_help_lists_what_there_is(monkeypatch):
+    from importlib import resources
+
+    stored = read_json(resources.files("ppl_vae.experiments") / "components.json")
+    ours = {name: text for name, text in components().items() if name in (*BASES,)}
+    for name, text in stored.items():
+        for component in text.split(", "):
+            assert component in ours[name]
+        assert listed(name) == ours[name]
+    monkeypatch.delitem(sys.modules, "ppl_vae.experiments.listing")
+    assert {name: listed(name) for name in BASES} == stored
+
+
+def test_a_reader_that_goes_away_ends_it_silently():
+    command = python("-m", "ppl_vae", "train", "--help")
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait() == 141
+
+
+def test_an_interrupt_in_the_first_seconds_is_one_line():
+    command = python("-c", SLOW_IMPORT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert command.stdout.readline() == "importing\n"
+    command.send_signal(signal.SIGINT)
+    assert command.stderr.read() == "ppl-vae: error: interrupted\n"
+    assert command.wait() == 130
+
+
+def test_a_short_name_of_a_flag_is_understood(ppl_vae):
+    status, _, err = ppl_vae("train", "--lr", "0")
+    assert status == 2
+    assert "learning_rate: input should be greater than 0; got 0.0" in err

@@ -1,0 +1,88 @@
+"""`ppl-vae compare` and `report` on many runs at once."""
+
+import csv
+import json
+
+import pytest
+from commands import TINY, one_line
+from PIL import Image
+
+from ppl_vae.cli.main import main
+from ppl_vae.experiments.evaluating import load_evaluation
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of one config, another prior, a density, and an autoencoder, which has no evaluation."""
+    folder = tmp_path_factory.mktemp("runs")
+    models = {
+        "a": [],
+        "a-1": ["--seed", "1"],
+        "laplace": ["--prior", "laplace"],
+        "grey": ["--likelihood", "gaussian-learned"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **kwargs: [])
+        for name, options in models.items():
+            main(["train", "--model", "dense-vae", *TINY, *options, "--output", name])
+            main(["evaluate", name, "--num-samples", "30", "--num-images", "6"])
+        main(["train", "--model", "dense-ae", *TINY, "--output", "ae"])
+    return folder
+
+
+@pytest.fixture
+def here(ppl_vae, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    return ppl_vae
+
+
+def test_unlike_runs_have_tables_of_their_own_and_seeds_are_averaged(here, runs, tmp_path):
+    names = ["a", "a-1", "ae", "grey", "laplace"]
+    output, picture = tmp_path / "table.csv", tmp_path / "table.png"
+    status, out, err = here("compare", *names, "--output", output, "--plot", picture)
+    assert status == 0, err
+    assert out.count("differences are paired by datum") == 2
+    assert "ae is left out: ae: expected log_likelihood.json" in out
+    rows = {row["name"]: row for row in csv.DictReader(output.read_text().splitlines())}
+    assert {name: row["measure"] for name, row in rows.items()} == {
+        "a (mean of 2 seeds)": "mass",
+        "laplace": "mass",
+        "grey": "density",
+    }
+    a, other, laplace = (load_evaluation(runs / name) for name in ("a", "a-1", "laplace"))
+    mean = (a.mean + other.mean) / 2
+    assert float(rows["a (mean of 2 seeds)"]["log_p"]) == pytest.approx(mean)
+    differences = [float(rows[name]["difference"]) for name in ("a (mean of 2 seeds)", "laplace")]
+    assert min(differences) == pytest.approx(-abs(mean - laplace.mean))
+    assert max(differences) == 0
+    with Image.open(picture) as image:
+        assert min(image.size) > 100
+
+
+@pytest.mark.parametrize("suffix", ["json", "md"])
+def test_the_other_files(here, runs, tmp_path, suffix):
+    output = tmp_path / f"table.{suffix}"
+    assert here("compare", "a", "laplace", "--output", output)[0] == 0
+    text = output.read_text()
+    if suffix == "json":
+        assert {row["name"] for row in json.loads(text)["rows"]} == {"a", "laplace"}
+    else:
+        assert text.count("\n| ") == 2
+
+
+def test_where_none_is_left_it_is_an_error(here, tmp_path):
+    status, _, err = here("compare", "ae")
+    assert status == 1
+    assert "as ppl-vae evaluate writes it" in one_line(err)
+    status, _, err = here("compare", "a", "--output", "table.xlsx")
+    assert status == 2
+    assert "--output: expected a path that ends in .csv or .json or .md" in one_line(err)
+
+
+def test_a_page_of_a_folder_of_runs(here, runs, tmp_path):
+    status, _, err = here("report", runs, "--output", tmp_path / "page.html")
+    assert status == 0, err
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<section") == 5
+    assert "Side by side" in page
