@@ -38,7 +38,7 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae import plots
 from ppl_vae.evaluation.arviz_groups import elpd
-from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
+from ppl_vae.evaluation.diagnostics import khat_limit
 from ppl_vae.evaluation.gaps import gap_decomposition
 from ppl_vae.evaluation.information import active_units
 from ppl_vae.evaluation.results import PerDatum
@@ -361,5 +361,5 @@ assert np.isclose(-table.elpd_diff[other.name], len(new_y) * other.difference.me
 table[["rank", "elpd_loo", "se", "elpd_diff", "dse", "warning"]]
 
 # %%
-ax = az.plot_khat(elpds[best.name], show_hlines=True, hlines_kwargs={"hlines": [KHAT_LIMIT]}, figsize=(7, 3))
+ax = az.plot_khat(elpds[best.name], show_hlines=True, hlines_kwargs={"hlines": [khat_limit(SAMPLES)]}, figsize=(7, 3))
 _ = ax.set(xlabel="subject", ylabel=r"Pareto $\hat k$ of its weights")

@@ -43,7 +43,6 @@ def annealed_log_likelihood(
     seed: int = 0,
     memory: int | None = None,
     encoding: str = "",
-    source: str = "",
     show_progress: bool = False,
 ) -> LogLikelihood:
     """log p(x) of each datum, in nats, by annealed importance sampling along
@@ -78,7 +77,6 @@ def annealed_log_likelihood(
         memory: bytes that a chunk may take, with what its gradient keeps; chosen to fit the cache by default. All
             chains of a datum stay together.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
-        source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
 
     An interrupt (Ctrl-C) ends the work: the result is of the data that are done by then, and says so.
@@ -89,7 +87,7 @@ def annealed_log_likelihood(
     """
     settings = Annealing(num_chains, num_steps, start, leapfrog_steps)
     (lower,) = anneal(model, guide, (x, *args), settings, seed=seed, memory=memory, show_progress=show_progress)
-    return replace(lower, encoding=encoding, source=source)
+    return replace(lower, encoding=encoding)
 
 
 @dataclass(frozen=True)

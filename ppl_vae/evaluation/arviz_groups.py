@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from ppl_vae.evaluation.diagnostics import KHAT_LIMIT, pareto_khat, tail_size
+from ppl_vae.evaluation.diagnostics import khat_limit
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -27,6 +27,7 @@ def arviz_groups(
     posterior: Arrays,
     *,
     log_weight: Array,
+    statistics: Arrays,
     log_likelihood: Arrays,
     observed: Arrays,
     posterior_predictive: Arrays,
@@ -41,6 +42,7 @@ def arviz_groups(
     Arguments:
         posterior, prior: latent sites, (draws, data, *event).
         log_weight: log p(x, z) - log q(z|x) of K draws of the guide, in nats, (K, data).
+        statistics: of these weights, `log_p`, `mc_se`, `ess` and `khat`, each (data,).
         log_likelihood: log p(x|z) of each observed site at the posterior's draws, in nats, (draws, data).
         observed: observed sites, (data, *event).
         posterior_predictive, prior_predictive: draws of them, (draws, data, *event).
@@ -81,7 +83,7 @@ def arviz_groups(
         "log_likelihood": draws(
             "log_likelihood", log_likelihood, dict.fromkeys(observed, ()), **of_draws, units="nats per datum"
         ),
-        "sample_stats": _sample_stats(log_weight, sampled_from, coords),
+        "sample_stats": _sample_stats(log_weight, statistics, sampled_from, coords),
         "observed_data": _dataset({name: (("datum", *pixels[name]), x) for name, x in observed.items()}, coords),
     }
     attributes = {"K": num_samples, "sampled_from": sampled_from, **(attributes or {})}
@@ -105,10 +107,11 @@ def elpd(data: Any) -> Any:
     stats = data["sample_stats"]
     log_p, khat, K = stats["log_p"], stats["khat"], int(stats.attrs["K"])
     total, se = float(log_p.sum()), math.sqrt(log_p.size * float(log_p.var()))
-    unreliable = not bool((khat <= KHAT_LIMIT).all())  # unknown for few samples
+    good_k = float(khat_limit(K))
+    unreliable = not bool((khat <= good_k).all())  # unknown for few samples
     if _ARVIZ_0:
         values = {"elpd_loo": total, "se": se, "p_loo": 0.0, "n_samples": K, "n_data_points": log_p.size}
-        pointwise = {"warning": unreliable, "loo_i": log_p, "pareto_k": khat, "scale": "log", "good_k": KHAT_LIMIT}
+        pointwise = {"warning": unreliable, "loo_i": log_p, "pareto_k": khat, "scale": "log", "good_k": good_k}
         return _arviz().stats.stats_utils.ELPDData({**values, **pointwise})
     from arviz_stats.utils import ELPDDataLOO
 
@@ -120,35 +123,29 @@ def elpd(data: Any) -> Any:
         n_data_points=log_p.size,
         scale="log",
         warning=unreliable,
-        good_k=KHAT_LIMIT,
+        good_k=good_k,
         elpd_i=log_p,
         pareto_k=khat,
     )
 
 
-def _sample_stats(log_weight: Array, sampled_from: SampledFrom, coords: Mapping[str, Array]) -> xr.Dataset:
-    K, num_data = log_weight.shape
-    log_w = log_weight.astype(np.float64)
-    log_sum, log_sum_squares = np.logaddexp.reduce(log_w), np.logaddexp.reduce(2 * log_w)
-    ess = np.exp(2 * log_sum - log_sum_squares)
-    mc_se = np.sqrt(np.maximum(K / ess - 1, 0) / (K - 1)) if K > 1 else np.full(num_data, math.nan)
-    tail = -np.sort(-log_w, 0)[: tail_size(K)]
+def _sample_stats(
+    log_weight: Array, statistics: Arrays, sampled_from: SampledFrom, coords: Mapping[str, Array]
+) -> xr.Dataset:
     of_draws = {
         "guide": (("chain", "draw", "datum"), log_weight[None]),
         "importance resampling": (("guide_draw", "datum"), log_weight),
     }
-    nats = {"units": "nats"}
-    return _dataset(
-        {
-            "log_weight": (*of_draws[sampled_from], nats | {"long_name": "log p(x, z) - log q(z|x) of a guide's draw"}),
-            "log_p": ("datum", log_sum - math.log(K), nats | {"long_name": "log p(x), importance-weighted bound"}),
-            "mc_se": ("datum", mc_se, nats | {"long_name": "Monte Carlo standard error of log_p"}),
-            "ess": ("datum", ess, {"long_name": f"effective sample size of {K} weights"}),
-            "khat": ("datum", pareto_khat(tail, np.full(num_data, K)), {"long_name": "Pareto k-hat of the weights"}),
-        },
-        coords,
-        {"K": K},
-    )
+    nats, K = {"units": "nats"}, len(log_weight)
+    names = {
+        "log_p": nats | {"long_name": "log p(x), importance-weighted bound"},
+        "mc_se": nats | {"long_name": "Monte Carlo standard error of log_p"},
+        "ess": {"long_name": f"effective sample size of {K} weights"},
+        "khat": {"long_name": "Pareto k-hat of the weights"},
+    }
+    weights = (*of_draws[sampled_from], nats | {"long_name": "log p(x, z) - log q(z|x) of a guide's draw"})
+    variables = {name: ("datum", statistics[name], attributes) for name, attributes in names.items()}
+    return _dataset({"log_weight": weights, **variables}, coords, {"K": K})
 
 
 def _latent_dims(name: str, ndim: int, num_sites: int) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ppl_vae.evaluation.diagnostics import KHAT_LIMIT
-from ppl_vae.evaluation.results import LogLikelihood, PerDatum
+from ppl_vae.evaluation.results import LogLikelihood, PerDatum, khat_warnings
 
 Unit = Literal["nats", "bits per dimension"]
 
@@ -48,14 +47,14 @@ class Comparison:
     def _cells(self) -> list[list[str]]:
         quantity, digits = ("log p(x)", 3) if self.unit == "nats" else ("-log p(x)", 4)
         errors = ["data s.e.", "MC s.e."]
-        cells = [["result", quantity, *errors, f"k-hat > {KHAT_LIMIT}", "to the best", *errors]]
+        cells = [["result", quantity, *errors, "k-hat over limit", "to the best", *errors]]
         for i, row in enumerate(self.rows):
             value, difference = (
                 [f"{x:.{digits}f}" for x in (of.mean, of.data_se_of_mean, of.mc_se_of_mean)]
                 for of in (row.value, row.difference)
             )
-            known = not row.result.khat.isnan().any()
-            khat = f"{row.result.num_unreliable}/{len(row.result)}" if known else "unknown"
+            over = row.result.num_unreliable
+            khat = "unknown" if over is None else f"{over}/{len(row.result)}"
             cells.append([row.name, *value, khat, *(difference if i else ["-"] * 3)])
         return cells
 
@@ -67,8 +66,8 @@ class Comparison:
         for bound in dict.fromkeys(row.result.bound for row in self.rows):
             yield f"{', '.join(row.name for row in self.rows if row.result.bound == bound)}: {bound}"
         for row in self.rows:
-            if bad := row.result.num_unreliable:
-                yield f"warning: {row.name}: k-hat > {KHAT_LIMIT} for {bad} of {len(best)} data: do not trust these"
+            for warning in khat_warnings(row.result.khat, row.result.num_samples, len(best)).splitlines()[1:]:
+                yield warning.replace("warning: ", f"warning: {row.name}: ", 1)
 
 
 def compare(

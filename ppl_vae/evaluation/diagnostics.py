@@ -9,11 +9,26 @@ from typing import Any
 
 import numpy as np
 
-KHAT_LIMIT = 0.7
 MIN_SAMPLES_FOR_KHAT = 25
-EQUAL = 1e-4  # nats: what float32 rounds off log-weights of some hundreds; below it the tail is rounding
+# Log-weights of which the tail spans no more than this are equal: what remains is rounding, of the terms of a
+# log-prob, and of the log-prob itself in float32.
+EQUAL, EQUAL_PER_NAT = 1e-3, 2.4e-7
 
 _Array = np.ndarray[Any, Any]
+
+
+def khat_limit(num_samples: Any) -> Any:
+    """The largest k-hat at which K weights can be believed, min(0.7, 1 - 1 / log10 K), of a number K or an array.
+
+    Seen from the other side, a k-hat below 0.7 needs K >= 10^(1 / (1 - k)): 100 for 0.5, 2,155 for 0.7.
+    Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao, Jonah Gabry: Pareto Smoothed Importance Sampling,
+    2015, arXiv:1507.02646.
+
+    >>> [round(float(khat_limit(K)), 3) for K in (100, 1000, 10_000)]
+    [0.5, 0.667, 0.7]
+    """
+    with np.errstate(divide="ignore"):
+        return np.minimum(0.7, 1 - 1 / np.log10(np.asarray(num_samples, dtype=np.float64)))
 
 
 def tail_size(num_samples: int) -> int:
@@ -24,13 +39,14 @@ def tail_size(num_samples: int) -> int:
 def pareto_khat(tail: _Array, num_samples: _Array) -> _Array:
     """Pareto k-hat per datum, shape (data,), from its largest log-weights, in descending order, (tail, data).
 
-    It diagnoses: over 0.7 the weights have so heavy a tail that neither estimate nor error can be believed.
-    It never smooths. The tail alone decides, so the other of the `num_samples` (data,) weights need not be kept.
-    NaN for fewer than 25 samples, whose tail is too short to fit; -inf where all weights of the tail are equal.
+    It diagnoses: over `khat_limit` the weights have so heavy a tail that neither estimate nor error can be believed.
+    A k-hat below it is no pass for that datum: where the largest weights were missed, the estimate is low and the
+    k-hat small. So the share of data over the limit is the verdict on all of them. It never smooths.
+    The tail alone decides, so the other of the `num_samples` (data,) weights need not be kept. NaN for fewer than 25
+    samples, whose tail is too short to fit; -inf where all weights of the tail are equal, but for rounding.
     ArviZ 0.x and 1.x round the size of the tail up and down, so that their k-hats differ by some hundredths.
 
-    Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao, Jonah Gabry: Pareto Smoothed Importance Sampling,
-    2015, arXiv:1507.02646.
+    Vehtari and others, arXiv:1507.02646.
     """
     khat = np.full(tail.shape[1], math.nan)
     if not len(num_samples) or num_samples.max() < MIN_SAMPLES_FOR_KHAT:
@@ -43,7 +59,7 @@ def pareto_khat(tail: _Array, num_samples: _Array) -> _Array:
         column = values[: tail_size(K), i]
         if not np.isfinite(column).all():
             khat[i] = math.inf  # too few samples landed where p(x, z) > 0
-        elif np.ptp(column) < EQUAL:
+        elif np.ptp(column) <= EQUAL + EQUAL_PER_NAT * abs(column[0]):
             khat[i] = -math.inf
         else:
             weights = np.full(K, column.min() - 1)

@@ -14,6 +14,7 @@ from ppl_vae.contract import check_rows, measure_of
 from ppl_vae.evaluation.arviz_groups import arviz_groups
 from ppl_vae.evaluation.chunks import blocks_of, chunks_of, seed_of
 from ppl_vae.evaluation.importance import LogWeights, chunked_log_weights
+from ppl_vae.evaluation.results import LogMeanExp
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -93,6 +94,8 @@ def to_arviz(
         measure, space = measure_of(model, guide, *data)
         weights = chunked_log_weights(model, guide, *data, memory=None)
         log_weight, z = _guide_draws(weights, data, num_samples, seed)
+        statistics = LogMeanExp(len(x), num_samples, device=x.device)
+        statistics.add(log_weight)
         if resample:
             torch.manual_seed(seed_of(seed, 1))
             k = torch.multinomial(log_weight.double().softmax(0).T, num_samples, replacement=True).T
@@ -113,6 +116,7 @@ def to_arviz(
     return arviz_groups(
         _numpy(z),
         log_weight=log_weight.cpu().numpy(),
+        statistics=_numpy(statistics.estimates()),
         log_likelihood=_numpy(log_p_x),
         observed=_numpy(observed),
         posterior_predictive=_numpy(predictive),

@@ -101,7 +101,7 @@ class AnnealingPath(NamedTuple):
         pairs = zip(new, point, strict=True)
         fields = (torch.where(accepted if a.dim() == 2 else accepted[..., None], a, b) for a, b in pairs)
         self.report()
-        return Point(*fields), log_ratio.clamp(max=0).exp()
+        return Point(*fields), log_ratio.clamp(max=0).exp().to(momentum)
 
 
 def latent_sites(model: Program, guide: Program, *datum: Tensor) -> Sites:

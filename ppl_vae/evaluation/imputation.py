@@ -15,7 +15,7 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.contract import check_rows, check_same_without_x, check_structure, observed_x, support_name
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.results import LogMeanExp, PerDatum, khat_warnings
+from ppl_vae.evaluation.results import LogMeanExp, PerDatum, khat_warnings, num_over_limit, widening
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -49,8 +49,9 @@ class Imputation:
         log_p_missing: log p(x_missing | x_seen) at the values that x has there, in nats: log p(x) - log p(x_seen), a
             difference of two lower bounds, which is no bound. NaN where x has NaN.
         ess: effective sample size of the samples of z given x_seen, 1..num_samples, shape (data,).
-        khat: Pareto k-hat of their weights, and of those of log p(x), the larger of the two, shape (data,): over 0.7
-            neither estimate nor error can be believed. NaN for fewer than 25 samples.
+        khat: Pareto k-hat of their weights, and of those of log p(x), the larger of the two, shape (data,): the
+            share of data that are over the limit of `num_samples` is the verdict on all. NaN for fewer than 25.
+        num_samples: K.
     """
 
     mean: Tensor
@@ -59,6 +60,12 @@ class Imputation:
     log_p_missing: PerDatum
     ess: Tensor
     khat: Tensor
+    num_samples: int
+
+    @property
+    def num_unreliable(self) -> int | None:
+        """How many data have a k-hat over its limit, or None where K < 25 leaves one unknown."""
+        return num_over_limit(self.khat, torch.tensor(self.num_samples))
 
     def __len__(self) -> int:
         return len(self.ess)
@@ -72,7 +79,7 @@ class Imputation:
                 f"; log p(missing | seen) = {p.mean:.3f} nats per datum (no bound), Monte Carlo s.e. "
                 f"{p.mc_se_of_mean:.3f}, s.e. over {int(known.sum())} data {p.data_se_of_mean:.3f}"
             )
-        return text + khat_warnings(self.khat, len(self))
+        return text + khat_warnings(self.khat, torch.tensor(self.num_samples), len(self))
 
 
 def impute(
@@ -162,8 +169,10 @@ def impute(
                 samples.append(block.impute(values, log_w, num_draws))
                 report()
     none, everything = ~seen.flatten(1).any(1).cpu(), seen.flatten(1).all(1).cpu()
+    khat_seen = statistics.khat()
+    mc_se = statistics.standard_error().cpu() * widening(khat_seen, statistics.count.cpu())
     # p of nothing is 1
-    p_seen = PerDatum(*(t.cpu().masked_fill(none, 0) for t in (statistics.log_mean(), statistics.standard_error())))
+    p_seen = PerDatum(*(t.masked_fill(none, 0) for t in (statistics.log_mean().cpu(), mc_se)))
     p_x, khat = _log_p(model, guide, x, *args, num_samples=num_samples, seed=seed, memory=memory)
     p_missing = p_x - p_seen
     return Imputation(
@@ -172,7 +181,8 @@ def impute(
         log_p_seen=p_seen,
         log_p_missing=PerDatum(*(t.masked_fill(everything, 0) for t in (p_missing.values, p_missing.mc_se))),
         ess=statistics.ess().cpu(),
-        khat=torch.maximum(statistics.khat(), khat),
+        khat=torch.maximum(khat_seen, khat),
+        num_samples=num_samples,
     )
 
 
@@ -193,7 +203,8 @@ def _log_p(
     if known.any():
         data = (t[known] for t in (x, *args))
         result = log_likelihood(model, guide, *data, num_samples=num_samples, seed=seed, memory=memory)
-        for t, of_result in ((log_p, result.log_p), (mc_se, result.mc_se), (khat, result.khat)):
+        p_x = PerDatum.of(result)
+        for t, of_result in ((log_p, p_x.values), (mc_se, p_x.mc_se), (khat, result.khat)):
             t[known.cpu()] = of_result
     return PerDatum(log_p, mc_se), khat
 

@@ -69,15 +69,8 @@ def evaluate_run(
     """
     data, names = held_out(run, num_images, seed)
     estimate = log_likelihood if tolerance is None else partial(log_likelihood_within, tolerance=tolerance)
-    result = estimate(
-        *run.programs,
-        *data,
-        num_samples=num_samples,
-        seed=seed,
-        encoding=names["encoding"],
-        source=names["source"],
-        **options,
-    )
+    result = estimate(*run.programs, *data, num_samples=num_samples, seed=seed, **options)
+    result = dataclasses.replace(result, **names)
     return result, summarise(run, result, data, seed)
 
 
@@ -86,14 +79,7 @@ def anneal_run(
 ) -> tuple[LogLikelihood, dict[str, Any]]:
     """The same by `annealed_log_likelihood`, with its `options`."""
     data, names = held_out(run, num_images, seed)
-    result = annealed_log_likelihood(
-        *run.programs,
-        *data,
-        seed=seed,
-        encoding=names["encoding"],
-        source=names["source"],
-        **options,
-    )
+    result = dataclasses.replace(annealed_log_likelihood(*run.programs, *data, seed=seed, **options), **names)
     return result, summarise(run, result, data, seed)
 
 
@@ -183,7 +169,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "log_p": result.mean,
         "mc_se": result.mc_se_of_mean,
         "data_se": result.data_se_of_mean,
-        "khat_over_limit": result.num_unreliable_or_none,
+        "khat_over_limit": result.num_unreliable,
         "elbo": parts.elbo.double().mean().item(),
         "reconstruction": parts.reconstruction.double().mean().item(),
         "kl": parts.kl.double().mean().item(),

@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 from ppl_vae.data.noise import NoNoise
 from ppl_vae.evaluation.denoising import mean_and_se
 from ppl_vae.evaluation.imputation import Imputation, impute
-from ppl_vae.evaluation.results import num_unreliable_or_none
 from ppl_vae.experiments.evaluating import held_out
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.experiments.settings import ImputationConfig, Part
@@ -50,7 +49,7 @@ def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_prog
         **options,
         "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
         "squared_error": {"mean": error, "se": error_se},
-        "khat_over_limit": num_unreliable_or_none(result.khat),
+        "khat_over_limit": result.num_unreliable,
         "versions": versions(),
     }
     rows = {"original": x, "seen": x * seen, "mean": result.mean}

@@ -210,7 +210,7 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
                 "elbo": (sum(s["elbo"] for s in summaries) / len(summaries) - to_mass) * factor,
                 "overfitting": sum(max(by_epoch) - by_epoch[-1] for by_epoch in elbos) / len(elbos),  # in nats
                 "measure": summaries[0]["measure"],
-                "khat_over_limit": row.result.num_unreliable_or_none,
+                "khat_over_limit": row.result.num_unreliable,
                 "num_images": len(row.result),
             }
         )

@@ -413,7 +413,7 @@ def test_images_in_colour_a_batch_of_more_than_all_one_sample_and_a_name_that_is
     assert result.log_p.isfinite().all()
     assert result.mc_se.isnan().all()
     assert result.khat.isnan().all()
-    assert result.num_unreliable_or_none is None
+    assert result.num_unreliable is None
     summary = json.loads((tmp_path / name / "log_likelihood.json").read_text(), parse_constant=pytest.fail)
     assert summary["mc_se"] is None  # JSON has no NaN
     status, _, err = ppl_vae("report", name, "--output", "page.html")

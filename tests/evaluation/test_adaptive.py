@@ -8,12 +8,13 @@ import torch
 from ppl_vae.evaluation import adaptive
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.results import PerDatum
 
 
 def test_a_tolerance_spends_samples_where_they_are_needed(ppca):
     """Half of the data are given to a guide that fits, half to one that is twice as wide."""
-    pair, x = ppca(D=6, L=2, N=40)
-    wide = torch.arange(40) % 2
+    pair, x = ppca(D=6, L=2, N=16)
+    wide = torch.arange(16) % 2
 
     def guide(x, wide):
         with pyro.plate("data", len(x)):
@@ -24,35 +25,36 @@ def test_a_tolerance_spends_samples_where_they_are_needed(ppca):
     def model(x, wide):
         pair.model(x)
 
-    result = log_likelihood_within(model, guide, x, wide, tolerance=0.05, num_samples=50)
-    assert result.mc_se.max() <= 0.05
+    result = log_likelihood_within(model, guide, x, wide, tolerance=0.1, num_samples=50)
+    assert result.mc_se.median() <= 0.1
     few, many = result.num_samples[wide == 0].double().mean(), result.num_samples[wide == 1].double().mean()
     assert many > 2 * few
-    assert result.decoder_rows == result.num_samples.sum()
-    fixed = log_likelihood(model, guide, x, wide, num_samples=int(result.num_samples.max()))
-    assert result.decoder_rows < fixed.decoder_rows / 1.5
+    assert 2 * result.num_samples.sum() < result.decoder_rows < 3 * result.num_samples.sum()  # with the pilots
+    assert result.bound == "lower (K by pilot samples, 0 of 16 data annealed, in expectation)"
     error = result.log_p - pair.exact.log_prob(x).double()
     assert abs(error.mean()) < 5 * result.mc_se_of_mean
-    for memory in (2000, 10**8):  # the chunks do not matter here either
-        again = log_likelihood_within(model, guide, x, wide, tolerance=0.05, num_samples=50, memory=memory)
+    for memory in (2000,):  # the chunks do not matter here either
+        again = log_likelihood_within(model, guide, x, wide, tolerance=0.1, num_samples=50, memory=memory)
         assert torch.equal(again.num_samples, result.num_samples)
         torch.testing.assert_close(again.log_p, result.log_p, atol=1e-5, rtol=0)
 
 
-def test_what_stays_unreliable_is_annealed(ppca):
+def test_what_stays_unreliable_is_annealed(ppca, monkeypatch):
+    monkeypatch.setattr(adaptive, "ANNEALING_STEPS", (30,))
     pair, x = ppca(D=10, L=10, N=4, width=0.4)
     exact = pair.exact.log_prob(x).double()
     plain = log_likelihood(pair.model, pair.guide, x, num_samples=400)
     result = log_likelihood_within(pair.model, pair.guide, x, num_samples=100, tolerance=0.1, max_samples=400)
     assert "4 of 4 data annealed" in result.bound
-    assert result.mc_se.max() <= 0.1
+    assert result.num_samples.tolist() == [32] * 4
     assert (result.log_p - exact).abs().mean() < (plain.log_p - exact).abs().mean() / 2
     assert result.decoder_rows > plain.decoder_rows
 
 
-def test_to_stop_when_the_error_seems_small_is_no_bound():
-    """x is unlikely under 1 in 100 draws of z. Most of the data stop before they have seen one, and lie too high."""
-    p_z, p_x, N = 0.01, torch.tensor([0.9, 1e-4]), 4000
+def test_it_is_a_lower_bound_whatever_the_pilots_saw():
+    """x is unlikely under 1 in 100 draws of z. Most pilots stop before they have seen one: of their own weights the
+    mean of log p(x) is 0.006 nats too high."""
+    p_z, p_x, N = 0.01, torch.tensor([0.9, 1e-4]), 1000
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -64,18 +66,27 @@ def test_to_stop_when_the_error_seems_small_is_no_bound():
             pyro.sample("z", dist.Uniform(0.0, 1.0))
 
     exact = math.log((1 - p_z) * 0.9 + p_z * 1e-4)
+    result = log_likelihood_within(model, guide, torch.ones(N), num_samples=50, tolerance=0.01)
+    assert result.num_samples.min() == 50
+    errors = (result.log_p - exact).exp() - 1
+    assert abs(errors.mean()) < 4 * errors.std() / N**0.5  # E[w] = p(x)
 
-    def error(estimate, **options):
-        result = estimate(model, guide, torch.ones(N), num_samples=50, **options)
-        errors = result.log_p - exact
-        return result.bound, errors.mean().item(), errors.std().item() / N**0.5
 
-    bound, bias, se = error(log_likelihood)
-    assert bound == "lower (importance-weighted, in expectation)"
-    assert bias < 4 * se
-    bound, bias, se = error(log_likelihood_within, tolerance=0.01)
-    assert bound.startswith("no bound (importance-weighted, ")
-    assert bias > 4 * se
+@pytest.mark.parametrize("width", [0.7, 1.5])
+def test_its_errors_are_within_their_bars(ppca, width, monkeypatch):
+    """Of 200 repeats: the mean of w is p(x), and intervals of 95 % cover, though pilots choose K from 50 to 400."""
+    monkeypatch.setattr(adaptive, "ANNEALING_STEPS", ())
+    pair, x = ppca(D=4, L=2, N=1, width=width)
+    exact = pair.exact.log_prob(x).double()
+    x = x.expand(200, -1)
+    result = log_likelihood_within(pair.model, pair.guide, x, tolerance=0.1, num_samples=50, max_samples=400)
+    error = result.log_p - exact
+    ratio = error.exp()
+    assert len(result.num_samples.unique()) > 1
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 200**0.5
+    assert error.mean() < 3 * error.std() / 200**0.5
+    covered = (error.abs() < 1.96 * PerDatum.of(result).mc_se).double().mean()
+    assert covered > 0.95 - 4 * (0.95 * 0.05 / 200) ** 0.5
 
 
 def test_an_unknown_khat_is_not_a_good_one(ppca):
@@ -86,33 +97,49 @@ def test_an_unknown_khat_is_not_a_good_one(ppca):
 
 def test_an_interrupt_between_doublings_says_that_the_tolerance_was_not_met(ppca, interrupt_after):
     pair, x = ppca(D=10, L=10, N=4, width=0.4)
-    few = log_likelihood(pair.model, pair.guide, x, num_samples=100)
     interrupt_after(1)
     result = log_likelihood_within(pair.model, pair.guide, x, tolerance=0.1, num_samples=100, max_samples=200)
-    assert torch.equal(result.log_p, few.log_p)
+    assert result.num_samples.tolist() == [100] * 4
     assert not result.complete
     assert "interrupted before all samples were drawn" in str(result)
 
 
-def test_an_interrupt_of_annealing_leaves_what_each_datum_has_by_then(ppca, monkeypatch, interrupt_after):
+def test_an_interrupt_leaves_what_each_datum_has_by_then(ppca, monkeypatch, interrupt_after):
+    """Pilots of K = 100, K = 200 and 5 and 10 steps of annealing, then fresh chains."""
     pair, x = ppca(D=10, L=10, N=4, width=0.4)
     monkeypatch.setattr(adaptive, "ANNEALING_STEPS", (5, 10))
 
     def within():
         return log_likelihood_within(pair.model, pair.guide, x, tolerance=1e-9, num_samples=100, max_samples=200)
 
-    more = within()
-    interrupt_after(3)  # two doublings and a round of annealing
-    result = within()
-    assert not result.complete
-    assert "4 of 4 data annealed" in result.bound
-    assert bool((result.num_samples == adaptive.ANNEALING_CHAINS).all())
-    assert not torch.equal(result.log_p, more.log_p)  # which is of the second round
-    interrupt_after(2)
-    result = within()
-    assert not result.complete
-    assert "0 of 4 data annealed" in result.bound
-    assert result.num_samples.tolist() == [200] * 4
+    whole = within()
+    assert whole.complete
+    assert "4 of 4 data annealed" in whole.bound
+    for num_blocks, num_samples in ((2, 200), (3, adaptive.ANNEALING_CHAINS), (4, adaptive.ANNEALING_CHAINS)):
+        interrupt_after(num_blocks)
+        result = within()
+        assert not result.complete
+        assert result.num_samples.tolist() == [num_samples] * 4
+        assert not torch.equal(result.log_p, whole.log_p)
+
+
+def test_a_rung_that_refuses_leaves_the_data_on_the_one_before():
+    """Annealing needs continuous latents."""
+    x = torch.tensor([0.0, 4.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(4 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    result = log_likelihood_within(model, guide, x, tolerance=1e-6, num_samples=50, max_samples=100)
+    assert result.complete
+    assert result.num_samples.tolist() == [100, 100]
+    assert "0 of 2 data annealed" in result.bound
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,16 @@ def normal(x, mean=0.0, sd=1.0):
     return (-0.5 * ((x - mean) / sd) ** 2 - np.log(sd) - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def statistics(log_weight):
+    w = np.exp(log_weight - log_weight.max(0))
+    return {
+        "log_p": np.log(w.mean(0)) + log_weight.max(0),
+        "mc_se": w.std(0) / w.mean(0) / math.sqrt(len(w)),
+        "ess": w.sum(0) ** 2 / (w**2).sum(0),
+        "khat": pareto_khat(-np.sort(-log_weight, 0)[: tail_size(len(w))], np.full(log_weight.shape[1], len(w))),
+    }
+
+
 def ppca(shape=(1, 2, 3), width=1.0, seed=0, **kwargs):
     """The export of x = W z + scale e, by a guide that is the exact posterior, but `width` times as wide; and log p(x).
     W has orthogonal columns, so that the posterior is diagonal."""
@@ -40,9 +50,11 @@ def ppca(shape=(1, 2, 3), width=1.0, seed=0, **kwargs):
     covariance = W @ W.T + SCALE**2 * np.eye(D)
     quadratic = np.einsum("nd,de,ne->n", x, np.linalg.inv(covariance), x)
     exact = -0.5 * (quadratic + np.linalg.slogdet(covariance)[1] + D * math.log(2 * math.pi))
+    log_weight = log_p_x + normal(z) - normal(z, mean, sd)
     groups = arviz_groups(
         {"z": z},
-        log_weight=log_p_x + normal(z) - normal(z, mean, sd),
+        log_weight=log_weight,
+        statistics=statistics(log_weight),
         log_likelihood={"x": log_p_x},
         observed={"x": x.reshape(N, *shape)},
         posterior_predictive=predictive(z[:50]),
@@ -89,6 +101,7 @@ def test_other_events_have_other_dimensions():
     data = arviz_groups(
         both,
         log_weight=np.zeros((5, 3)),
+        statistics=statistics(np.zeros((5, 3))),
         log_likelihood={"x": u, "y": u},
         observed={"x": x, "y": y},
         posterior_predictive={"x": x[None], "y": y[None]},
@@ -100,25 +113,6 @@ def test_other_events_have_other_dimensions():
     assert data["observed_data"]["x"].dims == ("datum", "x_dim_0")
     assert data["observed_data"]["y"].dims == ("datum", "y_dim_0", "y_dim_1")
     assert ppca(shape=(6,))[0]["observed_data"]["x"].dims == ("datum", "dimension")
-
-
-def test_the_exact_posterior_has_the_exact_log_p_and_every_weight_counts():
-    data, exact = ppca()
-    stats = data["sample_stats"]
-    np.testing.assert_allclose(stats["log_p"], exact, rtol=1e-12)
-    np.testing.assert_allclose(stats["ess"], K, rtol=1e-9)
-    np.testing.assert_allclose(stats["mc_se"], 0, atol=1e-6)
-    assert (stats["khat"].values == -math.inf).all()
-
-
-def test_another_guide_is_within_its_error():
-    data, exact = ppca(width=1.5)
-    stats = data["sample_stats"]
-    assert (abs(stats["log_p"] - exact) < 4 * stats["mc_se"]).all()
-    assert ((stats["ess"] > 1) & (stats["ess"] < K)).all()
-    w = np.exp(stats["log_weight"].values[0] - exact)
-    np.testing.assert_allclose(stats["mc_se"], w.std(0, ddof=1) / w.mean(0) / math.sqrt(K), rtol=1e-9)
-    np.testing.assert_allclose(stats["ess"], w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 1.0])
@@ -160,8 +154,8 @@ def test_resampled_draws_cannot_be_weighted_again():
         assert data[group].attrs["sampled_from"] == "importance resampling"
 
 
-@pytest.mark.parametrize(("khats", "warning"), [([0.1, 0.7], False), ([0.1, 0.71], True), ([0.1, math.nan], True)])
-def test_elpd_warns_of_a_khat_that_is_high_or_unknown(khats, warning):
+@pytest.mark.parametrize(("khats", "warning"), [([0.1, 0.55], False), ([0.1, 0.57], True), ([0.1, math.nan], True)])
+def test_elpd_warns_of_a_khat_that_is_over_the_limit_of_200_draws_or_unknown(khats, warning):
     data, _ = ppca()
     data["sample_stats"]["khat"][:] = np.resize(khats, N)
     assert elpd(data).warning == warning
@@ -252,6 +246,7 @@ def test_what_does_not_fit_is_refused(change, message):
     z, x = {"z": np.zeros((5, 3, 2))}, {"x": np.zeros((5, 3, 4))}
     arrays = {
         "log_weight": np.zeros((5, 3)),
+        "statistics": statistics(np.zeros((5, 3))),
         "log_likelihood": {"x": np.zeros((5, 3))},
         "observed": {"x": np.zeros((3, 4))},
         "posterior_predictive": x,

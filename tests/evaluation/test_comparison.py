@@ -88,15 +88,18 @@ def test_text_and_markdown_say_the_same_and_name_the_bounds():
     text, markdown = str(table).splitlines(), table.to_markdown().splitlines()
     assert [line.split()[0] for line in text[1:4]] == ["flow", "a|b", "few"]
     assert len({len(line) for line in text[:4]}) == 1
-    assert re.split("  +", text[2]) == ["a|b", "-25.000", "5.000", "0.071", "2/2", "-14.000", "4.000", "0.071"]
-    assert markdown[3] == "| a\\|b | -25.000 | 5.000 | 0.071 | 2/2 | -14.000 | 4.000 | 0.071 |"
+    # errors of 0.1 / sqrt(2), three times as wide where all k-hats are over their limit
+    assert re.split("  +", text[2]) == ["a|b", "-25.000", "5.000", "0.212", "2/2", "-14.000", "4.000", "0.212"]
+    assert markdown[3] == "| a\\|b | -25.000 | 5.000 | 0.212 | 2/2 | -14.000 | 4.000 | 0.212 |"
     assert {line.count("|") - line.count("\\|") for line in markdown[:5]} == {9}
     assert "unknown" in text[3]
     notes = [
         "nats per datum (mass); 2 data Binarize(), seed 0; differences are paired by datum",
         "flow: annealed",
         "a|b, few: lower",
-        "warning: a|b: k-hat > 0.7 for 2 of 2 data: do not trust these",
+        "warning: a|b: k-hat > 0.5 for 2 of 2 data: log p(x) may be too low, also where k-hat is small. Anneal, or "
+        "improve the guide",
+        "warning: few: k-hat unknown for 2 of 2 data (K < 25): do not trust their error",
     ]
     assert text[4:] == notes
     assert markdown[6:] == [f"- {note}" for note in notes]

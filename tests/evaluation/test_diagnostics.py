@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_vae.evaluation.diagnostics import pareto_khat
+from ppl_vae.evaluation.diagnostics import khat_limit, pareto_khat
 from ppl_vae.evaluation.results import LogMeanExp
 
 with warnings.catch_warnings():
@@ -48,3 +48,23 @@ def test_what_has_no_khat():
     tail = np.zeros((21, 1))
     tail[3:] = -math.inf
     assert pareto_khat(tail, hundred).item() == math.inf
+
+
+@pytest.mark.parametrize(
+    ("K", "limit"), [(1, -math.inf), (10, 0), (100, 0.5), (1000, 2 / 3), (2154, 0.69999), (2155, 0.7), (10**6, 0.7)]
+)
+def test_the_limit_of_khat_depends_on_the_number_of_samples(K, limit):
+    assert khat_limit(K) == pytest.approx(limit, abs=1e-4)
+    assert khat_limit(np.array([K, 100])).tolist() == pytest.approx([limit, 0.5], abs=1e-4)
+
+
+@pytest.mark.parametrize(("log_w", "spread"), [(-500.0, 1e-3), (-60_000.0, 1e-2)])
+def test_what_rounding_explains_has_no_khat(log_w, spread):
+    """Log-weights that float32 rounds to a grid, of about the size of a datum's log p(x)."""
+    u = torch.rand(1000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s = LogMeanExp(1, 1000)
+    s.add(log_w + spread * u)
+    assert s.khat().item() == -math.inf
+    s = LogMeanExp(1, 1000)
+    s.add(log_w - 100 * spread * u.log())
+    assert math.isfinite(s.khat().item())

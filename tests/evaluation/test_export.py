@@ -47,12 +47,14 @@ def test_every_draw_stands_beside_its_own_log_likelihood_weight_and_prediction(p
     z = of(data, "posterior", "z")
     assert z.shape == (31, 20, 3)
     p_x = dist.Normal(z @ pair.W.T, pair.scale).to_event(1)
-    torch.testing.assert_close(of(data, "log_likelihood", "x"), p_x.log_prob(x), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(of(data, "log_likelihood", "x"), p_x.log_prob(x).double(), rtol=1e-5, atol=1e-4)
     if not resample:
         log_p = p_x.log_prob(x) + dist.Normal(0.0, 1.0).expand([3]).to_event(1).log_prob(z)
         sd = pair.width * pair.covariance.diag().sqrt()
         q = dist.Normal(x @ pair.W @ pair.covariance / pair.scale**2, sd).to_event(1)
-        torch.testing.assert_close(of(data, "sample_stats", "log_weight"), log_p - q.log_prob(z), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            of(data, "sample_stats", "log_weight"), (log_p - q.log_prob(z)).double(), rtol=1e-5, atol=1e-4
+        )
     prior = of(data, "prior", "z")
     for codes, draws in ((z[:29], "posterior_predictive"), (prior, "prior_predictive")):
         noise = (of(data, draws, "x") - codes @ pair.W.T) / pair.scale

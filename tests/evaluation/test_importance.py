@@ -39,8 +39,7 @@ def test_error_bars_cover_over_seeds(ppca):
         result = log_likelihood(pair.model, pair.guide, x, num_samples=500, seed=seed)
         assert result.khat.item() < 0.5
         inside += abs(result.log_p.item() - exact) <= 2 * result.mc_se.item()
-    # 95.4 % expected; below 90 has probability 1 % if the bars are right
-    assert inside >= 90
+    assert inside >= 95 - 4 * (100 * 0.95 * 0.05) ** 0.5
 
 
 def test_an_over_confident_guide_is_flagged_and_biased_down(ppca):
@@ -49,7 +48,7 @@ def test_an_over_confident_guide_is_flagged_and_biased_down(ppca):
     result = log_likelihood(pair.model, pair.guide, x, num_samples=1000)
     assert result.mean < pair.exact.log_prob(x).mean().item()
     assert result.num_unreliable > 30
-    assert "do not trust" in str(result)
+    assert "log p(x) may be too low, also where k-hat is small" in str(result)
 
 
 @pytest.mark.parametrize(("D", "L"), [(2, 2), (10, 5), (50, 10)])
@@ -66,7 +65,7 @@ def test_khat_tells_a_guide_that_fits_from_one_that_is_too_narrow(ppca, D, L):
     for result in (fits, wide):
         assert (result.khat < 0.5).sum() >= 15
         assert abs((result.log_p - exact).mean()) < 5 * result.mc_se_of_mean + 2e-5
-    assert (narrow.log_p - exact).mean() < -2 * narrow.mc_se_of_mean or D == 2
+    assert (narrow.log_p - exact).mean() < -2 * narrow.mc_se_of_mean / narrow.widening or D == 2
 
 
 def test_khat_diagnoses_and_never_smooths(ppca):
@@ -94,7 +93,7 @@ def test_weights_are_per_datum(ppca):
         log_w = log_weights(pair.model, pair.guide, x, num_samples=500)
     assert log_w.shape == (500, 20)
     per_datum = log_w.logsumexp(0) - math.log(500)
-    torch.testing.assert_close(per_datum, pair.exact.log_prob(x), atol=0.3, rtol=0)
+    torch.testing.assert_close(per_datum, pair.exact.log_prob(x).double(), atol=0.3, rtol=0)
     ess = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
     assert ess.min() > 50  # joint over the data it would be about 5
 
@@ -314,7 +313,7 @@ def test_the_result_says_what_it_is(ppca):
     text = str(result)
     for part in ("nats per datum", "density", "Monte Carlo s.e.", "50 data", "K = 100", "as simulated", "lower"):
         assert part in text
-    assert result.mc_se_of_mean == pytest.approx(float((result.mc_se**2).sum() ** 0.5 / 50))
+    assert result.mc_se_of_mean == pytest.approx(result.widening * float((result.mc_se**2).sum() ** 0.5 / 50))
     assert result.data_se_of_mean == pytest.approx(float(result.log_p.std() / 50**0.5))
 
 
@@ -333,7 +332,7 @@ def test_bad_arguments_are_refused(ppca):
 
 def test_an_unknown_khat_is_not_counted_as_a_good_one(ppca):
     pair, x = ppca(N=3, width=1.0)
-    assert log_likelihood(pair.model, pair.guide, x, num_samples=10).num_unreliable_or_none is None
+    assert log_likelihood(pair.model, pair.guide, x, num_samples=10).num_unreliable is None
 
 
 def test_an_interrupt_returns_what_is_done(ppca, interrupt_after):
