@@ -270,7 +270,7 @@ def check_per_datum(name: str, site: dict, shape: tuple[int, ...], expected: tup
         )
 
 
-def _log_prob(fn: Distribution, value: Tensor) -> Tensor:
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
     """log-prob in double precision, summed over dimensions in parts that float32 holds to some 1e-5 nats."""
     num_dims = 0
     while type(fn).log_prob is Independent.log_prob:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def log_likelihood_within(
     sizes = [num_samples]
     while 2 * sizes[-1] <= max_samples:
         sizes.append(2 * sizes[-1])
-    shared = {"memory": memory, "encoding": encoding, "show_progress": show_progress}
+    shared: dict[str, Any] = {"memory": memory, "encoding": encoding, "show_progress": show_progress}
     sample = partial(log_likelihood, model, guide, compiled=compiled, **shared)
     anneal = partial(annealed_log_likelihood, model, guide, num_chains=ANNEALING_CHAINS, start="better", **shared)
     samples: list[Rung] = [partial(sample, num_samples=K) for K in sizes]

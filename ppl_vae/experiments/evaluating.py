@@ -21,6 +21,7 @@ from ppl_vae.data.encodings import Dequantize, Identity
 from ppl_vae.data.noise import NoNoise
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
+from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
@@ -32,10 +33,12 @@ from ppl_vae.system.files import check, read_json, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.training.monitoring import elbo_parts
 
+ELBO_DRAWS = 16  # of each image, and their spread its error
+
 PER_IMAGE = ("log_p", "mc_se", "ess", "khat", "num_samples")
 
 
-def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """The programs' arguments for the first test images, observed once under `seed`, and how that is named.
 
     Raises `ValueError` for an autoencoder.
@@ -141,7 +144,12 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
     if not result.done.any():
         raise KeyboardInterrupt  # before anything was done that could be kept
     done = [t[result.done] for t in data]
-    parts = elbo_parts(*run.programs, *done, seed=seed)
+    draws = [elbo_parts(*run.programs, *done, seed=seed_of(seed, i)) for i in range(ELBO_DRAWS)]
+    elbos = torch.stack([parts.elbo.double().mean() for parts in draws])
+    reconstruction, kl = (
+        torch.stack([getattr(parts, name) for parts in draws]).double().mean().item()
+        for name in ("reconstruction", "kl")
+    )
     try:
         num_active = active_units(run.programs[1], *done).num_active
     except ValueError:  # one datum, or not one latent site on the reals
@@ -170,9 +178,10 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "mc_se": result.mc_se_of_mean,
         "data_se": result.data_se_of_mean,
         "khat_over_limit": result.num_unreliable,
-        "elbo": parts.elbo.double().mean().item(),
-        "reconstruction": parts.reconstruction.double().mean().item(),
-        "kl": parts.kl.double().mean().item(),
+        "elbo": elbos.mean().item(),
+        "elbo_mc_se": elbos.std().item() / math.sqrt(ELBO_DRAWS),
+        "reconstruction": reconstruction,
+        "kl": kl,
         "active_units": num_active,
     }
 

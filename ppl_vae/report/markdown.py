@@ -29,7 +29,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def over_limit(row: dict[str, Any]) -> str:
-    """How many images of an evaluation have k̂ > 0.7; null for too few samples to tell.
+    """How many images of an evaluation have k̂ over its limit; null for too few samples to tell.
 
     >>> over_limit({"khat_over_limit": 3}), over_limit({"khat_over_limit": None})
     ('3', 'unknown')

@@ -97,9 +97,11 @@ def likelihood_caption(metrics: dict[str, Any]) -> str:
     return (
         f"Nats per image, the first {row['num_images']} test images, one training run each; importance sampling with "
         f"K = {row['num_samples']} from the guide, a lower bound in expectation. ± MC: the Monte Carlo error, by the "
-        "delta method, at most 1 nat per image and underestimated where k̂ > 0.7; ± data: sd / √N over these images. "
+        "jackknife over groups of samples, times 1 / (1 - share of images with k̂ over its limit); ± data: sd / √N "
+        "over these images. "
         "Probabilities (mass, of binarised pixels) and densities (of dequantised ones) are not comparable. Where most "
-        "images have k̂ > 0.7 the values are lower bounds with different gaps, which do not rank models of one kind "
+        "images have k̂ over its limit, min(0.7, 1 - 1 / log10 K), the values are lower bounds with different gaps, "
+        "which do not rank models of one kind "
         "either. The guide of a -denoising model sees only the noisy image."
     )
 
@@ -132,9 +134,9 @@ def trust_section(folder: Path) -> str:
         "",
         trust_table(trust),
         "",
-        f"Nats per image ± Monte Carlo s.e. on the first {config['num_images']} test images; the s.e. is at most 1 nat "
-        "per image, underestimated where k̂ > 0.7, and unknown for few chains. Each estimate is a lower bound in "
-        "expectation: beyond its Monte Carlo error, a higher one is closer. The ELBO is of one sample per image. "
+        f"Nats per image ± Monte Carlo s.e. on the first {config['num_images']} test images; the s.e. is wider by the "
+        "share of images with k̂ over its limit, which is unknown for few chains. Each estimate is a lower bound in "
+        "expectation: beyond its Monte Carlo error, a higher one is closer. The ELBO is of 16 samples per image. "
         f"Annealing: {config['num_chains']} chains of "
         f"{config['num_steps']} steps with {config['leapfrog_steps']} leapfrog steps each, whose rows are gradients "
         f"and cost three times as much as those of importance sampling. The sandwich is on {config['num_images']} data "
@@ -193,9 +195,9 @@ def swaps_section(folder: Path) -> str:
         "best first, chosen on the images that it is scored on, and the paired differences to it, with their error "
         "over the choice of images. With one training seed the spread between seeds is not known; `elbo` and "
         "`analytic-kl`, which maximise the same bound, show how large it may be, and smaller differences rank "
-        "nothing. Where k̂ > 0.7 all are lower bounds, and their difference is not a bound: a prior or posterior "
-        "that lets the guide fit better also makes a better proposal, which is part of its lead. Few epochs favour "
-        "what converges fast. Objectives of 5 particles do five times the work of a step.",
+        "nothing. Where k̂ is over its limit all are lower bounds, and their difference is not a bound: a prior or "
+        "posterior that lets the guide fit better also makes a better proposal, which is part of its lead. Few epochs "
+        "favour what converges fast. Objectives of 5 particles do five times the work of a step.",
         "",
     ]
     for name, heading in GROUPS.items():
@@ -215,7 +217,7 @@ def swaps_section(folder: Path) -> str:
             "spend mass where no image is: Poisson and the negative binomials above level 255, those on the real line "
             "outside of [0, 1]. And the defaults set floors: scales of Gaussians are at least 0.01, and 0.1 where "
             "fixed. So this ranks these components with their defaults, not families of distributions; and with "
-            "k̂ > 0.7 for all images, a few hundredths of a bit are within the error of the estimate.",
+            "k̂ over its limit for all images, a few hundredths of a bit are within the error of the estimate.",
             "",
         ]
     if metrics["failed"]:

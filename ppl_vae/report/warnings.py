@@ -36,8 +36,8 @@ def _of_evaluations(folder: str, evaluations: Mapping[str, dict[str, Any]]) -> I
               if e["khat_over_limit"]]  # fmt: skip
     if unsure:
         yield (
-            f"{folder}: k̂ > 0.7 for images of {', '.join(unsure)}: their log p(x) is a lower bound, and its Monte "
-            "Carlo error is underestimated"
+            f"{folder}: k̂ over its limit for images of {', '.join(unsure)}: their log p(x) may be too low, "
+            "that of the other images too"
         )
     unknown = [name for name, e in evaluations.items() if e["khat_over_limit"] is None]
     if unknown:

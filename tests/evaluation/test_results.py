@@ -28,7 +28,6 @@ def jackknife(w, groups=32):
 def test_any_cut_gives_the_formulas_written_out(chunk, data_chunk):
     """Neither the normaliser nor the mean may depend on how samples are cut."""
     log_w = weights()
-    K = len(log_w)
     s = streamed(log_w, chunk, data_chunk)
     w = (log_w + 400).exp()
     torch.testing.assert_close(s.log_mean(), w.mean(0).log() - 400)
