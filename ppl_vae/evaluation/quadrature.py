@@ -3,52 +3,148 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ppl_vae.contract import check_rows, only_latent, support_name
 from ppl_vae.evaluation.chunks import rows_per_chunk
-from ppl_vae.programs import (
-    Program,
-    evaluating,
-    guide_trace_of,
-    model_trace_of,
-    seeded,
-    sum_of_sites,
-    trace_of,
-)
+from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, seeded, sum_of_sites, trace_of
 
 MAX_SIZE = 2
+PRIOR_DRAWS = 2000  # for the box where the grid lies
+BLOCK_DATA = 128
+COARSE = {1: (1024, 801), 2: (64, 49)}  # cells a side, of two grids that have to agree
+KEEP_NATS, KEEP_CELLS = 20.0, 64  # cells so near to a datum's best, and so many of the best, are divided
+LEVELS, MAX_WIDENINGS = 16, 6
+MAX_CELLS = 1 << 20  # at once, for each datum on average
+EDGE = 1e-6  # share of p(x) in the outermost cells
+
+LogF = Callable[[Tensor, Tensor], Tensor]
 
 
 def log_p_by_quadrature(
-    model: Program, x: Tensor, *args: Tensor, points: int = 1000, half_width: float = 6.0, memory: int | None = None
+    model: Program, x: Tensor, *args: Tensor, tolerance: float = 1e-3, memory: int | None = None
 ) -> Tensor:
-    """log p(x) of each datum, in nats, shape (data,), in double precision, by the trapezoidal rule on a grid,
+    """log p(x) of each datum, in nats, shape (data,), in double precision, by an adaptive midpoint rule,
 
-        log p(x) ~ log sum_i p(x, z_i) h^d,   z_i on a grid of `points`^d in [-half_width, half_width]^d.
+        log p(x) ~ log sum_i p(x, z_i) h_i^d,   z_i the centers of cells of side h_i that fill a box.
 
-    For smooth densities that vanish at the edge the error falls faster than any power of the spacing h: against a
-    normal posterior it is below 1e-8 where h is less than its standard deviation.
+    The box holds the prior and is widened while mass lies at its edge. Cells within 25 nats of a datum's best are
+    halved until the sum changes by less than `tolerance` nats; it has to be the same, to ten tolerances, from a second
+    grid. For smooth densities the error falls faster than any power of h: what is returned is more exact than asked.
 
-    Raises `ValueError` unless the model has one latent site, on all of R or R^2.
+    Raises `ValueError` unless the model has one latent site, on all of R or R^2, and where the sum stays unsure: a
+    posterior that is no density there, or far narrower than a hundred-thousandth of the prior.
     """
     check_rows(x, *args)
+    data = (x, *args)
     with evaluating(model), seeded(0):
-        datum = [t[:1] for t in (x, *args)]
-        name, site = only_latent("model", guide_trace_of(model, *datum, num_samples=1))
+        trace = guide_trace_of(model, *(t[:1] for t in data), num_samples=1)
+        name, site = only_latent("model", trace)
         shape, support = site["value"].shape[2:], support_name(site["fn"].support)
-        size = shape.numel()
-        if size > MAX_SIZE or support != "real":
-            raise ValueError(f"site {name!r}: expected a latent site on R or R^2; got one on {support}^{size}")
-        axis = torch.linspace(-half_width, half_width, points, dtype=site["value"].dtype, device=x.device)
-        # (points, 1, *shape): one z for all data, so that the decoder runs once a point
-        grid = torch.cartesian_prod(*[axis] * size).reshape(-1, 1, *shape)
-        rows = rows_per_chunk(model, model, *datum, memory=memory)
-        log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        for z in grid.split(max(rows // len(x), 1)):
-            trace = model_trace_of(model, trace_of({name: z}), x, *args, num_samples=len(z))
-            log_p = sum_of_sites(trace, (len(z), len(x)))
-            log_sum = torch.logaddexp(log_sum, log_p.double().logsumexp(0))
-    return log_sum + size * math.log(2 * half_width / (points - 1))
+        if shape.numel() > MAX_SIZE or support != "real":
+            raise ValueError(f"site {name!r}: expected a latent site on R or R^2; got one on {support}^{shape.numel()}")
+        rows = rows_per_chunk(model, model, *(t[:1] for t in data), memory=memory)
+        blocks = zip(*(t.split(BLOCK_DATA) for t in data), strict=True)
+        parts = [_block(model, name, shape, block, rows, tolerance) for block in blocks]
+    return torch.cat(parts)
+
+
+def _block(
+    model: Program, name: str, shape: torch.Size, data: tuple[Tensor, ...], rows: int, tolerance: float
+) -> Tensor:
+    z = guide_trace_of(model, *data, num_samples=PRIOR_DRAWS).nodes[name]["value"].reshape(-1, shape.numel())
+    center, half_width = z.mean(0), (z - z.mean(0)).abs().amax(0) * 1.5
+
+    def log_f(z: Tensor, of: Tensor) -> Tensor:
+        """log p(x, z) of places z (cells, d) and the data at `of` (cells,), in double precision."""
+        values = []
+        for z_part, part in zip(z.split(rows), of.split(rows), strict=True):
+            trace = trace_of({name: z_part.to(center.dtype).reshape(1, -1, *shape)})
+            log_p = sum_of_sites(model_trace_of(model, trace, *(t[part] for t in data), num_samples=1), (1, len(part)))
+            values.append(log_p[0].double())
+        return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
+
+    def log_f_of_all(z: Tensor) -> Tensor:
+        """The same of each place and datum (cells, data): what depends on z alone is computed once."""
+        values = []
+        for part in z.to(center.dtype).split(max(rows // len(data[0]), 1)):
+            trace = trace_of({name: part.reshape(-1, 1, *shape)})
+            log_p = sum_of_sites(model_trace_of(model, trace, *data, num_samples=len(part)), (len(part), len(data[0])))
+            values.append(log_p.double())
+        return torch.cat(values)
+
+    for _ in range(MAX_WIDENINGS):
+        grids = [Grid(center.double(), half_width.double(), cells) for cells in COARSE[shape.numel()]]
+        first, second = (grid.integral(log_f, log_f_of_all, len(data[0]), tolerance) for grid in grids)
+        if all(grid.edge < EDGE for grid in grids):
+            break
+        half_width = 2 * half_width
+    else:
+        raise ValueError(f"p(x, z): expected mass inside of a box; got {grids[0].edge:.1e} of it at the edge")
+    if not ((first - second).abs() < 10 * tolerance).all():
+        worst = (first - second).abs().nan_to_num(nan=math.inf).max()
+        raise ValueError(
+            f"log p(x): expected the same from two grids, to {10 * tolerance:g} nats; got {worst:.2g} apart"
+        )
+    return first
+
+
+class Grid:
+    """A box of cells. `edge` is the largest share of p(x), over the data, of the outermost ones."""
+
+    def __init__(self, center: Tensor, half_width: Tensor, cells: int):
+        size = len(center)
+        axis = (torch.arange(cells, device=center.device, dtype=torch.float64) + 0.5) / cells * 2 - 1
+        unit = torch.cartesian_prod(*[axis] * size).reshape(-1, size)
+        self.z, self.side = center + half_width * unit, 2 * half_width / cells
+        self.is_outer = unit.abs().amax(-1) > 1 - 1.5 / cells
+        self.edge = 0.0
+        self.corners = torch.cartesian_prod(
+            *[torch.tensor([-0.25, 0.25], dtype=torch.float64, device=center.device)] * size
+        ).reshape(-1, size)
+
+    def integral(
+        self, log_f: LogF, log_f_of_all: Callable[[Tensor], Tensor], num_data: int, tolerance: float
+    ) -> Tensor:
+        size = self.z.shape[1]
+        values, log_area, side = log_f_of_all(self.z), self.side.log().sum(), self.side
+        estimate = values.logsumexp(0) + log_area
+        self.edge = (values[self.is_outer].logsumexp(0) + log_area - estimate).exp().max().item()
+        nth = values.topk(min(KEEP_CELLS, len(values)), 0).values[-1]
+        keep = (values > values.amax(0) - KEEP_NATS) | (values >= nth)
+        settled = values.where(~keep, -math.inf).logsumexp(0) + log_area  # of cells that are not divided any more
+        place, of = keep.nonzero(as_tuple=True)
+        z = self.z[place]
+        result = torch.full_like(estimate, math.nan)
+        for _ in range(LEVELS):
+            z = (z[:, None] + self.corners * side).reshape(-1, size)
+            of = of.repeat_interleave(len(self.corners))
+            side, log_area = side / 2, log_area - size * math.log(2)
+            if len(z) > MAX_CELLS * num_data:
+                break
+            values = log_f(z, of)
+            best = torch.full_like(estimate, -math.inf).scatter_reduce(0, of, values, "amax")
+            relative = (values - best[of]).exp()
+            new = torch.logaddexp(settled, best + torch.zeros_like(best).index_add(0, of, relative).log() + log_area)
+            active = torch.zeros_like(best, dtype=torch.bool).index_fill(0, of, True)
+            done = active & ((new - estimate).abs() < tolerance)
+            result, estimate = new.where(done, result), new.where(active, estimate)
+            keep = ((values > best[of] - KEEP_NATS) | (_rank(values, of, num_data) < KEEP_CELLS)) & ~done[of]
+            dropped = torch.zeros_like(best).index_add(0, of, relative * ~keep)
+            settled = torch.logaddexp(settled, best + dropped.log() + log_area)
+            z, of = z[keep], of[keep]
+            if not len(z):
+                return result
+        return result
+
+
+def _rank(values: Tensor, of: Tensor, num_data: int) -> Tensor:
+    """Of each value among those of its datum, from 0 for the largest."""
+    order = values.argsort(descending=True)
+    order = order[of[order].argsort(stable=True)]  # by datum, the largest first
+    counts = torch.bincount(of, minlength=num_data)
+    first = counts.cumsum(0) - counts
+    return torch.empty_like(of).index_put((order,), torch.arange(len(of), device=of.device) - first[of[order]])

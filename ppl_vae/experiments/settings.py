@@ -61,9 +61,8 @@ class StudyConfig:
         return {
             "dense-ae": TrainConfig(model="dense-ae", latent_size=32, **ae),
             "conv-ae": TrainConfig(model="conv-ae", **ae),
-            "conv-vae-denoising": TrainConfig(model="conv-vae:hidden=16", noise=self.noise, **vae),
-            "conv-vae": TrainConfig(model="conv-vae:hidden=16", **vae),  # the report's own network
-            "conv-vae-256": TrainConfig(model="conv-vae", **vae),
+            "conv-vae-denoising": TrainConfig(model="conv-vae", noise=self.noise, **vae),
+            "conv-vae": TrainConfig(model="conv-vae", **vae),
             "dense-vae": TrainConfig(model="dense-vae", **vae),
             "dense-vae-2d": TrainConfig(model="dense-vae", latent_size=2, **vae),
             "dense-vae-gaussian": TrainConfig(model="dense-vae", likelihood="gaussian-learned", **vae),
@@ -81,8 +80,6 @@ class TrustConfig:
     """K to go up to where log p(x) is known exactly."""
     tolerances: tuple[float, ...] = (1.0, 0.1)
     """Nats per image, for `log_likelihood` where log p(x) is known exactly."""
-    grid_points: int = 400
-    """By dimension, of the quadrature."""
     num_chains: int = 8
     num_steps: int = 100
     leapfrog_steps: int = 3

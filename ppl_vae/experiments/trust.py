@@ -23,7 +23,7 @@ from ppl_vae.experiments.settings import TrustConfig
 from ppl_vae.system.files import read_json, write_json
 from ppl_vae.system.signals import attempted
 
-OF_EXACT = ("most_samples", "tolerances", "grid_points")  # what concerns VAEs alone whose log p(x) is known exactly
+OF_EXACT = ("most_samples", "tolerances")  # what concerns VAEs alone whose log p(x) is known exactly
 
 
 def run_trust(
@@ -78,7 +78,7 @@ def trust_of(run: Run, config: TrustConfig) -> dict[str, Any]:
     exact = None
     if run.config.latent_size <= MAX_SIZE:
         data, _ = held_out(run, config.num_images, config.seed)
-        exact = log_p_by_quadrature(run.model.model, *data, points=config.grid_points)
+        exact = log_p_by_quadrature(run.model.model, *data)
 
     def row(evaluate: Callable[..., tuple[LogLikelihood, dict[str, Any]]], **options: Any) -> dict[str, Any]:
         start = time.perf_counter()

@@ -1,3 +1,5 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,10 +12,51 @@ from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 def test_it_is_exact_on_a_linear_gaussian_model(ppca, L):
     pair, x = ppca(D=4, L=L, N=7, scale=0.3)
     exact = pair.exact.log_prob(x).double()
-    log_p = log_p_by_quadrature(pair.model, x, points=400)
+    log_p = log_p_by_quadrature(pair.model, x)
     torch.testing.assert_close(log_p, exact, atol=2e-5, rtol=1e-5)
-    in_pieces = log_p_by_quadrature(pair.model, x, points=400, memory=10_000)
+    in_pieces = log_p_by_quadrature(pair.model, x, memory=10_000)
     torch.testing.assert_close(in_pieces, log_p, atol=1e-6, rtol=1e-6)
+
+
+def normal(prior_scale, scale, size=2):
+    """z ~ N(0, prior_scale^2 I), x = z + scale e, in double precision; and log p(x)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(size).double(), prior_scale).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    return model, dist.Normal(torch.zeros(size).double(), math.hypot(prior_scale, scale)).to_event(1)
+
+
+@pytest.mark.parametrize(
+    ("prior_scale", "scale"),
+    [(5.0, 1.0), (0.001, 1.0), (1.0, 1e-4), (100.0, 0.01)],
+    ids=["wide prior", "narrow prior", "narrow posterior", "both"],
+)
+def test_the_grid_finds_the_scale_of_prior_and_posterior(prior_scale, scale):
+    model, exact = normal(prior_scale, scale)
+    x = torch.tensor([[0.0, 0.0], [0.4, -1.1], [2.0, 3.0]]).double() * prior_scale
+    torch.testing.assert_close(log_p_by_quadrature(model, x), exact.log_prob(x), atol=1e-6, rtol=1e-6)
+
+
+def test_the_box_is_widened_until_the_posterior_lies_inside():
+    model, exact = normal(1.0, 0.5, size=1)
+    x = torch.tensor([[12.0], [40.0]]).double()  # posterior means are 9.6 and 32
+    torch.testing.assert_close(log_p_by_quadrature(model, x), exact.log_prob(x), atol=1e-6, rtol=1e-6)
+
+
+def test_what_has_no_sure_sum_is_refused():
+    def no_density(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("f", z.square())
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="expected mass inside of a box; got 1"):
+        log_p_by_quadrature(no_density, torch.zeros(2))
+    with pytest.raises(ValueError, match="expected the same from two grids"):
+        log_p_by_quadrature(normal(1.0, 1e-12)[0], torch.full((1, 2), 0.1).double())
 
 
 def test_further_arguments_come_with_their_data():
@@ -24,7 +67,7 @@ def test_further_arguments_come_with_their_data():
 
     x, y = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.0, 1.0, -2.0])
     exact = dist.Normal(y, 2**0.5).log_prob(x).double()
-    torch.testing.assert_close(log_p_by_quadrature(model, x, y, half_width=10.0), exact, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(log_p_by_quadrature(model, x, y), exact, atol=2e-5, rtol=1e-5)
 
 
 def test_what_has_no_grid_is_refused(ppca):

@@ -30,7 +30,7 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
         run_trust(tmp_path, TrustConfig())
     (tmp_path / "metrics.json").write_text('{"config": {"dataset": "toy"}}')
     sizes = {"num_chains": 4, "num_steps": 20, "leapfrog_steps": 2}
-    config = TrustConfig(num_images=3, num_samples=(5, 200), most_samples=2000, grid_points=60, **sizes)
+    config = TrustConfig(num_images=3, num_samples=(5, 200), most_samples=2000, **sizes)
     said: list[str] = []
     models = run_trust(tmp_path, config, say=said.append)
     assert set(models) == {"vae", "gaussian"}  # not the autoencoder, nor the guide that sees noise
