@@ -41,6 +41,7 @@ from .evaluation.export import to_arviz as to_arviz
 from .evaluation.importance import log_likelihood as log_likelihood
 from .evaluation.imputation import impute as impute
 from .evaluation.quadrature import log_p_by_quadrature as log_p_by_quadrature
+from .evaluation.refinement import refine as refine
 from .evaluation.sandwich import bidirectional as bidirectional
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build

@@ -14,6 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.poutine import runtime
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
@@ -174,6 +175,18 @@ def evaluating(*programs: Program) -> Iterator[None]:
             for attributes, values in zip(autoguides, before, strict=True):
                 attributes.clear()
                 attributes.update(values)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Programs inside are seen by no handler, and are in no plate, of those outside."""
+    handlers, plates = runtime._PYRO_STACK[:], runtime._DIM_ALLOCATOR._stack[:]
+    runtime._PYRO_STACK.clear()
+    runtime._DIM_ALLOCATOR._stack.clear()
+    try:
+        yield
+    finally:
+        runtime._PYRO_STACK[:], runtime._DIM_ALLOCATOR._stack[:] = handlers, plates
 
 
 def in_particles(program: Program, num_samples: int) -> Program:

@@ -74,7 +74,7 @@ class AnnealingPath(NamedTuple):
     @torch.enable_grad()
     def _at(self, u: Tensor, part: slice) -> Point:
         u = u.detach().requires_grad_()
-        trace, log_det = _unpack(u, self.sites)
+        trace, log_det = unpack(u, self.sites)
         data, shape = [t[part] for t in self.data], (len(u), u.shape[1])
         log_p = log_prob_per_datum(model_trace_of(self.model, trace, *data, num_samples=shape[0]), shape)
         if self.start == "prior":
@@ -115,7 +115,7 @@ def latent_sites(model: Program, guide: Program, *datum: Tensor) -> Sites:
     _check_support(model_trace, sites)
     u = pack({name: site["value"] for name, site in latent.items()}, sites).requires_grad_()
     with torch.enable_grad():
-        model_trace = model_trace_of(model, _unpack(u, sites)[0], *datum, num_samples=1)
+        model_trace = model_trace_of(model, unpack(u, sites)[0], *datum, num_samples=1)
         log_p = log_prob_per_datum(model_trace, (1, 1))
         for name in sample_sites(model_trace, observed=True):
             if not log_p[name].requires_grad or torch.autograd.grad(log_p[name], u, allow_unused=True)[0] is None:
@@ -152,7 +152,7 @@ def pack(values: dict[str, Tensor], sites: Sites) -> Tensor:
     return torch.cat([T.inv(values[name]).reshape(*values[name].shape[:2], -1) for name, (T, _) in sites.items()], -1)
 
 
-def _unpack(u: Tensor, sites: Sites) -> tuple[Trace, Tensor]:
+def unpack(u: Tensor, sites: Sites) -> tuple[Trace, Tensor]:
     """A trace to replay a program against, and log |dz / du| (chains, data)."""
     values, log_det = {}, torch.zeros_like(u[..., 0])
     parts = u.split([shape.numel() for _, shape in sites.values()], -1)
