@@ -46,6 +46,7 @@ from .evaluation.sandwich import bidirectional as bidirectional
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build
 from .experiments.runs import load_run as load_run
+from .experiments.training import save_run as save_run
 from .experiments.training import train as train
 from .models import PPCA as PPCA
 from .models import VAE as VAE

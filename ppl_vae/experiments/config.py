@@ -126,8 +126,14 @@ class TrainConfig:
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), arg(aliases=["--lr"])] = 1e-3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the weights, the split, the order of the data, and all noise."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate: constant, or down to 0 by half a cosine."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate: constant, or down to 0 by half a cosine or linearly."""
+    warm_up_steps: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = 0
+    """Steps in which the learning rate rises from 0 at first."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Of AdamW; at 0 it is Adam."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The largest norm of all gradients together: larger ones are scaled down to it. Default: none."""
     train_images: Count | None = None
     """Use the first so many training images only."""
     num_labels: Count | None = None

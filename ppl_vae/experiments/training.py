@@ -17,13 +17,14 @@ from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.folders import results_of
 from ppl_vae.experiments.preparation import Prepared, fitted, prepare, split_of
 from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, unfinished, versions
-from ppl_vae.system.files import CHECKSUMS, to_json, write_checked
+from ppl_vae.models import PyroPair
+from ppl_vae.system.files import CHECKSUMS, locked, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import stoppable
 from ppl_vae.training.checkpoints import Checkpoints, difference
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
-from ppl_vae.training.optimizers import adam, cosine
+from ppl_vae.training.optimizers import SCHEDULES, OneOptimizer, adam
 
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
@@ -63,18 +64,11 @@ def train(
         return _load_same(output, fitted(config, dataset).config, dataset)
     prepared = prepare(config, dataset)
     config, model = prepared.config, prepared.model
-    written = {
-        "event_shape": dataset.event_shape,
-        "num_classes": prepared.num_classes,
-        **dataclasses.asdict(config),
-    }
-    checkpoints.config = written
+    checkpoints.config = _stored(prepared)
     prepared.initialise()
     if overwrite and checkpoints.paths():
         take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained
         shutil.rmtree(checkpoints.folder)
-    num_steps = config.epochs * math.ceil(len(prepared.train[0]) / config.batch_size)
-    schedule = cosine(num_steps) if config.schedule == "cosine" else None
     failure = None
     with stoppable() as stop:
         try:
@@ -87,7 +81,7 @@ def train(
                 elbo=prepared.assembly.objective,
                 epochs=config.epochs,
                 batch_size=config.batch_size,
-                optim=adam(config.learning_rate, schedule=schedule),
+                optim=_optimizer(config, len(prepared.train[0])),
                 seed=config.seed,
                 compiled=config.compiled,
                 checkpoints=checkpoints,
@@ -98,22 +92,68 @@ def train(
             )
         except DivergedError as error:
             history, failure = error.history, error
-        for path in (output / "metrics.json", *results_of(output), output / CHECKSUMS):
-            path.unlink(missing_ok=True)  # of an earlier run, which this one replaces
-        weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        files = {
-            "config.json": to_json(written),
-            "weights.safetensors": save(weights),
-            "history.csv": history.to_csv().encode(),
-        }
-        metrics: dict[str, Any] = {} if failure else _metrics(prepared, history)
-        if metrics:
-            files["metrics.json"] = to_json(metrics)
-        write_checked(output, files)
+        run = _write(output, prepared, history, finished=failure is None)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
     if failure is not None:
         raise failure
-    return Run(prepared.assembly, model, dataset.event_shape, metrics, lambda: dataset)
+    return run
+
+
+def save_run(
+    folder: Path | str, model: PyroPair, config: TrainConfig, history: History, *, dataset: Dataset | None = None
+) -> Run:
+    """Writes the run folder of a model that was trained in Python, for `load_run` and `ppl-vae evaluate`, `report`, ...
+
+    Arguments:
+        model: as `build(config, ...)` makes it, trained.
+        config: what the model is. Its dataset, seed and train_images say which data it was trained on; its epochs,
+            batch size and learning rate are notes.
+        history: what `fit` returned.
+        dataset: the data, if they are not found under config.dataset.
+
+    An earlier run in the folder is replaced. Raises `ValueError` for a model that is not of this config.
+    """
+    dataset = dataset or load(config.dataset)
+    prepared = prepare(config, dataset)
+    found, expected = ({name: t.shape for name, t in m.state_dict().items()} for m in (model, prepared.model))
+    if found != expected:
+        differing = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise ValueError(f"model: expected one of config {config.model!r}; got another at {', '.join(differing[:3])}")
+    with locked(Path(folder)):
+        return _write(Path(folder), dataclasses.replace(prepared, model=model), history)
+
+
+def _write(output: Path, prepared: Prepared, history: History, *, finished: bool = True) -> Run:
+    """Writes a run in the place of an earlier one, with its results."""
+    for path in (output / "metrics.json", *results_of(output), output / CHECKSUMS):
+        path.unlink(missing_ok=True)
+    weights = {name: t.detach().cpu().contiguous() for name, t in prepared.model.state_dict().items()}
+    files = {
+        "config.json": to_json(_stored(prepared)),
+        "weights.safetensors": save(weights),
+        "history.csv": history.to_csv().encode(),
+    }
+    metrics: dict[str, Any] = _metrics(prepared, history) if finished else {}
+    write_checked(output, files | ({"metrics.json": to_json(metrics)} if finished else {}))
+    dataset = prepared.dataset
+    return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset)
+
+
+def _stored(prepared: Prepared) -> dict[str, Any]:
+    """What `config.json` has."""
+    sizes = {"event_shape": prepared.dataset.event_shape, "num_classes": prepared.num_classes}
+    return {**sizes, **dataclasses.asdict(prepared.config)}
+
+
+def _optimizer(config: TrainConfig, num_data: int) -> OneOptimizer:
+    num_steps = config.epochs * math.ceil(num_data / config.batch_size)
+    constant = config.schedule == "constant" and not config.warm_up_steps
+    return adam(
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        schedule=None if constant else SCHEDULES[config.schedule](num_steps, warm_up=config.warm_up_steps),
+    )
 
 
 def _metrics(prepared: Prepared, history: History) -> dict[str, Any]:

@@ -171,13 +171,35 @@ def cosine(num_steps: int, *, warm_up: int = 0) -> Schedule:
     >>> [round(cosine(4)(step), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
+    return _after_warm_up(lambda done: 0.5 + 0.5 * math.cos(math.pi * done), num_steps, warm_up)
+
+
+def linear(num_steps: int, *, warm_up: int = 0) -> Schedule:
+    """The same, but down along a line.
+
+    >>> [linear(5, warm_up=1)(step) for step in range(6)]
+    [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    return _after_warm_up(lambda done: 1 - done, num_steps, warm_up)
+
+
+def constant(num_steps: int, *, warm_up: int = 0) -> Schedule:
+    """From 0 to 1 in `warm_up` steps, and 1 from there."""
+    return _after_warm_up(lambda done: 1.0, num_steps, warm_up)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant, "cosine": cosine, "linear": linear}
+
+
+def _after_warm_up(factor_of: Callable[[float], float], num_steps: int, warm_up: int) -> Schedule:
+    """A factor of the share of the steps after the warm-up that are done."""
     if not 0 <= warm_up < num_steps:
-        raise ValueError(f"cosine: expected 0 <= warm_up < num_steps; got {warm_up} and {num_steps}")
+        raise ValueError(f"schedule: expected 0 <= warm_up < num_steps; got {warm_up} and {num_steps}")
 
     def factor(step: int) -> float:
         if step < warm_up:
             return (step + 1) / warm_up
-        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm_up) / (num_steps - warm_up)))
+        return factor_of(min(1.0, (step - warm_up) / (num_steps - warm_up)))
 
     return factor
 

@@ -5,8 +5,10 @@ import torch
 from small_runs import CONFIG, quiet_train
 
 from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import build
 from ppl_vae.experiments.runs import finished, load_run
-from ppl_vae.experiments.training import seconds_per_step, train
+from ppl_vae.experiments.training import _optimizer, save_run, seconds_per_step, train
+from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError
 
 
@@ -42,3 +44,38 @@ def test_training_never_looks_at_test_images(tmp_path, dataset):
     assert all(map(torch.equal, runs[0].model.state_dict().values(), runs[1].model.state_dict().values()))
     assert runs[0].metrics["last_epoch"] == runs[1].metrics["last_epoch"]
     assert runs[0].metrics["dataset_fingerprint"] == runs[1].metrics["dataset_fingerprint"]
+
+
+def test_a_model_trained_in_python_is_saved_as_a_run(tmp_path, dataset):
+    config = dataclasses.replace(CONFIG, dataset="toy")
+    model = build(config, dataset.event_shape)
+    history = fit(model.model, model.guide, dataset.train / 255, epochs=1, show_progress=False)
+    save_run(tmp_path / "run", model, config, history, dataset=dataset)
+    run = load_run(tmp_path / "run", dataset=dataset)
+    assert run.has_its_own_data
+    x = dataset.test[:3]
+    with torch.no_grad():
+        z = model.encode(x / 255).mean
+        torch.testing.assert_close(run.encode(x), z)
+        torch.testing.assert_close(run.decode(z), model.decode(z))
+    assert run.metrics["last_epoch"]["train_elbo"] == history.rows[-1]["train_elbo"]
+    with pytest.raises(ValueError, match="model: expected one of config 'dense-vae'; got another at "):
+        save_run(tmp_path / "run", model, dataclasses.replace(config, hidden=(9,)), history, dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("change", "optimizer", "factors"),
+    [
+        ({}, torch.optim.Adam, [1, 1, 1]),
+        ({"weight_decay": 0.01, "clip_norm": 2.0}, torch.optim.AdamW, [1, 1, 1]),
+        ({"schedule": "linear", "warm_up_steps": 2}, torch.optim.Adam, [0.5, 1, 1, 0.5]),
+        ({"schedule": "cosine"}, torch.optim.Adam, [1, 0.5 + 0.5 * 0.5**0.5, 0.5]),
+    ],
+)
+def test_the_optimiser_is_what_the_config_says(change, optimizer, factors):
+    optim = _optimizer(dataclasses.replace(CONFIG, epochs=2, batch_size=50, **change), 100)
+    assert optim.pt_optim_constructor is optimizer
+    assert optim.clip_norm == change.get("clip_norm")
+    assert optim.pt_optim_args.get("weight_decay", 0.0) == change.get("weight_decay", 0.0)
+    found = [1.0 if optim.schedule is None else optim.schedule(step) for step in range(len(factors))]
+    assert found == pytest.approx(factors)
