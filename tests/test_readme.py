@@ -30,7 +30,7 @@ README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text() if README.is_file() else ""
 if "```python" not in TEXT:
     pytest.skip("the README is not part of an installed package", allow_module_level=True)
-TEN_LINES, YOUR_OWN_PAIR, LIKELIHOOD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+TEN_LINES, YOUR_OWN_PAIR, LIKELIHOOD, RUN_FOLDER = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 BASES = {
     "likelihood": Likelihood,
     "prior": Prior,
@@ -90,6 +90,18 @@ def test_your_own_pair(capsys):
     out = capsys.readouterr().out
     assert "sound: latent sites z; observed x" in out
     assert "log p(x) = " in out
+
+
+def test_from_a_run_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = pv.TrainConfig(model="dense-vae", hidden=(8,), latent_size=3, epochs=1, train_images=60)
+    pv.train(config, Path("runs") / "vamp", show_progress=False)
+    names = {"pv": pv}
+    exec(compile(RUN_FOLDER, "README.md", "exec"), names)
+    run, x = names["run"], names["x"]
+    assert x.shape == (10, 1, 28, 28)
+    assert torch.equal(x, run.decode(names["z"]))
+    assert torch.equal(run.reconstruct(run.dataset.test[:10]), x)
 
 
 @pytest.mark.parametrize("kind", BASES)
