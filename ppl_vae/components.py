@@ -80,9 +80,15 @@ def choices(base: type[T]) -> dict[str, type[T]]:
 
 
 def unknown(what: str, name: str, known: list[str], written: str = "") -> str:
-    """One line that says what was expected, with the nearest name if there is one. `written` says it shorter."""
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    """One line that says what was expected, with the nearest name if there is one. `written` says it shorter.
+
+    >>> unknown("model", "vae", ["dense-ae", "dense-vae", "conv-vae"], "NETWORK-KIND")
+    "model: expected one of NETWORK-KIND; got 'vae' (did you mean 'dense-vae' or 'conv-vae'?)"
+    """
+    words = {*re.split("[-_]", name.lower())}
+    near = [k for k in known if words <= {*re.split("[-_]", k)}]  # `vae` is a part of several
+    near = near or difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f" (did you mean {' or '.join(map(repr, near[:3]))}?)" if near else ""
     return f"{what}: expected one of {written or ', '.join(known)}; got {name!r}{hint}"
 
 

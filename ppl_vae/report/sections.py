@@ -49,6 +49,7 @@ def study_section(folder: Path) -> str:
         lines += [trust_section(folder)]
     for stem, text in (
         ("conv-vae/figures/samples", "Samples of the convolutional VAE"),
+        ("conv-vae-256/figures/samples", "Samples of the convolutional VAE with a dense layer of 256 units"),
         ("conv-vae/figures/interpolations", "Interpolations of the convolutional VAE"),
         ("dense-vae-2d/figures/latent-grid", "The grid over a 2-d latent space"),
         ("dense-vae-2d/figures/latent-codes", "Latents of test images in a 2-d latent space, by label"),

@@ -29,7 +29,7 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     assert status == 0, err
     for text in (
         "models to train, about",
-        "conv-vae-denoising",
+        "conv-vae-256",
         "PCA (",
         "SSIM",
         "log p(x)",
@@ -47,15 +47,15 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
         "figures/denoising.png",
         "figures/denoising-quality.png",
         "figures/log-likelihood-mass.png",
-        "conv-vae/figures/samples.png",
-        "conv-vae/figures/interpolations.png",
-        "conv-ae/figures/reconstructions.png",
+        "conv-vae-256/figures/samples.png",
+        "conv-vae-256/figures/interpolations.png",
+        "dense-ae/figures/reconstructions.png",
         "dense-vae-2d/figures/latent-grid.png",
         "dense-vae-2d/figures/latent-codes.png",
     ):
         with Image.open(folder / picture) as image:
             assert min(image.size) > 100, picture
-    weights = folder / "conv-vae" / "weights.safetensors"
+    weights = folder / "conv-vae-256" / "weights.safetensors"
     written = weights.stat().st_mtime_ns
     status, out, _ = ppl_vae(*command)
     assert status == 0
