@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 SECONDS_BETWEEN_LINES = 10.0
+FEWEST = 5  # units, after which the time left is told
 
 
 class Report(Protocol):
@@ -79,8 +80,10 @@ class _Lines:
         elif now - self.last < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
         else:
-            left = (now - self.begin) / (self.done - self.skipped) * (self.total - self.done)
-            self.write(f"{self.done:,} of {self.total:,}, about {duration(left)} left")
+            done = self.done - self.skipped
+            left = (now - self.begin) / done * (self.total - self.done)
+            known = f", about {duration(left)} left" if done >= FEWEST else ""  # the first units tell too little
+            self.write(f"{self.done:,} of {self.total:,}{known}")
         self.last = now
 
 

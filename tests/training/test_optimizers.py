@@ -85,5 +85,5 @@ def test_a_schedule_sets_the_learning_rate_of_each_step_and_clipping_is_torchs()
 def test_clip_norm_and_cosine_are_refused_out_of_range():
     with pytest.raises(ValueError, match="clip_norm: expected a number above 0; got 0"):
         adam(clip_norm=0)
-    with pytest.raises(ValueError, match="cosine: expected 0 <= warm_up < num_steps; got 3 and 3"):
+    with pytest.raises(ValueError, match="schedule: expected 0 <= warm_up < num_steps; got 3 and 3"):
         cosine(3, warm_up=3)
