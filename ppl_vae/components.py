@@ -28,7 +28,8 @@ class UnknownComponentError(UsageError):
 
 class Component:
     """What goes by name. A direct subclass is a kind of component, `class Prior(Component, ...)`; every concrete class
-    below it registers when it is made, under its name in kebab case, for as long as it exists.
+    below it registers when it is made, under its name in kebab case, for as long as it exists, unless it says
+    `by_name=False`.
 
     Raises `UsageError` for a name that another class has. The same class made again (a notebook's cell, say) replaces
     the one before.
@@ -36,8 +37,10 @@ class Component:
 
     _choices: ClassVar[weakref.WeakValueDictionary[str, type]]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, by_name: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not by_name:
+            return
         if Component in cls.__bases__:
             cls._choices = weakref.WeakValueDictionary()
         elif not inspect.isabstract(cls):

@@ -166,6 +166,21 @@ class Beta(dist.Beta):
         return p.log_prob(value.clamp(EPS, 1 - EPS).double()).to(self.concentration1.dtype)
 
 
+class Affine(dist.TransformedDistribution):
+    """loc + scale y of any y, made with an `AffineTransform`; it has the mean that torch's lacks."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self.transforms[0](self.base_dist.mean)
+
+
+def standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each dimension of data (data, *event), and its standard deviation: 1 where it is constant."""
+    x = x.double()
+    mean, scale = x.mean(0), x.std(0, correction=0)
+    return mean, torch.where(scale > 1e-6 * mean.abs(), scale, 1.0)
+
+
 class DiscretizedLogistic(Univariate):
     """A mass on the levels 0..255: a logistic on the line where level v is the interval v/127.5 - 1 +- 1/255, rounded
     to the nearest level. The levels 0 and 255 have the mass of the tails.

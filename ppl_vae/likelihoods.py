@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import AffineTransform
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
@@ -370,3 +371,37 @@ class ZeroInflatedNegativeBinomial(Likelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         return distributions.ZeroInflatedNegativeBinomial(*params.unbind(-1))
+
+
+class Rescaled(Likelihood, by_name=False):
+    """Another likelihood, of (x - mean) / scale: the density of x itself, in its own units, with the Jacobian
+
+        log p(x|z) = log p((x - mean) / scale | z) - log scale.
+
+    Mean and scale are those of each dimension of the training data, which `initialise` takes: 0 and 1 before. The
+    decoder then has numbers of unit scale to learn, whatever the units of a table's columns.
+    Raises `ValueError` for a likelihood that is no density on the real line.
+    """
+
+    support = dist.constraints.real
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, likelihood: Likelihood, event_shape: tuple[int, ...]):
+        super().__init__()
+        if likelihood.support is not dist.constraints.real:
+            raise ValueError(f"likelihood: expected a density on the real line; got {kebab(type(likelihood))}")
+        self.likelihood, self.params_per_dim = likelihood, likelihood.params_per_dim
+        self.register_buffer("mean", torch.zeros(event_shape))
+        self.register_buffer("scale", torch.ones(event_shape))
+
+    def initialise(self, x: Tensor) -> None:
+        """From training data x (data, *event)."""
+        for buffer, value in zip((self.mean, self.scale), distributions.standard_units(x), strict=True):
+            buffer.copy_(value)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return distributions.Affine(self.likelihood(params), AffineTransform(self.mean, self.scale))
+
+    def extra_repr(self) -> str:
+        return repr(self.likelihood)

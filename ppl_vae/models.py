@@ -56,8 +56,12 @@ class PyroPair(nn.Module):
         return self.model, self.guide
 
     def initialise(self, x: Tensor, *labels: Tensor) -> None:
-        """Takes from training data what starts from them. x (data, *event) is what the encoder sees of some of them;
-        labels are those of all."""
+        """Takes from training data what starts from them: pseudo-inputs, and units. x (data, *event) is what the
+        encoder sees of some of them; labels are those of all."""
+        for part in self.children():
+            for module in part.modules():
+                if callable(initialise := getattr(module, "initialise", None)):
+                    initialise(x)
 
 
 class Autoencoder(PyroPair):
@@ -109,9 +113,6 @@ class VAE(PyroPair):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
-
-    def initialise(self, x: Tensor, *labels: Tensor) -> None:
-        self.prior.initialise(x)
 
     def model(self, x: Tensor, given: Tensor | None = None) -> None:
         """p(x, z). It scores x, whatever the guide is given."""
@@ -196,9 +197,6 @@ class HierarchicalVAE(PyroPair):
         self.posterior2, self.posterior1 = posterior2, posterior1
         self.conditional = DiagonalNormal(posterior1.latent_size)
 
-    def initialise(self, x: Tensor, *labels: Tensor) -> None:
-        self.prior.initialise(x)
-
     def model(self, x: Tensor, given: Tensor | None = None) -> None:
         """p(x, z1, z2). It scores x, whatever the guide is given."""
         pyro.module("hierarchical_vae", self)
@@ -273,9 +271,6 @@ class ConditionalVAE(PyroPair):
     @property
     def num_classes(self) -> int:
         return len(self.unit_vectors)
-
-    def initialise(self, x: Tensor, *labels: Tensor) -> None:
-        self.prior.initialise(x)
 
     def model(self, x: Tensor, y: Tensor) -> None:
         """p(x, z | y)."""
@@ -376,6 +371,7 @@ class SemiSupervisedVAE(PyroPair):
 
     def initialise(self, x: Tensor, *labels: Tensor) -> None:
         """The paper's alpha, 0.1 N, weighs the mean over the labelled data, and this one their sum."""
+        super().initialise(x)
         (y,) = labels
         self.alpha = 0.1 * len(y) / int((y >= 0).sum())
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.components import Component
+from ppl_vae.distributions import standard_units
 
 Shape = tuple[int, ...]
 
@@ -92,10 +93,16 @@ class GatedDense(Network):
 
 @dataclass(frozen=True)
 class Conv(Network):
-    """The convolutional networks of the report. Its autoencoder's latent is 8 feature maps of 1/8 the resolution."""
+    """Convolutions with stride 2, then dense layers of these widths in the encoder; the report's own has one of 16. The
+    autoencoder has none: its latent is 8 feature maps of 1/8 the resolution."""
+
+    hidden: tuple[int, ...] = (256,)
+
+    def __post_init__(self) -> None:
+        _check_sizes("conv", hidden=self.hidden)
 
     def encoder(self, event_shape: Shape, num_outputs: int) -> nn.Module:
-        return ConvEncoder(_image(event_shape), num_outputs)
+        return ConvEncoder(_image(event_shape), num_outputs, hidden=self.hidden)
 
     def decoder(self, num_inputs: int, event_shape: Shape, params_per_dim: int) -> nn.Module:
         return ConvDecoder(num_inputs, _image(event_shape), params_per_dim)
@@ -120,7 +127,7 @@ class ResidualConv(Network):
             raise ValueError(f"residual-conv: expected num_blocks >= 0; got {self.num_blocks}")
 
     def encoder(self, event_shape: Shape, num_outputs: int) -> nn.Module:
-        return ConvEncoder(_image(event_shape), num_outputs, self.channels, None, self.num_blocks)
+        return ConvEncoder(_image(event_shape), num_outputs, self.channels, (), self.num_blocks)
 
     def decoder(self, num_inputs: int, event_shape: Shape, params_per_dim: int) -> nn.Module:
         return ConvDecoder(num_inputs, _image(event_shape), params_per_dim, self.channels[::-1], self.num_blocks)
@@ -268,8 +275,8 @@ class _ImageDecoder(_Batched):
 class ConvEncoder(_Batched):
     """Convolutions with stride 2, then dense: (*, C, H, W) -> (*, num_outputs).
 
-    As in the report: 32 and 64 channels, dense 16, then the outputs (mean and log-variance).
-    There are `num_blocks` residual blocks after each convolution; without `hidden`, the outputs follow directly.
+    As in the report 32 and 64 channels; there one dense layer of 16 units follows.
+    There are `num_blocks` residual blocks after each convolution.
     """
 
     def __init__(
@@ -277,7 +284,7 @@ class ConvEncoder(_Batched):
         image_shape: Shape,
         num_outputs: int,
         channels: Sequence[int] = (32, 64),
-        hidden: int | None = 16,
+        hidden: Sequence[int] = (256,),
         num_blocks: int = 0,
     ):
         in_channels, *size = image_shape
@@ -286,10 +293,7 @@ class ConvEncoder(_Batched):
             layers += [nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), nn.ReLU()]
             layers += [_Residual(out_channels) for _ in range(num_blocks)]
             in_channels, size = out_channels, [_half(s) for s in size]
-        sizes = [in_channels * math.prod(size), num_outputs]
-        if hidden is not None:
-            sizes.insert(1, hidden)
-        layers += [nn.Flatten(), *_dense(sizes)]
+        layers += [nn.Flatten(), *_dense([in_channels * math.prod(size), *hidden, num_outputs])]
         super().__init__(nn.Sequential(*layers), image_shape, (num_outputs,))
 
 
@@ -412,3 +416,24 @@ class Log1p(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.log1p()
+
+
+class Standardized(nn.Module):
+    """(x - mean) / scale, by the mean and the standard deviation of each dimension of the training data, which
+    `initialise` takes: 0 and 1 before."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, event_shape: Shape):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(event_shape))
+        self.register_buffer("scale", torch.ones(event_shape))
+
+    def initialise(self, x: Tensor) -> None:
+        """From training data x (data, *event)."""
+        for buffer, value in zip((self.mean, self.scale), standard_units(x), strict=True):
+            buffer.copy_(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale

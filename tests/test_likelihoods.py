@@ -22,6 +22,7 @@ from ppl_vae.likelihoods import (
     GaussianPerPixel,
     Likelihood,
     Poisson,
+    Rescaled,
     StudentT,
 )
 from ppl_vae.programs import seeded
@@ -456,3 +457,28 @@ def test_a_perfect_fit_stops_at_the_least_scale():
     log_prob = likelihood(params).log_prob(torch.ones(3))
     torch.testing.assert_close(log_prob, Gaussian(0.01)(params).log_prob(torch.ones(3)))
     assert likelihood.eval()(params).scale.min().item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("cls", [c for c in LIKELIHOODS if c.support is constraints.real])
+def test_a_rescaled_likelihood_is_the_density_of_x_in_its_own_units(cls):
+    """log p(x) = log p((x - mean) / scale) - log scale, with its mean, samples and particles."""
+    units = torch.tensor([3.0, 1000.0, 1e-3])
+    x = torch.tensor([-5.0, 1e6, 0.0]) + units * torch.randn(400, 3, generator=generator())
+    rescaled, plain = Rescaled(cls().eval(), (3,)).eval(), cls().eval()
+    rescaled.initialise(x)
+    scale = x.double().std(0, correction=0)
+    torch.testing.assert_close(rescaled.scale.double(), scale, rtol=1e-5, atol=0)
+    params = torch.randn(2, 400, 3, plain.params_per_dim, generator=generator())
+    p, y = rescaled(params), (x - rescaled.mean) / rescaled.scale
+    expected = plain(params).log_prob(y) - scale.log()
+    torch.testing.assert_close(p.log_prob(x).double(), expected.double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(p.to_event(1).log_prob(x).double(), expected.sum(-1), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(p.mean, rescaled.mean + rescaled.scale * plain(params).mean)
+    assert p.expand((4, 2, 400, 3)).log_prob(x).shape == (4, 2, 400, 3)
+    with seeded(0):
+        drawn = p.sample()
+    with seeded(0):
+        torch.testing.assert_close(drawn, rescaled.mean + rescaled.scale * plain(params).sample())
+    with pytest.raises(ValueError, match="expected a density on the real line; got bernoulli"):
+        Rescaled(Bernoulli(), (3,))
+    assert Rescaled not in choices(Likelihood).values()

@@ -462,7 +462,7 @@ def test_ppca_as_the_oracle_and_under_svi():
 def image_hierarchy():
     with seeded(0):
         shape, q2, q1 = (1, 8, 8), DiagonalNormal(2), DiagonalNormal(3)
-        encoder2 = ConvEncoder(shape, q2.num_params, (4,), 8)
+        encoder2 = ConvEncoder(shape, q2.num_params, (4,), (8,))
         return HierarchicalVAE(
             encoder2,
             JointEncoder(DenseEncoder(shape, 6, (8,)), nn.Sequential(nn.Linear(6 + 2, 8), nn.ReLU(), nn.Linear(8, 6))),

@@ -70,7 +70,7 @@ def test_the_convolutional_autoencoder_has_the_shapes_of_the_report():
 
 
 def test_the_convolutional_vae_has_the_layers_of_the_report():
-    encoder, decoder = seeded(ConvEncoder, (1, 28, 28), 40), seeded(ConvDecoder, 20, (1, 28, 28), 1)
+    encoder, decoder = seeded(Conv((16,)).encoder, (1, 28, 28), 40), seeded(ConvDecoder, 20, (1, 28, 28), 1)
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     assert [(m.out_channels, m.stride) for m in convolutions] == [(32, (2, 2)), (64, (2, 2))]
     dense = [(m.in_features, m.out_features) for m in encoder.modules() if isinstance(m, nn.Linear)]
@@ -160,7 +160,8 @@ def test_networks_by_name():
     assert create(Network, "gated-dense") == GatedDense((300, 300))
     assert create(Network, "dense:hidden=200+100,activation=tanh") == Dense((200, 100), "tanh")
     assert create(Network, "dense", hidden=(7,)) == Dense((7,))
-    assert create(Network, "conv", hidden=(7,)) == Conv()
+    assert create(Network, "conv", hidden=(7,)) == Conv((7,))
+    assert Conv() == Conv((256,))
     assert "gated-dense:hidden=300+300" in describe(Network)
     for spec, message in (
         ("dense:hidden=200+", "dense: hidden: expected int; got ''"),

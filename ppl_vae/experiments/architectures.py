@@ -44,8 +44,8 @@ class Parts:
     latent_size: int
     event_shape: Shape
     num_classes: int = 0
-    rescale: nn.Module | None = None
-    """What x passes through before encoders see it."""
+    make_rescale: Callable[[], nn.Module] | None = None
+    """What x passes through before each encoder sees it."""
     is_quiet: bool = False
     """Whether outputs are a tenth as far from 0 at first. The rate of a count is the exponential of an output, after
     that of a latent scale: from unit variance at each of them the loss can begin infinite. Images learn faster
@@ -80,7 +80,7 @@ class Parts:
         return self._seeing(self.network.encoder(self.event_shape, num_outputs))
 
     def _seeing(self, encoder: nn.Module) -> nn.Module:
-        return encoder if self.rescale is None else nn.Sequential(self.rescale, encoder)
+        return encoder if self.make_rescale is None else nn.Sequential(self.make_rescale(), encoder)
 
     def _begun(self, network: nn.Module) -> nn.Module:
         layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
@@ -225,6 +225,7 @@ register(
             "prior": "standard-normal",
             "posterior": "diagonal-normal",
             "hidden": None,
+            "standardize": False,
         },
     ),
 )

@@ -3,6 +3,7 @@ Nothing here imports torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import re
@@ -119,8 +120,10 @@ class TrainConfig:
     latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)] = 20
     """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image)."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_SIZE)], ...], Field(min_length=1)] | None = None
-    """Widths of the hidden layers of dense networks, in the encoder; the decoder has them in reverse. Default: the
-    network's own."""
+    """Widths of the dense layers of the encoder; a dense decoder has them in reverse. Default: the network's own."""
+    standardize: bool = False
+    """Of vectors under a density on the real line: the model learns them with mean 0 and standard deviation 1. log p(x)
+    stays that of x in its own units."""
     epochs: Count = 15
     batch_size: Count = 128
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), arg(aliases=["--lr"])] = 1e-3
@@ -161,7 +164,12 @@ def read_config(path: Path) -> tuple[TrainConfig, tuple[int, ...], int]:
     num_classes = values.pop("num_classes", 0)
     if type(num_classes) is not int or not 0 <= num_classes <= MOST_CLASSES:
         raise ValueError(f"{path}: num_classes: expected a number of classes; got {shown(num_classes)}")
-    return from_json(TrainConfig, values, path), shape, num_classes
+    config = from_json(TrainConfig, values, path)
+    if "standardize" not in values and config.model.startswith("conv-"):
+        # a config of before conv had a width that could be set
+        model = config.model if config.model == "conv-ae" else f"{config.model}:hidden=16"
+        config = dataclasses.replace(config, hidden=None, model=model)
+    return config, shape, num_classes
 
 
 R = TypeVar("R")

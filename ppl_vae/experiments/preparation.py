@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
@@ -20,11 +22,12 @@ from ppl_vae.data.dataset import Dataset, select, split
 from ppl_vae.data.encodings import Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.data.observation import Observe
+from ppl_vae.distributions import standard_units
 from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_names
 from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig
 from ppl_vae.kl_weights import KLWeight
-from ppl_vae.likelihoods import Likelihood
-from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape
+from ppl_vae.likelihoods import Likelihood, Rescaled
+from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape, Standardized
 from ppl_vae.objectives import Objective
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -32,7 +35,6 @@ from ppl_vae.programs import seeded
 from ppl_vae.system.hashing import chunks
 
 NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
-MOST_PARAMETERS = 10**8  # of prior and posterior, which are made to see that they can be
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,30 +50,30 @@ class Assembly:
     observe: Observe
     objective: ELBO
 
-    @property
-    def rescale(self) -> nn.Module | None:
+    def _rescale(self, event_shape: Shape) -> Callable[[], nn.Module] | None:
         """What the encoder's input passes through first. An image with noise is in [0, 1] already."""
-        if isinstance(self.observe.encoding, Levels) and isinstance(self.observe.noise, NoNoise):
-            return Divided(self.observe.encoding.white)
-        support = self.likelihood.support
-        if isinstance(self.observe.encoding, Identity) and support.is_discrete and support is not constraints.boolean:
-            return Log1p()
-        return None
+        encoding, support = self.observe.encoding, self.likelihood.support
+        if isinstance(encoding, Levels) and isinstance(self.observe.noise, NoNoise):
+            return partial(Divided, encoding.white)
+        if not isinstance(encoding, Identity) or support is constraints.boolean:
+            return None
+        return Log1p if support.is_discrete else partial(Standardized, event_shape)
 
     def build(self, event_shape: Shape, num_classes: int = 0) -> Model:
         """The untrained model for data of this shape, with the components themselves: they serve one model."""
-        rescale = self.rescale
+        make_rescale = self._rescale(event_shape)
+        likelihood = Rescaled(self.likelihood, event_shape) if self.config.standardize else self.likelihood
         with seeded(self.config.seed):
             parts = Parts(
                 self.network,
-                self.likelihood,
+                likelihood,
                 self.make_prior,
                 self.make_posterior,
                 self.config.latent_size,
                 event_shape,
                 num_classes,
-                rescale,
-                is_quiet=isinstance(rescale, Log1p),
+                make_rescale,
+                is_quiet=make_rescale is Log1p,
             )
             return self.kind.build(parts)
 
@@ -132,28 +134,31 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
 
 
 def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
-    """That the components have a meaning together, in a model of this kind, and can be made."""
+    """That the components have a meaning together, in a model of this kind."""
     kind, resolved = assembly.kind, assembly.config
     about = f"{config.model} ({kind.about})"
     for name, value in kind.fixed.items():
         if getattr(resolved, name) != value:
             raise UsageError(f"{name}: expected {value!r} for {about}; got {getattr(config, name)!r}")
-    with seeded(0), at_most(MOST_PARAMETERS):  # some sample their weights
-        posterior = assembly.make_posterior(latent_size=config.latent_size)
-        sizes = {"latent_size": config.latent_size, "event_shape": ()}
-        prior = assembly.make_prior(**sizes, encoder=nn.Identity(), posterior=posterior)
-    if not kind.shares_encoder and "encoder" in inspect.signature(type(prior)).parameters:
+    prior = choices(Prior)[config.prior.partition(":")[0]]
+    if not kind.shares_encoder and "encoder" in inspect.signature(prior).parameters:
         raise UsageError(
             f"prior: expected one without pseudo-inputs, which have no label, for {about}; got {config.prior!r}"
         )
+    if config.standardize and assembly.likelihood.support is not constraints.real:
+        raise UsageError(f"standardize: expected a density on the real line; got {resolved.likelihood}")
     if config.num_labels is not None and not kind.model.enumerates:
         raise UsageError(f"num_labels: expected a semi-supervised model (m2); got {about}")
 
 
 def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Model:
     """The untrained model of a config for data of this shape, (C, H, W) for images, its weights drawn from the
-    config's seed. Models that take labels want their `num_classes`. Raises `ValueError` as `assemble` does."""
-    return assemble(config).build(event_shape, num_classes)
+    config's seed. Models that take labels want their `num_classes`.
+
+    What starts from training data is given them by `model.initialise(x)`: the units of vectors, pseudo-inputs.
+    Raises `ValueError` as `assemble` does.
+    """
+    return assemble(config, of_images=len(event_shape) == 3).build(event_shape, num_classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +184,11 @@ class Prepared:
     def initialise(self) -> None:
         """Gives the model what it starts from in the training data."""
         images, *labels = self.train
-        self.model.initialise(self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1], *labels)
+        x = self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1]
+        self.model.initialise(x, *labels)
+        is_density = self.assembly.likelihood.support is constraints.real and not self.dataset.is_images
+        if is_density and self.assembly.kind.has_network and not self.config.standardize:
+            _warn_of_units(x, self.dataset.name)
 
 
 def prepare(config: TrainConfig, dataset: Dataset) -> Prepared:
@@ -207,6 +216,17 @@ def prepare(config: TrainConfig, dataset: Dataset) -> Prepared:
     return Prepared(assembly, dataset, num_classes, model, train, validation)
 
 
+def _warn_of_units(x: Tensor, name: str) -> None:
+    low, high = (t.item() for t in standard_units(x)[1].aminmax())
+    if high > 10 or low < 0.1:
+        warnings.warn(
+            f"{name}: expected columns with standard deviations of about 1; got {low:.4g} to {high:.4g}, which take "
+            "long to learn. Standardise them (--standardize, standardize=True): log p(x) stays in their own units",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def fitted(config: TrainConfig, dataset: Dataset) -> Assembly:
     """The components of a config for this dataset. Raises `ValueError` where the two don't fit."""
     if dataset.is_images:
@@ -215,6 +235,8 @@ def fitted(config: TrainConfig, dataset: Dataset) -> Assembly:
             raise ValueError(
                 f"encoding: expected one for images ({dataset.name}); got {config.encoding!r}, for vectors"
             )
+        if config.standardize:
+            raise ValueError(f"standardize: expected vectors; got images ({dataset.name}), whose units are known")
         return assembly
     for name, value in {"encoding": "identity", "noise": "no-noise"}.items():
         if getattr(config, name) not in (None, value):

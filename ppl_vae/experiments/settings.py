@@ -69,8 +69,9 @@ class StudyConfig:
         models = {
             "dense-ae": TrainConfig(model="dense-ae", latent_size=32, **ae),
             "conv-ae": TrainConfig(model="conv-ae", **ae),
-            "conv-vae-denoising": TrainConfig(model="conv-vae", noise=self.noise, **vae),
-            "conv-vae": TrainConfig(model="conv-vae", **vae),
+            "conv-vae-denoising": TrainConfig(model="conv-vae:hidden=16", noise=self.noise, **vae),
+            "conv-vae": TrainConfig(model="conv-vae:hidden=16", **vae),  # the report's own network
+            "conv-vae-256": TrainConfig(model="conv-vae", **vae),
             "dense-vae": TrainConfig(model="dense-vae", **vae),
             "dense-vae-2d": TrainConfig(model="dense-vae", latent_size=2, **vae),
             "dense-vae-gaussian": TrainConfig(model="dense-vae", likelihood="gaussian-learned", **vae),

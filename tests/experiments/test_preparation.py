@@ -1,14 +1,20 @@
 import dataclasses
+import math
 
 import pytest
 import torch
 from small_runs import CONFIG, SMALL, quiet_train
 
 from ppl_vae.components import UsageError
+from ppl_vae.data.dataset import Dataset
+from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import assemble, build, labelled, prepare
+from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.training import train
 from ppl_vae.priors import VampPrior
+from ppl_vae.programs import seeded
+from ppl_vae.training.fitting import fit
 
 
 def test_models_with_and_without_noise_observe_the_same_test_images(dataset):
@@ -112,3 +118,68 @@ def test_pseudo_inputs_begin_as_what_the_encoder_sees(tmp_path, dataset):
         quiet_train(config, tmp_path / "run", dataset)
     assert seen[0].shape[1:] == dataset.image_shape
     assert not seen[0].any()
+
+
+def columns(n):
+    generator = torch.Generator().manual_seed(0)
+    return torch.tensor([0.0, 50.0, 2e4]) + torch.tensor([1.0, 10.0, 1000.0]) * torch.randn(n, 3, generator=generator)
+
+
+def a_vae_of(num_columns, **settings):
+    config = TrainConfig(model="dense-vae:hidden=16", likelihood="gaussian-learned", latent_size=2, **settings)
+    return build(config, (num_columns,))
+
+
+def test_the_encoder_sees_vectors_in_standard_units():
+    x = columns(500)
+    vae = a_vae_of(3)
+    vae.initialise(x)
+    seen = vae.encoder[0](x)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    vae.initialise(torch.ones(7, 3))  # of a constant column there is no deviation to divide by
+    assert torch.equal(vae.encoder[0](torch.full((1, 3), 3.0)), torch.full((1, 3), 2.0))
+
+
+@pytest.mark.parametrize("initialised", [True, False])
+def test_data_of_any_scale_can_be_trained(initialised):
+    with seeded(0):
+        x = 1000 * torch.randn(200, 5)
+    vae = a_vae_of(5)
+    if initialised:
+        vae.initialise(x)
+    history = fit(vae.model, vae.guide, x, epochs=5, show_progress=False)
+    assert math.isfinite(history["loss"][-1])
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_standardised_data_have_a_log_likelihood_in_their_own_units():
+    """That of the same model on data in standard units, less the sum of the log scales."""
+    x = columns(300)
+    own, standard = a_vae_of(3, standardize=True), a_vae_of(3)
+    own.initialise(x)
+    y = own.encoder[0](x)
+    log_p, of_y = (log_likelihood(v.model, v.guide, t, num_samples=10).log_p for v, t in ((own, x), (standard, y)))
+    jacobian = math.log(10) + math.log(1000)
+    # the scales of 300 data are not just those of the columns
+    exact = of_y - own.likelihood.scale.double().log().sum()
+    torch.testing.assert_close(log_p, exact, atol=1e-3, rtol=1e-5)
+    assert own.likelihood.scale.log().sum().item() == pytest.approx(jacobian, abs=0.3)
+    expected = own.likelihood.mean + own.likelihood.scale * standard.reconstruct(y)
+    torch.testing.assert_close(own.reconstruct(x), expected)
+
+
+def test_units_are_part_of_a_run_and_refused_where_they_mean_nothing(tmp_path):
+    dataset = Dataset("table", columns(60), columns(12))
+    config = TrainConfig(model="dense-vae:hidden=8", likelihood="gaussian-learned", standardize=True, **SMALL)
+    run = quiet_train(config, tmp_path / "run", dataset)
+    torch.testing.assert_close(run.model.likelihood.scale, prepare(config, dataset).train[0].std(0, correction=0))
+    again = load_run(tmp_path / "run", dataset=dataset)
+    assert torch.equal(again.model.likelihood.scale, run.model.likelihood.scale)
+    with pytest.warns(RuntimeWarning, match="standard deviations of about 1; got .* Standardise them"):
+        quiet_train(dataclasses.replace(config, standardize=False), tmp_path / "other", dataset)
+    with pytest.raises(UsageError, match="standardize: expected a density on the real line; got poisson"):
+        assemble(dataclasses.replace(config, likelihood="poisson"), of_images=False)
+    images = torch.zeros(20, 1, 4, 4, dtype=torch.uint8).random_(generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="standardize: expected vectors; got images"):
+        prepare(config, Dataset("images", images, images))

@@ -32,13 +32,18 @@ def test_a_run_folder_holds_what_it_takes_to_load_it(tmp_path, dataset):
     assert metrics["last_epoch"]["train_elbo"] == history_of(tmp_path / "run")["train_elbo"][-1]
 
 
-def test_a_width_that_says_nothing_makes_no_other_run(tmp_path, dataset):
-    """Configs once named hidden widths for every network, as [400]."""
-    quiet_train(dataclasses.replace(CONFIG, model="conv-vae", hidden=(400,)), tmp_path / "run", dataset)
+@pytest.mark.parametrize(("model", "now"), [("conv-vae", "conv-vae:hidden=16"), ("conv-ae", "conv-ae")])
+def test_a_config_of_before_conv_had_a_width_means_16(tmp_path, dataset, model, now):
+    """It might name hidden widths that said nothing."""
+    quiet_train(dataclasses.replace(CONFIG, model=now, hidden=None), tmp_path / "run", dataset)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    corrupt(tmp_path / "run", "config.json", json.dumps(config | {"hidden": [400]}))
-    assert finished(tmp_path / "run", dataclasses.replace(CONFIG, model="conv-vae", hidden=None))
-    load_run(tmp_path / "run", dataset=dataset)
+    del config["standardize"]
+    corrupt(tmp_path / "run", "config.json", json.dumps(config | {"model": model, "hidden": [400]}))
+    assert finished(tmp_path / "run", dataclasses.replace(CONFIG, model=now, hidden=None))
+    assert load_run(tmp_path / "run", dataset=dataset).config.model == now
+
+
+def test_a_width_that_says_nothing_makes_no_other_run():
     old, new, other = (assemble(TrainConfig(model="dense-vae", hidden=h)).config for h in ((400,), None, (401,)))
     assert old == new != other
 
