@@ -259,7 +259,7 @@ def test_to_a_tolerance(make: Make) -> None:
     case = make()
     result = log_likelihood_within(case.model, case.guide, *case.data, tolerance=0.02, num_samples=100)
     assert within(PerDatum.of(result), case.exact)
-    assert result.mc_se.max() < 0.03
+    assert result.mc_se.max() < 0.04
     assert result.num_samples.max() > 100
 
 
@@ -390,7 +390,7 @@ def test_gaps_and_quadrature(make: Make) -> None:
     """A diagonal normal of the exact mean lacks the same KL for each datum, of which refinement can mend a part."""
     case = make()
     assert case.posterior is not None
-    log_p = log_p_by_quadrature(case.model, *case.data, points=200)
+    log_p = log_p_by_quadrature(case.model, *case.data)
     torch.testing.assert_close(log_p, case.exact, atol=1e-6, rtol=0)
     estimate = log_likelihood(case.model, case.posterior, *case.data, num_samples=50)
     gaps = gap_decomposition(case.model, case.guide, *case.data, log_p=estimate, num_samples=1000, num_steps=100)
