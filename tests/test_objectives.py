@@ -495,6 +495,17 @@ def refused(objective, model, guide, x, message):
         objective.loss_and_grads(model, guide, x)
 
 
+@pytest.mark.parametrize("cls", [cls for cls in OBJECTIVES if cls is not FreeBits])
+def test_a_masked_datum_has_no_gradient(cls):
+    pair, seen = Linear(width=1.5, shift=0.3), torch.tensor([True, False, True])
+    model, guide = (poutine.mask(program, mask=seen) for program in (pair.model, pair.guide))
+    with seeded(0), pyro.get_param_store().scope():
+        cls(num_particles=2).loss_and_grads(model, guide, pair.x)
+    for p in (pair.b, pair.loc, pair.log_scale):
+        assert p.grad[seen].abs().min() > 0
+        torch.testing.assert_close(p.grad[~seen], torch.zeros_like(p[~seen]), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("cls", REPARAMETERISED)
 def test_what_is_not_reparameterised_is_refused(cls):
     pair = Discrete()

@@ -13,8 +13,7 @@ from ppl_vae.system.files import write_whole
 @dataclass
 class History:
     """A row for each epoch: `epoch`, `loss`, `seconds`, and, per datum in nats and in evaluation mode,
-    `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data; of a
-    `TraceEnum_ELBO` the ELBO alone."""
+    `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -47,8 +46,7 @@ class History:
 
 
 class DivergedError(ArithmeticError):
-    """The loss, a parameter or the ELBO is NaN or infinite. `history` holds the epochs before; the weights are those
-    after the last of them."""
+    """The loss is NaN or infinite. `history` holds the epochs before; the weights are those after the last."""
 
     def __init__(self, message: str, history: History):
         super().__init__(message)
@@ -56,9 +54,8 @@ class DivergedError(ArithmeticError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was told to stop by `reason`, what `stop()` returned. `history` holds the whole epochs before; the
-    weights are those after the last step."""
+    """Training was told to stop by `reason`, what `stop()` returned. The weights are those after the last step."""
 
-    def __init__(self, message: str, reason: object, history: History):
+    def __init__(self, message: str, reason: object):
         super().__init__(message)
-        self.reason, self.history = reason, history
+        self.reason = reason

@@ -39,6 +39,8 @@ def test_sandwich_holds_the_exact_value(start: annealing.Start, ppca: Build) -> 
     for error in (sandwich.lower.log_p - truth, truth - sandwich.upper.log_p):
         assert error.mean() < 4 * error.std() / math.sqrt(32)
     assert -4 * sandwich.gap_se < sandwich.gap < 0.1
+    gaps = sandwich.upper.log_p - sandwich.lower.log_p
+    assert (sandwich.gap, sandwich.gap_se) == pytest.approx((gaps.mean().item(), gaps.std().item() / math.sqrt(32)))
     assert "only on data simulated from the model" in str(sandwich)
     assert sandwich.upper.bound.startswith("upper")
     assert sandwich.lower.fingerprint == sandwich.upper.fingerprint

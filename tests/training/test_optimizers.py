@@ -46,6 +46,17 @@ def test_one_torch_optimiser_holds_all_parameters_and_those_that_come_later():
         assert pyro.param("b").item() == pytest.approx(0.2)
 
 
+def test_a_schedule_is_of_the_first_learning_rate_also_when_others_come_later():
+    a, b = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    optim = OneOptimizer(torch.optim.SGD, lr=1.0, schedule=lambda step: 0.5**step)
+    for params in ([a], [a], [a, b]):
+        for p in params:
+            p.grad = -torch.ones(1)
+        optim(params)
+    assert a.item() == 1 + 0.5 + 0.25
+    assert b.item() == 0.25
+
+
 def test_a_parameter_that_is_frozen_or_of_another_step_stays_where_it_is():
     """As under Pyro's own wrapper: the momentum of its last gradients would move it, and weight decay."""
     a, b = (torch.zeros(2, requires_grad=True) for _ in range(2))
