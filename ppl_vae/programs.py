@@ -169,9 +169,11 @@ def evaluating(*programs: Program) -> Iterator[None]:
     autoguides = [vars(m) for m in submodules if getattr(m, "prototype_trace", m) is None]
     before = [{k: copy.copy(v) if isinstance(v, dict) else v for k, v in a.items()} for a in autoguides]
     with mode(*programs, training=False), own_param_store(), torch.no_grad(), pyro.validation_enabled(False):
+        torch.clear_autocast_cache()  # which holds earlier weights, where torch.autocast is around a training
         try:
             yield
         finally:
+            torch.clear_autocast_cache()  # which holds weights without gradients
             for attributes, values in zip(autoguides, before, strict=True):
                 attributes.clear()
                 attributes.update(values)

@@ -1,5 +1,8 @@
-"""The tiny VAE of the tests: any likelihood, prior and posterior, by name, between small dense networks."""
+"""What the tests train: a tiny VAE of any likelihood, prior and posterior, by name, between small dense networks, a
+pair of one parameter, and images."""
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import nn
 
@@ -47,3 +50,26 @@ def tiny_vae(
                     if buffer.is_floating_point():
                         buffer *= 1 + 10 * noise * torch.rand(())  # a variance; zeros stay
     return vae
+
+
+class Scaled(nn.Module):
+    """z ~ N(0, 1) and x ~ N(z, scale), with a guide whose scale is exp(log_scale)."""
+
+    def __init__(self, scale=1.0, log_scale=0.0):
+        super().__init__()
+        self.scale, self.log_scale = scale, nn.Parameter(torch.tensor(log_scale))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, self.scale), obs=x)
+
+    def guide(self, x):
+        pyro.module("scaled", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, self.log_scale.exp()))
+
+
+def tiny_images(n=60):
+    """8-bit images of 6 by 6 pixels."""
+    return torch.randint(0, 256, (n, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

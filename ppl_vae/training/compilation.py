@@ -168,6 +168,7 @@ class Step:
         self._used: _Used
 
     def __call__(self, *batch: Tensor) -> Tensor:
+        torch.clear_autocast_cache()  # which holds the weights before the last step, where torch.autocast is around all
         if not self._shapes:
             with flop_counter() as flops:
                 loss = self._eager(*batch)

@@ -5,28 +5,31 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
+from ppl_vae.contract import check_training, plain_trace
 from ppl_vae.graphs import repays
 from ppl_vae.objectives import Elbo
-from ppl_vae.programs import Program, mode, modules_of, seeded
+from ppl_vae.programs import Program, evaluating, mode, modules_of, own_param_store, seeded
 from ppl_vae.system.files import locked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import duration, progress
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
-from ppl_vae.training.monitoring import Finding, blame, first_nonfinite, mean_parts, warn_of_collapse
-from ppl_vae.training.optimizers import OneOptimizer, adam, learning_rate_of
+from ppl_vae.training.monitoring import blame, first_nonfinite, mean_parts, warn_of_end
+from ppl_vae.training.optimizers import OneOptimizer, end_epoch, learning_rate_of, pyro_optimizer
 from ppl_vae.training.state import TrainingState
 
 Encode = Callable[..., tuple[Tensor, ...]]
@@ -46,10 +49,12 @@ def fit(
     validation: Tensor | tuple[Tensor, ...] | None = None,
     encode: Encode = observe,
     elbo: ELBO | None = None,
-    optim: PyroOptim | None = None,
+    optim: PyroOptim | type[Optimizer] | None = None,
     epochs: int = 10,
     batch_size: int = 128,
+    drop_last: bool = False,
     learning_rate: float = 1e-3,
+    clip_norm: float | None = None,
     seed: int = 0,
     compiled: bool | None = None,
     checkpoints: Checkpoints | None = None,
@@ -62,12 +67,18 @@ def fit(
     """Trains a Pyro pair by SVI, in place, and returns the history.
 
     Arguments:
-        model, guide: any Pyro pair whose parameters belong to `nn.Module`s (`pyro.module`).
+        model, guide: any Pyro pair with one data plate, whose parameters are those of `nn.Module`s (`pyro.module`), or
+            bare (`pyro.param`): these are trained from where Pyro's param store has them, and put there.
         x, args: the data, batched together along dim 0: tensors of shape (data, ...).
         validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each.
         encode: from a batch of stored data to the programs' arguments, with new noise for each training batch.
-        elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch.
-        optim: a `PyroOptim`; by default fused Adam at `learning_rate`, which is for that alone.
+        elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch. Of a
+            `TraceEnum_ELBO`, the history has its own bound, without its two parts.
+        optim: a `PyroOptim`, or a class of torch.optim; by default fused Adam. A scheduler of `pyro.optim` is stepped
+            after each epoch.
+        drop_last: whether an epoch ends before a last batch that is shorter.
+        learning_rate, clip_norm: of the default optimiser, or of a class; gradients of a larger norm, over all
+            parameters together, are scaled down to `clip_norm`.
         seed: of the order of the data and of all noise. The same seed gives the same weights, bit for bit, on
             one machine.
         compiled: whether steps are traced and compiled (`ppl_vae.training.compilation`), which takes 20 seconds once
@@ -82,46 +93,54 @@ def fit(
         metrics: a logging callback, such as `ppl_vae.training.trackers.TensorBoard`: called after each epoch with a
             copy of its row of the history. Random numbers that it takes change nothing here.
 
-    Pyro's param store, torch's random generators and the modules' training mode are left as they were found.
+    Pyro's param store, torch's random generators and the modules' training mode are left as they were found, but for
+    bare parameters.
 
-    Raises `ValueError` for empty data, data of unequal length, a program without trainable parameters or with a
-    bare `pyro.param` (it would be lost with the param store), checkpoints of another run or all damaged, or
-    checkpoints and an optimiser other than a `OneOptimizer`; `OSError` where a checkpoint can't be written, and where
-    another process trains in its folder; and `DivergedError` when the loss is NaN or infinite, with epoch, step, the
-    first site that is to blame and what to try: the weights are then those after the last whole epoch. Warns by
-    `RuntimeWarning` of a posterior that has collapsed, with a KL next to 0.
+    Raises `ValueError`, before the first step, for a pair that breaks the contract of `check_training`, data that are
+    empty, of unequal length or outside of their support, a last batch of one for BatchNorm, checkpoints of another run
+    or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`; `OSError` where a checkpoint can't be
+    written, and where another process trains in its folder; and `DivergedError` when the loss, a parameter or the ELBO
+    that is logged turns NaN or infinite, with what is to blame and what to try: the weights are then those after the
+    last epoch for which it was finite. Warns by `RuntimeWarning` of a posterior that has collapsed, with a KL next to
+    0, and of a run that ends far below where it began.
     """
     data = (x, *args)
     _check(data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     held_out = validation if isinstance(validation, tuple) else () if validation is None else (validation,)
     monitored = _monitored(data, held_out, encode, seed)
-    objective, optim = objective_of(elbo), optim or adam(learning_rate)
+    objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, clip_norm)
     if isinstance(elbo, CompiledTrace_ELBO) and compiled is None:
         compiled = True
-    generator, num_steps = Generator().manual_seed(seed), math.ceil(len(x) / batch_size)
-    step = Step(model, guide, objective, optim, compiled=bool(compiled))
-    state = TrainingState(all_modules(model, guide, objective), optim, generator, num_steps, x.device)
-    steps = _Steps(step, state, data, encode, num_planned=epochs * num_steps if compiled is None else None)
+    num_steps = len(x) // batch_size if drop_last and len(x) > batch_size else math.ceil(len(x) / batch_size)
+    first = tuple(t[:batch_size] for t in monitored["train"])
     settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
-
-    def save() -> None:
-        if checkpoints is not None:
-            checkpoints.save({**settings, **state.state_dict()}, state.num_steps)
-
     with (
         nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
-        pyro.get_param_store().scope(),
+        _param_store(model, guide, objective, first) as bare,
         progress(description, epochs * num_steps, enabled=show_progress) as report,
     ):
+        generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
+        state = TrainingState(modules, optim, generator, num_steps, x.device, bare=bare)
+        step = Step(model, guide, objective, optim, compiled=bool(compiled))
+        steps = _Steps(
+            step, state, data, encode, batch_size, num_planned=epochs * num_steps if compiled is None else None
+        )
+        if min(batch_size, len(x) - (num_steps - 1) * batch_size) == 1:
+            steps.check_single(tuple(t[:1] for t in first))
+
+        def save() -> None:
+            if checkpoints is not None:
+                checkpoints.save({**settings, **state.state_dict()}, state.num_steps)
+
         if checkpoints is not None:
             settings |= _settings(objective, optim, (*data, *held_out))
             if (saved := _checkpoint(checkpoints, resume, settings)) is not None:
-                steps.resume(saved, batch_size)
+                steps.resume(saved)
                 report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
         for epoch in range(state.epoch, epochs + 1):
             start = time.perf_counter() - state.seconds
-            batches = state.order(len(x)).split(batch_size)
+            batches = steps.batches()
             with mode(model, guide, training=True):
                 for rows in batches[state.step :]:
                     state.losses[state.step] = steps.take(rows, first=state.num_steps == 0)
@@ -131,24 +150,53 @@ def fit(
                         break  # no step can make it better: the rest of the epoch is spared
                     if reason := stop():
                         save()
-                        raise Stopped(f"stopped {_place(state, epochs)}", reason)
+                        raise Stopped(f"stopped {_place(state, epochs)}", reason, History(state.rows))
                     if checkpoints is not None and checkpoints.is_due():
                         save()
-            if not state.losses.isfinite().all():  # read once an epoch, so that no step waits for a loss
+            if not state.is_finite():  # read once an epoch, so that no step waits for a loss
                 raise steps.diverged(batches)
-            row: dict[str, float] = {"epoch": epoch, "loss": state.losses.sum().item() / len(x)}
+            row: dict[str, float] = {"epoch": epoch, "loss": state.losses.sum().item() / sum(map(len, batches))}
             for name, arguments in monitored.items():
-                row |= {f"{name}_{k}": v for k, v in mean_parts(model, guide, arguments, seed).items()}
+                row |= {f"{name}_{k}": v for k, v in mean_parts(model, guide, arguments, seed, objective).items()}
+            if not math.isfinite(row["train_elbo"]):
+                raise steps.diverged(batches, row["train_elbo"])
             row["seconds"] = time.perf_counter() - start
             state.end_epoch(row)
+            end_epoch(optim, row["loss"])
             report(0, _line(row, epochs))
             if metrics is not None:
                 with torch.random.fork_rng():
                     metrics(dict(row))
             if checkpoints is not None and checkpoints.is_due(epoch):
                 save()
-    warn_of_collapse(state.rows[-1])
+    warn_of_end(state.rows, first[0])
     return History(state.rows)
+
+
+@contextmanager
+def _param_store(model: Program, guide: Program, objective: ELBO, batch: tuple[Tensor, ...]) -> Iterator[list[str]]:
+    """Inside, a param store for this training alone: with the bare parameters of the one that is there, whose names it
+    yields, and to which they are handed back. Raises `ValueError` for a pair that can't be trained."""
+    store = pyro.get_param_store()
+    outer: Any = store.get_state()
+    with store.scope(), torch.random.fork_rng(), evaluating(model, guide):
+        names = check_training(model, guide, *batch, enumerates=isinstance(objective, TraceEnum_ELBO))
+
+    def bare(state: Any) -> Any:
+        return {part: {name: of[name] for name in names if name in of} for part, of in state.items()}
+
+    trained: Any = bare(outer)
+    try:
+        with store.scope(bare(outer)):
+            if names:  # declares them, so that the state of training has them before the first step
+                with mode(model, guide, training=False), torch.no_grad():
+                    plain_trace(model, *batch, latents=plain_trace(guide, *batch))
+            try:
+                yield names
+            finally:
+                trained = bare(store.get_state())
+    finally:
+        store.set_state(trained)
 
 
 @dataclass
@@ -160,7 +208,12 @@ class _Steps:
     state: TrainingState
     data: tuple[Tensor, ...]
     encode: Encode
+    batch_size: int
     num_planned: int | None
+
+    def batches(self) -> Sequence[Tensor]:
+        """The rows of the batches of this epoch."""
+        return self.state.order(len(self.data[0])).split(self.batch_size)[: len(self.state.losses)]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         # index_select copies rows in a tenth of the time that t[rows] takes
@@ -168,7 +221,7 @@ class _Steps:
         return self.encode(*parts, generator=self.state.generator)
 
     def take(self, rows: Tensor, *, first: bool) -> Tensor:
-        """The loss of a step. Raises `ValueError` for what Pyro's validation or `_check_params` finds in the first."""
+        """The loss of a step. Raises `ValueError` for what Pyro's validation finds in the first."""
         batch = self.batch(rows)
         # The first batch is validated: a wrong shape is a clear error there, and costs time later.
         with pyro.validation_enabled(first), warnings.catch_warnings():
@@ -176,47 +229,64 @@ class _Steps:
             try:
                 loss = self.step(*batch)
             except ValueError:
-                if (found := self._first_nonfinite(batch)) is None:
+                if first_nonfinite(self.step.model, self.step.guide, *batch) is None:
                     raise
-                at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
-                raise ValueError(f"{at}: expected a finite loss{self._blame(found, None)}") from None
-        if first:
-            _check_params(modules_of(self.step.model, self.step.guide))
-            if self.num_planned is not None:
-                self.step.compiled = repays(self.num_planned, self.step.flops)
+                raise self.restored(f"step {self.state.step + 1}: expected a finite loss", batch) from None
+        if first and self.num_planned is not None:
+            self.step.compiled = repays(self.num_planned, self.step.flops)
         return loss
 
-    def resume(self, saved: Mapping[str, Any], batch_size: int) -> None:
+    def check_single(self, datum: tuple[Tensor, ...]) -> None:
+        """Raises `ValueError` for a batch of one datum that BatchNorm can't take; leaves buffers as they were."""
+        model, guide = self.step.model, self.step.guide
+        if not any(isinstance(m, _BatchNorm) for module in modules_of(model, guide) for m in module.modules()):
+            return
+        try:
+            with torch.random.fork_rng(), own_param_store(), torch.no_grad(), mode(model, guide, training=True):
+                plain_trace(model, *datum, latents=plain_trace(guide, *datum))
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "the last batch: expected two data or more for BatchNorm; got 1. Take drop_last=True, or another "
+                    "batch_size"
+                ) from None
+        finally:
+            self.state.restore(self.state.weights)
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
         """Takes on a saved state. Taken again, the first steps leave the same graph (the second step's, or the third's
         where the second batch is a shorter one); the state is then written into the tensors that it holds."""
         self.state.check(saved)
         self.state.restore(saved["modules"])
-        batches = torch.randperm(len(self.data[0]), generator=self.state.generator).split(batch_size)
+        batches = self.batches()
         with mode(self.step.model, self.step.guide, training=True):
             num_steps = min(3 if len(batches) == 2 else 2, saved["num_steps"])
             for i, rows in enumerate((*batches, *batches)[:num_steps]):
                 self.take(rows, first=i == 0)
         self.state.load_state_dict(saved)
 
-    def diverged(self, batches: Sequence[Tensor]) -> DivergedError:
-        """The error of an epoch with a loss that is not finite. The weights are then those after the epoch before."""
-        state = self.state
-        bad = int((~state.losses.isfinite()).nonzero()[0])
-        batch = self.batch(batches[bad])
-        after = self._first_nonfinite(batch)
+    def diverged(self, batches: Sequence[Tensor], elbo: float | None = None) -> DivergedError:
+        """The error of an epoch with a loss or, after its last step, a parameter or an ELBO that is not finite."""
+        bad = (~self.state.losses.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            what = f"step {bad[0] + 1}: expected a finite loss; got {self.state.losses[bad[0]].item()}"
+        else:
+            what = "its end: expected finite parameters and a finite ELBO; got " + (
+                "NaN" if elbo is None else f"{elbo}"
+            )
+        return self.restored(what, self.batch(batches[bad[0] if bad else -1]))
+
+    def restored(self, what: str, batch: tuple[Tensor, ...]) -> DivergedError:
+        """An error, with what is to blame; the weights are then those after the epoch before."""
+        state, pair = self.state, (self.step.model, self.step.guide)
+        after = first_nonfinite(*pair, *batch)
         state.restore(state.weights)
-        before = self._first_nonfinite(batch)
+        before = first_nonfinite(*pair, *batch)
         return DivergedError(
-            f"epoch {state.epoch}, step {bad + 1}: expected a finite loss; got {state.losses[bad].item()}"
-            f"{self._blame(before, after)}. The weights are those after epoch {state.epoch - 1}",
+            f"epoch {state.epoch}, {what}{blame(before, after, batch, learning_rate_of(self.step.optim))}. The weights "
+            f"are those after epoch {state.epoch - 1}",
             History(state.rows),
         )
-
-    def _first_nonfinite(self, batch: tuple[Tensor, ...]) -> Finding | None:
-        return first_nonfinite(self.step.model, self.step.guide, *batch)
-
-    def _blame(self, before: Finding | None, after: Finding | None) -> str:
-        return blame(before, after, learning_rate_of(self.step.optim))
 
 
 def _monitored(
@@ -263,9 +333,11 @@ def objective_of(elbo: ELBO | None) -> ELBO:
 def _line(row: dict[str, float], epochs: int) -> str:
     name = "validation" if "validation_elbo" in row else "train"
     left = row["seconds"] * (epochs - row["epoch"])
-    elbo, reconstruction, kl = (row[f"{name}_{part}"] for part in ("elbo", "reconstruction", "kl"))
-    parts = f"ELBO {elbo:.2f} nats = reconstruction {reconstruction:.2f} - KL {kl:.2f}"
-    if kl == 0:  # an autoencoder has no latent, and no ELBO
+    elbo, kl = row[f"{name}_elbo"], row.get(f"{name}_kl")
+    parts = f"ELBO {elbo:.2f} nats"
+    if kl:
+        parts += f" = reconstruction {row[f'{name}_reconstruction']:.2f} - KL {kl:.2f}"
+    elif kl == 0:  # an autoencoder has no latent, and no ELBO
         parts = f"loss {-elbo:.2f}"
     return f"epoch {row['epoch']:.0f}/{epochs}  {name} {parts}  {row['seconds']:.1f} s, {duration(left)} left"
 
@@ -279,18 +351,3 @@ def _check(data: tuple[Tensor, ...], **positive: float) -> None:
     for name, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}: expected a number above 0; got {value}")
-
-
-def _check_params(modules: list) -> None:
-    """The params of the first step must be parameters of a module, since the store itself is not kept."""
-    store = pyro.get_param_store()
-    ours = {p.data_ptr() for module in modules for p in module.parameters()}
-    params = dict(store.named_parameters())
-    if not params:
-        raise ValueError("expected a program with parameters, declared by pyro.module; got none")
-    for name, param in params.items():
-        if param.data_ptr() not in ours:
-            raise ValueError(
-                f"param {name!r}: expected a contiguous nn.Parameter of a module that the program refers to; got one "
-                "that is in the param store alone, which fit leaves as it was found"
-            )

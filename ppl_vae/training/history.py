@@ -13,7 +13,8 @@ from ppl_vae.system.files import write_whole
 @dataclass
 class History:
     """A row for each epoch: `epoch`, `loss`, `seconds`, and, per datum in nats and in evaluation mode,
-    `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data."""
+    `train_elbo`, `train_reconstruction`, `train_kl`, and the same with `validation_` for held-out data; of a
+    `TraceEnum_ELBO` the ELBO alone."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -46,7 +47,8 @@ class History:
 
 
 class DivergedError(ArithmeticError):
-    """The loss is NaN or infinite. `history` holds the epochs before; the weights are those after the last."""
+    """The loss, a parameter or the ELBO is NaN or infinite. `history` holds the epochs before; the weights are those
+    after the last of them."""
 
     def __init__(self, message: str, history: History):
         super().__init__(message)
@@ -54,8 +56,9 @@ class DivergedError(ArithmeticError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was told to stop by `reason`, what `stop()` returned. The weights are those after the last step."""
+    """Training was told to stop by `reason`, what `stop()` returned. `history` holds the whole epochs before; the
+    weights are those after the last step."""
 
-    def __init__(self, message: str, reason: object):
+    def __init__(self, message: str, reason: object, history: History):
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.history = reason, history

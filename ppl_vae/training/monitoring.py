@@ -3,12 +3,14 @@ from, with what to try."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution
@@ -27,7 +29,10 @@ from ppl_vae.programs import (
 
 TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
 COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one
+LARGE = 30.0  # a standard deviation of x above it, of images 0..255 too, is one for which networks aren't initialised
+FAR = 10.0  # times where it began, that a run is to end below, to be named
 _FINITE = "data without NaN and infinity, as encoded"
+_BOUNDED = "a bound on what overflows there (exp), or is divided by 0"
 
 
 class Finding(NamedTuple):
@@ -38,20 +43,25 @@ class Finding(NamedTuple):
 
 
 def first_nonfinite(model: Program, guide: Program, *args: Tensor) -> Finding | None:
-    """The data, or else the first site with a value or log-prob that is not finite, in the order of the programs and
-    the guide's first; None where all are. Programs run in evaluation mode; where they raise, nothing is known: None."""
-    for i, data in enumerate(args):
-        if bad := _nonfinite(data):
-            return Finding(f"the data, {f'further argument {i}' if i else 'x'}: {bad}", _FINITE)
+    """The first site with a value or log-prob that is not finite, in the order of the programs and the guide's first,
+    or what is not finite in the data of such a site; None where all are. Programs run in evaluation mode; where they
+    raise on finite data, nothing is known: None."""
+    found: Finding | None = None
+    bad_data = [
+        Finding(f"the data, {f'further argument {i}' if i else 'x'}: {bad}", _FINITE)
+        for i, data in enumerate(args)
+        if (bad := _nonfinite(data))
+    ]
     try:
         with evaluating(model, guide):
             guide_trace = poutine.trace(guide).get_trace(*args)
-            if found := next(_findings(guide_trace, "guide"), None):
-                return found
-            model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
-            return next(_findings(model_trace, "model"), None)
+            found = next(_findings(guide_trace, "guide"), None)
+            if found is None:
+                model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
+                found = next(_findings(model_trace, "model"), None)
     except (ValueError, RuntimeError, IndexError):  # sampling from NaN
-        return None
+        return next(iter(bad_data), None)
+    return next(iter(bad_data), found) if found is not None else None
 
 
 def _findings(trace: Trace, program: str) -> Iterator[Finding]:
@@ -81,11 +91,8 @@ def _remedy(fn: Distribution, value: Tensor, observed: bool) -> str:
         return "data in the support of the likelihood" if observed else ""
     scale = _scale(fn)
     if scale is not None and scale < TINY:
-        return (
-            f"a larger scale of the likelihood, now {scale:.3g}"
-            if observed
-            else "free bits, or a KL warm-up, against a variance that collapses"
-        )
+        larger = "a larger scale of the likelihood" if observed else "a larger scale of the guide, bounded below"
+        return f"{larger}, now {scale:.3g}"
     return ""
 
 
@@ -100,30 +107,64 @@ def _scale(fn: Distribution) -> float | None:
     return None if scale is None else float(torch.as_tensor(scale).min())
 
 
-def blame(before: Finding | None, after: Finding | None, learning_rate: float | None) -> str:
+def blame(before: Finding | None, after: Finding | None, args: tuple[Tensor, ...], learning_rate: float | None) -> str:
     """What is to blame, and what to try, from what was found at the weights before the epoch and at the last."""
-    smaller = "a smaller learning rate" + ("" if learning_rate is None else f" than {learning_rate:g}")
-    if before is not None:
-        return f"; {before.text}. Try {before.remedy or smaller}"
-    if after is not None:
-        return f"; all was finite before this epoch, and now {after.text}. Try {smaller}"
-    return f". Try {smaller}"
+    scale = out_of_scale(args[0])
+    if before is not None:  # no learning rate helps
+        return f"; {before.text}. Try {before.remedy or scale or _BOUNDED}"
+    remedy = scale or "a smaller learning rate" + ("" if learning_rate is None else f" than {learning_rate:g}")
+    found = "" if after is None else f"; all was finite before this epoch, and now {after.text}"
+    return f"{found}. Try {remedy}"
 
 
-def warn_of_collapse(row: dict[str, float]) -> None:
-    kl = row.get("validation_kl", row["train_kl"])
+def out_of_scale(x: Tensor) -> str:
+    """What to try for data of so large a standard deviation, over data or in a dimension, that training fails."""
+    values = x.detach().double().reshape(len(x), -1)
+    values = values[values.isfinite().all(-1)]
+    if len(values) < 2 or not (std := values.std(0).max().item()) > LARGE:
+        return ""
+    got = f"x has a standard deviation of {float(f'{std:.2g}'):,.0f}"
+    if values.equal(values.round()):
+        return f"log(1 + x) as the encoder's input: {got}"
+    return f"standardised data, (x - mean) / std by dimension: {got}"
+
+
+def warn_of_end(rows: list[dict[str, float]], x: Tensor) -> None:
+    """Warns of a posterior that has collapsed, and of a run that ended far below where it began."""
+    last = rows[-1]
+    kl = last.get("validation_kl", last.get("train_kl", 0.0))
     if 0 < kl < COLLAPSED:  # it is 0 where nothing is latent
-        warnings.warn(
+        _warn(
             f"posterior collapse: expected latents that depend on the data; got a KL of {kl:.2g} nats a datum, with "
-            "almost no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
-            RuntimeWarning,
-            stacklevel=3,
+            "almost no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder"
         )
+    began, ended = -rows[0]["loss"], last["train_elbo"]
+    if ended < began - FAR * max(abs(began), FAR):
+        remedy = out_of_scale(x) or "a smaller learning rate, or clip_norm"
+        _warn(f"the ELBO ended far below where it began: from {began:.3g} to {ended:.3g} nats a datum. Try {remedy}")
 
 
-def mean_parts(model: Program, guide: Program, args: tuple[Tensor, ...], seed: int) -> dict[str, float]:
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def mean_parts(
+    model: Program, guide: Program, args: tuple[Tensor, ...], seed: int, objective: ELBO | None = None
+) -> dict[str, float]:
+    """The mean ELBO of the data and its parts; of an objective that enumerates sites its own bound alone."""
+    if isinstance(objective, TraceEnum_ELBO):
+        with seeded(seed), evaluating(model, guide):
+            losses = [objective.loss(model, guide, *chunk) for chunk in _chunks(args, CHUNK)]
+        return {"elbo": -math.fsum(losses) / len(args[0])}
     reconstruction, kl = (part.double().mean().item() for part in elbo_parts(model, guide, *args, seed=seed))
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+CHUNK = 512  # data that are evaluated together
+
+
+def _chunks(args: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.split(size) for t in args), strict=True)
 
 
 class ElboParts(NamedTuple):
@@ -144,7 +185,7 @@ def elbo_parts(
     *args: Tensor,
     num_samples: int = 1,
     seed: int = 0,
-    chunk: int = 512,
+    chunk: int = CHUNK,
 ) -> ElboParts:
     """E_q[log p(x|z)] and KL(q(z|x) || p(z)) for each datum, in nats, by `num_samples` samples of the guide.
 
@@ -156,8 +197,7 @@ def elbo_parts(
     Raises `ValueError` for a site that is masked or not independent per datum.
     """
     with seeded(seed), evaluating(model, guide):
-        chunks = zip(*(t.split(chunk) for t in (x, *args)), strict=True)
-        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in chunks]
+        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in _chunks((x, *args), chunk)]
     return ElboParts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

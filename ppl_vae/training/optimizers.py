@@ -9,8 +9,10 @@ from typing import Any
 import pyro
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 Schedule = Callable[[int], float]
 """From the number of steps taken to the factor of the learning rate."""
@@ -202,6 +204,31 @@ def _after_warm_up(factor_of: Callable[[float], float], num_steps: int, warm_up:
         return factor_of(min(1.0, (step - warm_up) / (num_steps - warm_up)))
 
     return factor
+
+
+def pyro_optimizer(
+    optim: PyroOptim | type[Optimizer] | None, learning_rate: float, clip_norm: float | None
+) -> PyroOptim:
+    """The optimiser that `fit` is given: a `PyroOptim` itself; a class of torch.optim, or Adam for None, of that
+    learning rate and norm of gradients. Raises `ValueError` for another, and a `clip_norm` beside a `PyroOptim`."""
+    if optim is None:
+        return adam(learning_rate, clip_norm=clip_norm)
+    if isinstance(optim, type) and issubclass(optim, Optimizer):
+        return OneOptimizer(optim, lr=learning_rate, clip_norm=clip_norm)
+    if not isinstance(optim, PyroOptim):
+        is_torchs, name = isinstance(optim, Optimizer), type(optim).__name__
+        got = f"an instance of {name}" if is_torchs else name
+        remedy = f"OneOptimizer(torch.optim.{name if is_torchs else 'Adam'}, lr=1e-3)"
+        raise ValueError(f"optim: expected a PyroOptim or a class of torch.optim; got {got}. Give {remedy}")
+    if clip_norm is not None:
+        raise ValueError("clip_norm: expected it in the optimiser, adam(1e-3, clip_norm=...); got it beside one")
+    return optim
+
+
+def end_epoch(optim: PyroOptim, loss: float) -> None:
+    """Steps a scheduler of `pyro.optim`, by the loss if it is one of plateaus; others have no epochs."""
+    if isinstance(optim, PyroLRScheduler):
+        optim.step(*[loss] * (optim.pt_scheduler_constructor is ReduceLROnPlateau))
 
 
 def learning_rate_of(optim: PyroOptim) -> float | None:

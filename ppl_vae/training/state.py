@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor, nn
@@ -18,8 +19,9 @@ _OTHER_STATE = (KeyError, TypeError, AttributeError, IndexError, RuntimeError, V
 
 
 class TrainingState:
-    """The state that training resumes from: epoch and step, the parameters and buffers of `modules`, the optimiser's
-    state, the generator of the data's order and noise, torch's own generators, and the losses of the epoch so far.
+    """The state that training resumes from: epoch and step, the parameters and buffers of `modules`, the parameters
+    that are in Pyro's param store alone, whose names are `bare`, the optimiser's state, the generator of the data's
+    order and noise, torch's own generators, and the losses of the epoch so far.
 
     `load_state_dict` writes into the tensors that are there, since a graph that was traced holds them.
 
@@ -28,9 +30,15 @@ class TrainingState:
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], optim: PyroOptim, generator: Generator, num_steps: int, device: Any
+        self,
+        modules: Sequence[nn.Module],
+        optim: PyroOptim,
+        generator: Generator,
+        num_steps: int,
+        device: Any,
+        bare: Sequence[str] = (),
     ):
-        self.modules, self.optim, self.generator = modules, optim, generator
+        self.modules, self.optim, self.generator, self.bare = modules, optim, generator, bare
         self.epoch, self.step, self.seconds = 1, 0, 0.0
         self.losses = torch.zeros(num_steps, dtype=torch.float64, device=device)
         self.rows: list[dict[str, float]] = []
@@ -69,7 +77,16 @@ class TrainingState:
                 t.copy_(values[name])
 
     def _tensors(self) -> list[dict[str, Tensor]]:
-        return [{**dict(module.named_parameters()), **dict(module.named_buffers())} for module in self.modules]
+        of_modules = [{**dict(module.named_parameters()), **dict(module.named_buffers())} for module in self.modules]
+        return [*of_modules, self._bare()] if self.bare else of_modules
+
+    def _bare(self) -> dict[str, Tensor]:
+        return {name: p for name, p in pyro.get_param_store().named_parameters() if name in self.bare}
+
+    def is_finite(self) -> bool:
+        """Whether the losses of the epoch and all parameters are."""
+        parameters = (p for module in self.modules for p in module.parameters())
+        return all(bool(t.isfinite().all()) for t in (self.losses, *parameters, *self._bare().values()))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,77 +1,99 @@
 """What training reports of a loss that is not finite, and of a posterior that collapses."""
 
+import math
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from tiny import Scaled, tiny_images
 from torch import nn
 
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
+from ppl_vae.programs import seeded
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError
-from ppl_vae.training.monitoring import elbo_parts, first_nonfinite
-from ppl_vae.training.optimizers import adam
+from ppl_vae.training.monitoring import elbo_parts, first_nonfinite, warn_of_end
+from ppl_vae.training.optimizers import OneOptimizer, adam
 
 SHAPE = (1, 6, 6)
 
 
-def images(n=60):
-    return torch.randint(0, 256, (n, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+def scaled(**kwargs):
+    return lambda: Scaled(**kwargs)
 
 
-class Scaled(nn.Module):
-    """z ~ N(0, 1) and x ~ N(z, scale), with a guide whose scale is exp(log_scale)."""
+NAN = torch.tensor([0.0] * 15 + [float("nan")] * 5)
+LARGE = 1000 * torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+SMALL_STEPS = {"learning_rate": 1e-3}
 
-    def __init__(self, scale=1.0, log_scale=0.0):
+
+class Exponential(nn.Module):
+    """A VAE of vectors whose encoder has a plain exp, which overflows on data out of scale."""
+
+    def __init__(self):
         super().__init__()
-        self.scale, self.log_scale = scale, nn.Parameter(torch.tensor(log_scale))
+        with seeded(0):
+            self.encoder, self.decoder = nn.Linear(6, 4), nn.Linear(2, 6)
 
     def model(self, x):
+        pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(z, self.scale), obs=x)
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
 
     def guide(self, x):
-        pyro.module("scaled", self)
+        pyro.module("encoder", self.encoder)
+        loc, log_scale = self.encoder(x).chunk(2, -1)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0 * x, self.log_scale.exp()))
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-@pytest.mark.parametrize(
-    ("pair", "x", "options", "message"),
-    [
-        (
-            Scaled(scale=1e-30),
-            torch.zeros(20),
-            {},
-            r"epoch 1, step 1: .* site 'x' of the model: a log-prob with -inf, of Normal with a scale of 1e-30. Try a "
-            "larger scale of the likelihood, now 1e-30. The weights are those after epoch 0",
-        ),
-        (
-            Scaled(log_scale=-200.0),
-            torch.zeros(20),
-            {},
-            "site 'z' of the guide: a log-prob with .*, of Normal with a scale of 0. Try free bits, .* that collapses",
-        ),
-        (
-            Scaled(),
-            torch.tensor([0.0] * 15 + [float("nan")] * 5),
-            {},
-            "epoch 1, step 1: expected a finite loss; the data, x: nan. Try data without NaN",
-        ),
-        (
-            Scaled(),
-            torch.zeros(20),
-            {"learning_rate": 1e30},
-            "all was finite before this epoch, and now site 'z' of the guide: .* Try a smaller learning rate than 1e",
-        ),
-    ],
-)
-def test_the_first_bad_site_is_named_and_what_to_try(pair, x, options, message):
-    with pytest.raises((DivergedError, ValueError), match=message) as error:
-        fit(pair.model, pair.guide, x, epochs=2, batch_size=10, show_progress=False, **options)
+CASES = {
+    "a likelihood without scale": (
+        (scaled(scale=1e-30), torch.zeros(20), {}),
+        r"epoch 1, step 1: .* site 'x' of the model: a log-prob with -inf, of Normal with a scale of 1e-30. Try a "
+        "larger scale of the likelihood, now 1e-30. The weights are those after epoch 0",
+        (scaled(scale=1e-2), torch.zeros(20), {}),
+    ),
+    "a guide without scale": (
+        (scaled(log_scale=-200.0), torch.zeros(20), {}),
+        "site 'z' of the guide: a log-prob with .*, of Normal with a scale of 0. Try a larger scale of the guide,",
+        (scaled(log_scale=-4.0), torch.zeros(20), {}),
+    ),
+    "nan": (
+        (scaled(), NAN, {}),
+        "epoch 1, step 1: expected a finite loss; the data, x: nan. Try data without NaN",
+        (scaled(), NAN[:15], {}),
+    ),
+    "steps": (
+        (scaled(), torch.zeros(20), {"learning_rate": 1e30}),
+        "all was finite before this epoch, and now site 'z' of the guide: .* Try a smaller learning rate than 1e",
+        (scaled(), torch.zeros(20), SMALL_STEPS),
+    ),
+    "data out of scale": (
+        (Exponential, LARGE, {}),
+        r"Try standardised data, \(x - mean\) / std by dimension: x has a standard deviation of 1,[0-9]00\.",
+        (Exponential, (LARGE - LARGE.mean(0)) / LARGE.std(0), {}),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*posterior collapse")
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_bad_site_is_named_and_what_to_try_helps(case):
+    failing, message, helped = CASES[case]
+
+    def run(pair, x, options):
+        pair = pair()
+        return fit(pair.model, pair.guide, x, show_progress=False, **{"epochs": 2, "batch_size": 10} | options)
+
+    with pytest.raises(DivergedError, match=message) as error:
+        run(*failing)
     assert "\n" not in str(error.value)
+    assert all(map(math.isfinite, run(*helped)["train_elbo"]))
 
 
 def test_data_outside_of_the_support_are_told_apart():
@@ -103,7 +125,7 @@ def test_a_collapsed_posterior_is_told():
         fit(
             vae.model,
             vae.guide,
-            images() / 255,
+            (tiny_images() / 255).round(),
             epochs=1,
             learning_rate=1e-4,
             show_progress=False,
@@ -132,8 +154,47 @@ def test_a_value_error_after_the_first_step_names_its_own_step():
     def encode(x, generator=None):
         return (x if next(calls) < 3 else x * float("nan"),)
 
-    with pytest.raises(ValueError, match=r"epoch 2, step 1: expected a finite loss; the data, x: nan"):
+    with pytest.raises(DivergedError, match=r"epoch 2, step 1: expected a finite loss; the data, x: nan") as error:
         fit(pair.model, pair.guide, torch.zeros(20), batch_size=10, encode=encode, show_progress=False)
+    assert len(error.value.history) == 1
+
+
+def test_the_weights_are_those_of_the_last_finite_elbo():
+    """The last step of the second epoch, whose own loss is finite, leaves an infinite weight."""
+    pair, after = Scaled(), []
+
+    def encode(x, generator=None):
+        after.append(pair.log_scale.item())
+        return (x,)
+
+    def rate(step):
+        return 1e38 if step == 3 else 1.0
+
+    optim = OneOptimizer(torch.optim.SGD, lr=1e-2, schedule=rate)
+    with pytest.raises(DivergedError, match=r"epoch 2, its end: expected finite parameters .* after epoch 1") as error:
+        fit(pair.model, pair.guide, torch.ones(20), batch_size=10, encode=encode, optim=optim, show_progress=False)
+    assert len(error.value.history) == 1
+    assert pair.log_scale.item() == after[3]  # as the second epoch's first batch saw it: after 1 of what is monitored
+
+
+@pytest.mark.parametrize(
+    ("x", "ended", "message"),
+    [
+        (
+            torch.randn(20, 3, generator=torch.Generator().manual_seed(0)),
+            -1e30,
+            "a smaller learning rate, or clip_norm",
+        ),
+        (LARGE, -1e30, "standardised data"),
+        (LARGE, -200.0, ""),
+    ],
+)
+def test_a_run_that_ends_far_below_where_it_began_is_named(x, ended, message):
+    rows = [{"loss": 2e1, "train_elbo": -1e35, "train_kl": 1.0}, {"loss": 1e30, "train_elbo": ended, "train_kl": 1.0}]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_end(rows, x)
+    assert [message in str(w.message) for w in caught] == [True] * bool(message)
 
 
 def test_the_elbo_of_a_guide_from_the_bottom_up_is_exact():
@@ -153,7 +214,7 @@ def test_the_elbo_of_a_guide_from_the_bottom_up_is_exact():
             pyro.sample("z2", dist.Normal(z1 / 2, 0.5**0.5))
 
     x = torch.tensor([0.0, 2.266, -1.0])
-    torch.testing.assert_close(elbo_parts(model, guide, x).elbo, dist.Normal(0.0, 3**0.5).log_prob(x))
+    torch.testing.assert_close(elbo_parts(model, guide, x).elbo.float(), dist.Normal(0.0, 3**0.5).log_prob(x))
 
 
 def test_each_chunk_of_data_has_noise_of_its_own(ppca):
