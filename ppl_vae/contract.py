@@ -5,6 +5,7 @@ Checks yield findings. `check_model` collects them; estimators raise the first e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -51,16 +52,33 @@ def raise_first(findings: Iterable[Finding]) -> None:
 
 
 def check_rows(*data: Tensor) -> None:
-    """Raises `ValueError` unless every argument has as many rows as the first, and at least one."""
+    """Raises `ValueError` unless every argument is a tensor with as many rows as the first, and at least one."""
     for i, t in enumerate(data):
+        if not isinstance(t, Tensor):
+            array = "x.to_numpy()" if hasattr(t, "to_numpy") else "x"
+            raise ValueError(f"argument {i}: expected a tensor; got {type(t).__name__}. Give torch.as_tensor({array})")
         if not len(t) or len(t) != len(data[0]):
             raise ValueError(f"argument {i}: expected {max(len(data[0]), 1)} rows; got {len(t)}")
 
 
 def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -> Trace:
-    """A trace of the program as it is, without particles and subsample sites, at given latents."""
+    """A trace of the program as it is, without particles and subsample sites, at given latents.
+    Raises `ValueError` for data of another dtype than the parameters', if that is what fails."""
     replayed = poutine.replay(program, latents) if latents is not None else program
-    return prune_subsample_sites(poutine.trace(replayed).get_trace(*data))
+    try:
+        return prune_subsample_sites(poutine.trace(replayed).get_trace(*data))
+    except RuntimeError as error:
+        parameters = (p for module in modules_of(program) for p in module.parameters())
+        dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
+        got = " and ".join(str(t.dtype) for t in data)
+        if all(t.dtype == dtype for t in data) or not _OF_DTYPES.search(str(error)):
+            raise
+        raise ValueError(
+            f"expected data of {dtype}, as the parameters; got {got}. Convert them: x.to({dtype})"
+        ) from None
+
+
+_OF_DTYPES = re.compile(r"same dtype|scalar type|type \(.*\) should be the same|bias type")
 
 
 def check_structure(model: Program, guide: Program, *data: Tensor) -> tuple[Trace, Trace]:

@@ -83,9 +83,11 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
 def _examine(found: list[Finding], model: Program, guide: Program, data: Data, buffers: list[Buffer]) -> str:
     """Adds to `found`, check by check; returns the summary of a sound pair, "" of another."""
     n, traces, log_probs = len(data[0]), {}, {}
-    with _noting(found, "runs", "the guide"):
+    event = f"Declare all dims of a datum as the event, .to_event({data[0].dim() - 1}) for x"
+    runs = "The pair has to run on these data as they are"
+    with _noting(found, "runs", "the guide", runs, event):
         traces["guide"] = plain_trace(guide, *data)
-    with _noting(found, "runs", "the model"):
+    with _noting(found, "runs", "the model", runs, event):
         traces["model"] = plain_trace(model, *data, latents=traces.get("guide"))
     for trace in traces.values():
         found += contract.plates(trace, n)
@@ -94,7 +96,8 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
     if _errors(found):
         return ""
     shape, plain = (3, n), traces["model"]
-    with _noting(found, "particles", "in a plate of particles at dim -2, the pair"):
+    left = "It should run with any dims to the left of the data"
+    with _noting(found, "particles", "in a plate of particles at dim -2, the pair", left, event):
         traces["guide"] = programs.guide_trace_of(guide, *data, num_samples=shape[0])
         log_probs["guide"] = log_prob_per_datum(traces["guide"], shape)
         traces["model"] = programs.model_trace_of(model, traces["guide"], *data, num_samples=shape[0])
@@ -103,17 +106,17 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
         return ""
     found += _mode(model, guide, buffers)
     for title, program in () if _errors(found) else (("guide", guide), ("model", model)):
-        with _noting(found, "independence", f"on a part of the data, the {title}"):
+        with _noting(found, "independence", f"on a part of the data, the {title}", "It should run for any len(x)"):
             found += _reruns(title, program, traces["guide"], data, log_probs[title])
-    with _noting(found, "support", "the support of a site"):
+    with _noting(found, "support", "the support of a site", "Its distribution should tell what it allows"):
         found += [*contract.support_of(plain), *_latent_support(traces)]
     if not any(f.check == "support" for f in found):
         found += _finite(log_probs)
     if all(t.isfinite().all() for by_site in log_probs.values() for t in by_site.values()):
-        with _noting(found, "gradients", "a step of the ELBO"):
+        with _noting(found, "gradients", "a step of the ELBO", "The pair has to run in training mode as well"):
             found += _gradients(model, guide, data)
     if not _errors(found):
-        with _noting(found, "chunks", "log_likelihood"):
+        with _noting(found, "chunks", "log_likelihood", "It should run for any len(x)"):
             found += _chunks(model, guide, tuple(t[:8] for t in data))  # one row at a time takes long
     if _errors(found):
         return ""
@@ -130,14 +133,15 @@ def _errors(findings: Iterable[Finding]) -> bool:
 
 
 @contextmanager
-def _noting(found: list[Finding], check: str, what: str) -> Iterator[None]:
-    """An exception inside is a finding, of the site that its message names."""
+def _noting(found: list[Finding], check: str, what: str, remedy: str, of_plates: str = "") -> Iterator[None]:
+    """An exception inside is a finding, of the site that its message names, with a remedy, or one for errors that speak
+    of plates."""
     try:
         yield
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         site = re.search(r"site(?:s named)? ['\"](.+?)['\"]|at site (\S+)", message)
-        remedy = "It should run for any len(x), and with any dims to the left of the data"
+        remedy = of_plates if of_plates and "plate" in message else remedy
         found.append(Finding(check, (site[1] or site[2]) if site else "", f"{what} raises {message}", remedy))
 
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ppl_vae.contract import check_training, plain_trace
+from ppl_vae.contract import check_rows, check_training, plain_trace
 from ppl_vae.graphs import repays
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import Program, evaluating, mode, modules_of, own_param_store, seeded
@@ -105,7 +105,8 @@ def fit(
     0, and of a run that ends far below where it began.
     """
     data = (x, *args)
-    _check(data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    check_rows(*data)
     held_out = validation if isinstance(validation, tuple) else () if validation is None else (validation,)
     monitored = _monitored(data, held_out, encode, seed)
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, clip_norm)
@@ -342,12 +343,7 @@ def _line(row: dict[str, float], epochs: int) -> str:
     return f"epoch {row['epoch']:.0f}/{epochs}  {name} {parts}  {row['seconds']:.1f} s, {duration(left)} left"
 
 
-def _check(data: tuple[Tensor, ...], **positive: float) -> None:
-    if not len(data[0]):
-        raise ValueError("x: expected at least one datum; got an empty tensor")
-    for i, t in enumerate(data[1:], 1):
-        if len(t) != len(data[0]):
-            raise ValueError(f"argument {i}: expected {len(data[0])} rows as in x; got {len(t)}")
+def _check(**positive: float) -> None:
     for name, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}: expected a number above 0; got {value}")

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from ppl_vae.evaluation import checking
 from ppl_vae.evaluation.checking import Report, check_model
+from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, Autoencoder
 from ppl_vae.networks import DenseDecoder, DenseEncoder
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal
+from ppl_vae.training.fitting import fit
 
 D, L = 10, 2
 
@@ -317,6 +319,58 @@ def test_networks_that_know_no_particles() -> None:
             return dist.Normal(self.decoder(z.view(-1, L)), 1.0).to_event(1)
 
     only(check(View()), "particles", "obs")
+
+
+class Images(nn.Module):
+    """A pair of images (data, 1, 4, 5), whose likelihood declares `dims` of them as the event."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.dims, self.encoder, self.decoder = dims, nn.Linear(20, L), nn.Linear(L, 20)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(torch.zeros(L), 1.0).to_event(1))
+            mean = self.decoder(z).unflatten(-1, (1, 4, 5))
+            pyro.sample("obs", dist.Normal(mean, 1.0).to_event(self.dims), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("latent", dist.Normal(self.encoder(x.flatten(1)), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("n", [4, 6])
+def test_too_few_dims_of_an_image_are_an_event_and_what_is_advised_is_sound(n: int) -> None:
+    x = torch.rand(n, 1, 4, 5)
+    assert ".to_event(3) for x" in str(check(Images(1), x))
+    assert check(Images(3), x).ok
+
+
+def test_another_dtype_is_named_and_what_is_advised_is_sound() -> None:
+    x = torch.rand(6, 1, 4, 5, dtype=torch.float64)
+    report = check(Images(3), x)
+    assert "got torch.float64. Convert them: x.to(torch.float32)" in report.findings[0].message
+    assert check(Images(3), x.to(torch.float32)).ok
+    with pytest.raises(ValueError, match=r"got torch\.float64\. Convert them"):
+        log_likelihood(Images(3).model, Images(3).guide, x)
+
+
+def test_a_declared_module_that_is_not_found_is_named() -> None:
+    encoder = nn.Linear(D, L)
+    hidden = weakref.ref(encoder)
+
+    class Hidden(Observing):
+        def guide(self, x: Tensor) -> None:
+            pyro.module("hidden", hidden())
+            with self.plate(x):
+                pyro.sample("latent", dist.Normal(hidden()(x), 1.0).to_event(1))
+
+    text = only(check(Hidden()), "gradients", "hidden$$$weight", "hidden$$$bias")
+    assert "Let the program use the module by a variable, an attribute or a global name" in text
+    with pytest.raises(ValueError, match="expected a parameter of a module that the program refers to"):
+        fit(Hidden().model, Hidden().guide, grey(), show_progress=False)
 
 
 # 3. Latent and observed sites

@@ -1,4 +1,4 @@
-"""A run that stops and goes on against one that does not: bit for bit, wherever it stops and whatever is damaged."""
+"""A run that stops and resumes against one that does not: bit for bit, wherever it stops and whatever is damaged."""
 
 import errno
 import os
@@ -90,7 +90,7 @@ class Killed(Exception): ...
 
 
 def killed_at(step):
-    """An encoding that ends the run in the midst of a step, where no checkpoint is."""
+    """An encoding that ends the run within a step, where no checkpoint is."""
     calls = iter(range(-1, step + 1))  # two are those of what is monitored
 
     def encode(x, generator=None):

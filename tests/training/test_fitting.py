@@ -157,10 +157,16 @@ def test_what_cannot_be_trained_is_refused():
     def run(data=x, *args, **kwargs):
         fit(vae.model, vae.guide, data, *args, show_progress=False, **kwargs)
 
-    with pytest.raises(ValueError, match="at least one datum"):
+    with pytest.raises(ValueError, match="argument 0: expected 1 rows; got 0"):
         run(x[:0])
-    with pytest.raises(ValueError, match="expected 60 rows as in x; got 59"):
+    with pytest.raises(ValueError, match="argument 1: expected 60 rows; got 59"):
         run(x, x[1:])
+    with pytest.raises(ValueError, match=r"got ndarray\. Give torch\.as_tensor\(x\)"):
+        run(x.numpy())
+    with pytest.raises(
+        ValueError, match=r"as the parameters; got torch\.float64\. Convert them: x\.to\(torch\.float32\)"
+    ):
+        run(x.double())
     with pytest.raises(ValueError, match="epochs: expected a number above 0; got 0"):
         run(epochs=0)
     with pytest.raises(ValueError, match="learning_rate"):
