@@ -1,19 +1,18 @@
-"""Renders results/README.md, and the tables of the README, from the numbers on disk.
+"""Renders results/README.md from the numbers on disk, and the list of components that --help shows.
 
 python results/render.py
 """
 
 from __future__ import annotations
 
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.experiments.listing import components
 from ppl_vae.report.markdown import table
 from ppl_vae.report.sections import study_section, swaps_section, versions
-from ppl_vae.report.tables import denoising_table, likelihood_table, swap_table
-from ppl_vae.system.files import read_json
+from ppl_vae.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,36 +69,6 @@ def results_page(results: Path) -> str:
     if (results / "benchmarks" / "benchmarks.json").is_file():
         lines += benchmark_section(results / "benchmarks")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def readme_blocks(results: Path) -> dict[str, str]:
-    """The rendered blocks of the top-level README, by name."""
-    metrics = read_json(results / "study" / "mnist" / "metrics.json")
-    swaps = read_json(results / "swaps" / "mnist" / "metrics.json")
-    return {
-        "denoising": denoising_table(metrics),
-        "log-likelihood": likelihood_table(metrics),
-        "priors": swap_table(swaps["groups"]["prior"]),
-        "likelihoods": swap_table(swaps["groups"]["likelihood"]),
-        "benchmarks": benchmark_table(read_json(results / "benchmarks" / "benchmarks.json")),
-    }
-
-
-def fill(text: str, blocks: dict[str, str]) -> str:
-    """`text` with each block between `<!-- rendered: NAME -->` and `<!-- end -->` in place of what is there.
-
-    Raises `ValueError` for a marker without an end, or of a block that is not in `blocks`.
-    """
-
-    def filled(found: re.Match[str]) -> str:
-        begin, name, end = found.group("begin", "name", "end")
-        if end is None or name not in blocks:
-            known = ", ".join(sorted(blocks))
-            raise ValueError(f"expected the markers of one of {known}, and an end; got {begin!r}")
-        return f"{begin}\n{blocks[name]}\n{end}"
-
-    marked = r"(?P<begin><!-- rendered: (?P<name>.*?) -->)(?:(?:(?!<!-- rendered: ).)*?(?P<end><!-- end -->))?"
-    return re.sub(marked, filled, text, flags=re.DOTALL)
 
 
 def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:
@@ -196,9 +165,8 @@ def chunk_lines(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    results, readme = ROOT / "results", ROOT / "README.md"
-    (results / "README.md").write_text(results_page(results))
-    readme.write_text(fill(readme.read_text(), readme_blocks(results)))
+    (ROOT / "results" / "README.md").write_text(results_page(ROOT / "results"))
+    write_json(ROOT / "ppl_vae" / "experiments" / "components.json", components())
 
 
 if __name__ == "__main__":

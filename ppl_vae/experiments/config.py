@@ -140,7 +140,10 @@ class TrainConfig:
     train_images: Count | None = None
     """Use the first so many training images only."""
     num_labels: Count | None = None
-    """Of m2: use the labels of so many training images only, as many of each class. Default: all."""
+    """Of m2: use the labels of so many training images only, as many of each class. Default: all. A label of -1 in the
+    data says that there is none."""
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Of m2: the weight of log q(y|x) of each labelled image in training. Default: 0.1 N / (number of labels)."""
     compiled: bool | None = None
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 

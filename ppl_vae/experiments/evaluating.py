@@ -28,6 +28,8 @@ from ppl_vae.evaluation.information import active_units, aggregate_posterior
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.evaluation.sandwich import Sandwich, bidirectional
 from ppl_vae.experiments.runs import Run, versions
+from ppl_vae.models import SemiSupervisedVAE
+from ppl_vae.programs import evaluating
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import check, read_json, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
@@ -183,7 +185,20 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "reconstruction": reconstruction,
         "kl": kl,
         "active_units": num_active,
+        "accuracy": _accuracy(run, data[0]),
     }
+
+
+def _accuracy(run: Run, x: Tensor) -> float | None:
+    """The share of the first test data, as observed, whose class a semi-supervised model finds, of those that have a
+    label; None for other models, and without labels."""
+    labels = run.dataset.test_labels
+    if not isinstance(run.model, SemiSupervisedVAE) or labels is None:
+        return None
+    labels = labels[: len(x)]
+    with evaluating(run.model.model):
+        right = run.model.predict(x).logits.argmax(-1) == labels
+    return right[labels >= 0].double().mean().item()
 
 
 def evaluation_files(method: str = "importance", *, complete: bool = True) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_n
 from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood, Rescaled
+from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape, Standardized
 from ppl_vae.objectives import Objective
 from ppl_vae.posteriors import Posterior
@@ -147,8 +148,9 @@ def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
         )
     if config.standardize and assembly.likelihood.support is not constraints.real:
         raise UsageError(f"standardize: expected a density on the real line; got {resolved.likelihood}")
-    if config.num_labels is not None and not kind.model.enumerates:
-        raise UsageError(f"num_labels: expected a semi-supervised model (m2); got {about}")
+    for name in ("num_labels", "alpha"):
+        if getattr(config, name) is not None and not kind.model.enumerates:
+            raise UsageError(f"{name}: expected a semi-supervised model (m2); got {about}")
 
 
 def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Model:
@@ -186,6 +188,8 @@ class Prepared:
         images, *labels = self.train
         x = self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1]
         self.model.initialise(x, *labels)
+        if isinstance(self.model, SemiSupervisedVAE) and self.config.alpha is not None:
+            self.model.alpha = self.config.alpha
         is_density = self.assembly.likelihood.support is constraints.real and not self.dataset.is_images
         if is_density and self.assembly.kind.has_network and not self.config.standardize:
             _warn_of_units(x, self.dataset.name)
@@ -272,22 +276,29 @@ def _num_classes(assembly: Assembly, dataset: Dataset) -> int:
     if not assembly.kind.model.labelled:
         return 0
     labels, model = dataset.train_labels, assembly.config.model
-    if labels is None or int(labels.min()) < 0:
+    least, known = (0, "") if assembly.kind.model.needs_labels else (-1, ", with -1 where there is none")
+    if labels is None or int(labels.min()) < least or int(labels.max()) < 0:
         got = "none" if labels is None else f"the label {int(labels.min())}"
-        raise ValueError(f"{dataset.name}: expected labels 0, 1, ..., for {model}; got {got}")
+        raise ValueError(f"{dataset.name}: expected labels 0, 1, ...{known}, for {model}; got {got}")
     if int(labels.max()) >= MOST_CLASSES:
         raise ValueError(f"{dataset.name}: expected labels below {MOST_CLASSES}; got the label {int(labels.max())}")
     return int(labels.max()) + 1
 
 
 def labelled(labels: Tensor, num_labels: int) -> Tensor:
-    """The labels with -1 in place of all but `num_labels` of them: the first of each class, as many of each.
+    """The labels with -1, which says that there is none, in place of all but `num_labels` of them: the first of each
+    class, as many of each.
 
     >>> labelled(torch.tensor([0, 0, 0, 1, 1, 2]), 4)
     tensor([ 0,  0, -1,  1, -1,  2])
+    >>> labelled(torch.tensor([-1, 0, 0, 1]), 2)
+    tensor([-1,  0, -1,  1])
     """
-    place = one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class
-    first = place.argsort(stable=True)[:num_labels]
+    known = labels >= 0
+    classes = labels.clamp(min=0)[:, None]
+    # 1 for the first of its class
+    place = (one_hot(classes[:, 0]) * known[:, None]).cumsum(0).gather(1, classes)[:, 0]
+    first = place.where(known, len(labels) + 1).argsort(stable=True)[: min(num_labels, int(known.sum()))]
     return torch.full_like(labels, -1).index_copy(0, first, labels[first])
 
 

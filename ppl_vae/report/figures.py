@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def draw_study(folder: Path) -> list[Path]:
     quality = {
         metric.upper(): (
             [row[metric]["mean"] for row in rows.values()],
-            [_number(row[metric]["se"]) for row in rows.values()],
+            [row[metric]["se"] for row in rows.values()],
         )
         for metric in ("mse", "psnr", "ssim")
     }
@@ -42,7 +41,7 @@ def draw_study(folder: Path) -> list[Path]:
     likelihoods = metrics["log_likelihood"]
     for measure in sorted({row["measure"] for row in likelihoods.values()}):
         part = {k: row for k, row in likelihoods.items() if row["measure"] == measure}
-        means, errors = ([_number(row[key]) for row in part.values()] for key in ("log_p", "data_se"))
+        means, errors = ([row[key] for row in part.values()] for key in ("log_p", "data_se"))
         fig, ax = plots.figure(7, 0.45 * len(part) + 1.2)
         plots.log_likelihood_bars(ax, list(part), means, errors)
         paths.append(figures / f"log-likelihood-{measure}.png")
@@ -60,7 +59,7 @@ def draw_swaps(folder: Path) -> list[Path]:
     for group, compared in metrics["groups"].items():
         rows = compared["rows"]
         names = [row["component"] for row in rows]
-        means, errors = ([_number(row[key]) for row in rows] for key in ("difference", "difference_se"))
+        means, errors = ([row[key] for row in rows] for key in ("difference", "difference_se"))
         fig, ax = plots.figure(7, 0.4 * len(rows) + 1.2)
         plots.differences(ax, names, means, errors, unit=compared["unit"])
         paths.append(figures / f"{group}.png")
@@ -85,7 +84,7 @@ def draw_trust(folder: Path) -> list[Path]:
     name = dataset.stem if dataset.suffix.lower() in (".npy", ".npz") else dataset.name
     fig, axes = plots.figure(3.2 * len(models), 3.4, ncols=len(models), squeeze=False)
     for ax, (model, row) in zip(axes[0], models.items(), strict=True):
-        K, log_p, errors = ([_number(r[key]) for r in row["importance"]] for key in ("num_samples", "log_p", "mc_se"))
+        K, log_p, errors = ([r[key] for r in row["importance"]] for key in ("num_samples", "log_p", "mc_se"))
         plots.convergence(ax, K, log_p, errors, elbo=row["elbo"], annealed=row["annealed"]["guide"]["log_p"])
         ax.set_title(f"{model}\nsandwich gap {row['sandwich']['gap']:.2f}", fontsize=9)
     path = _figures(folder) / "trust.png"
@@ -124,8 +123,3 @@ def _samples(model: Path, seeds: list[int]) -> Any:
     folders = [model / f"seed-{seed}" for seed in seeds]
     found = next((f for f in folders if (f / "samples.npz").is_file()), folders[0])
     return read_npz(found / "samples.npz", ["samples"])["samples"] / 255
-
-
-def _number(value: float | None) -> float:
-    """A number from JSON, which has null for NaN: the error of a single image, say."""
-    return math.nan if value is None else value

@@ -53,9 +53,10 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
     details += [] if median_ess is None else [f"median effective sample size {median_ess:.1f}"]
     details += [f"encoding {summary['encoding']}"] if summary["encoding"] else []
     yield "; ".join(details)
-    active = summary.get("active_units")
+    active, of_elbo = summary.get("active_units"), summary.get("elbo_mc_se")
+    error = "" if of_elbo is None else f" ± {number(of_elbo)}"
     yield (
-        f"ELBO {number(summary['elbo'])} = reconstruction {number(summary['reconstruction'])} "
+        f"ELBO {number(summary['elbo'])}{error} = reconstruction {number(summary['reconstruction'])} "
         f"- KL {number(summary['kl'])}" + ("" if active is None else f"; {active} latent dimensions are active")
     )
     if (accuracy := summary.get("accuracy")) is not None:

@@ -178,3 +178,24 @@ def test_a_new_run_in_the_folder_leaves_no_results_of_the_old_one(ppl_vae, run):
     again = ("train", "--model", "dense-vae", "--dataset", "own.npz", *TINY, "--output", "run", "--overwrite")
     assert ppl_vae(*again)[0] == 0
     assert not list(run.rglob("log_likelihood*"))
+
+
+def test_labels_that_are_missing_are_minus_one_and_the_accuracy_is_told(ppl_vae, tmp_path):
+    bright = np.arange(90) % 2  # dark images and bright ones
+    images = (np.random.default_rng(0).integers(0, 60, (90, 6, 6)) + 190 * bright[:, None, None]).astype(np.uint8)
+    labels = np.where(np.arange(90) < 60, bright, -1)
+    parts = {"train": images[:75], "train_labels": labels[:75], "test": images[75:], "test_labels": bright[75:]}
+    np.savez(tmp_path / "own.npz", **parts)
+    options = ("--dataset", "own.npz", "--hidden", 8, "--latent-size", 2, "--epochs", 30, "--batch-size", 16)
+    train = ("train", "--model", "dense-m2", *options, "--learning-rate", 0.01, "--alpha", 20, "--output", "run")
+    status, _, err = ppl_vae(*train)
+    assert status == 0, err
+    status, out, err = ppl_vae("evaluate", "run", "--num-samples", 30)
+    assert status == 0, err
+    assert "accuracy of the class: 100.00% of the test labels" in out
+    status, _, err = ppl_vae("train", "--model", "dense-cvae", *options, "--output", "other")
+    assert status == 1
+    assert "own: expected labels 0, 1, ..., for dense-cvae; got the label -1" in one_line(err)
+    status, _, err = ppl_vae("train", "--model", "dense-vae", *options, "--alpha", 1, "--output", "other")
+    assert status == 2
+    assert "alpha: expected a semi-supervised model (m2)" in one_line(err)

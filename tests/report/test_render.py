@@ -1,4 +1,4 @@
-"""The script that renders results/README.md and the README's tables, beside the numbers that it reads."""
+"""The script that renders results/README.md, beside the numbers that it reads."""
 
 import json
 import runpy
@@ -12,7 +12,7 @@ if not SCRIPT.is_file():
     pytest.skip("results are not part of an installed package", allow_module_level=True)
 render = runpy.run_path(str(SCRIPT))
 benchmark_table, target_table, profile_lines = (render[n] for n in ("benchmark_table", "target_table", "profile_lines"))
-fill, readme_blocks, results_page = (render[name] for name in ("fill", "readme_blocks", "results_page"))
+results_page = render["results_page"]
 
 
 def test_benchmarks_are_ratios_within_each_round():
@@ -38,17 +38,6 @@ def test_the_profile_is_in_shares(tmp_path):
     assert "| a | 3.00 | 75% |" in profile_lines(tmp_path)[2]
 
 
-def test_blocks_are_filled_between_their_markers():
-    text = "a\n<!-- rendered: t -->\nold\n<!-- end -->\nb"
-    filled = fill(text, {"t": "new"})
-    assert filled == "a\n<!-- rendered: t -->\nnew\n<!-- end -->\nb"
-    assert fill(filled, {"t": "new"}) == filled
-    assert fill("nothing here", {"t": "new"}) == "nothing here"
-    for wrong in ("<!-- rendered: u -->\n<!-- end -->", "<!-- rendered: t -->\nno end", "<!-- rendered: t -->" + text):
-        with pytest.raises(ValueError, match="expected the markers"):
-            fill(wrong, {"t": "new"})
-
-
 def test_a_page_of_results_links_to_where_the_figures_are(tmp_path):
     figure = {"mean": 0.5, "se": 0.1}
     row = {"trained_on_noise": False, "mse": figure, "psnr": figure, "ssim": figure}
@@ -72,5 +61,3 @@ def test_a_page_of_results_links_to_where_the_figures_are(tmp_path):
 
 def test_the_shipped_tables_are_those_of_the_shipped_metrics():
     assert (ROOT / "results" / "README.md").read_text() == results_page(ROOT / "results")
-    readme = (ROOT / "README.md").read_text()
-    assert readme == fill(readme, readme_blocks(ROOT / "results"))
