@@ -112,7 +112,7 @@ class TrainCommand(WithModels):
     """Resume an unfinished run in the output folder from its newest checkpoint, or begin if there is none. The weights
     will be bit for bit those of a run that was never stopped. A finished run stays as it is."""
     overwrite: bool = False
-    """Begin anew where the output folder has a run. A finished one is there until this one is finished too."""
+    """Start again where the output folder has a run. A finished one stays until this one is finished too."""
     checkpoint_epochs: int | None = 1
     """Write a checkpoint after every so many epochs, to OUTPUT/checkpoints, where the last two are kept until the run
     is finished; None for not by epoch. An interrupt (Ctrl-C, SIGTERM) writes one too."""
@@ -126,7 +126,7 @@ class TrainCommand(WithModels):
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
         if self.resume and self.overwrite:
-            raise UsageError("--resume: expected without --overwrite, which begins anew; got both")
+            raise UsageError("--resume: expected without --overwrite, which starts again; got both")
         from ppl_vae.cli.training import train_model
 
         train_model(self)
@@ -147,14 +147,14 @@ class EvaluateCommand(OfRun):
     method: Method = "importance"
     """Importance sampling from the guide, annealing from the guide, or both bounds on simulated data."""
     num_samples: int = 1000
-    """K, importance samples for each image."""
+    """K, importance samples for each datum."""
     tolerance: float | None = None
-    """Nats. K doubles for each image until its Monte Carlo error is below; what stays above is annealed."""
+    """Nats. K doubles for each datum until its Monte Carlo error is below; what stays above is annealed."""
     gaps: bool = False
     """Also say where log p(x) - ELBO comes from (approximation, amortisation), the generalisation gap, and the mutual
-    information of x and z. Writes gaps.json. Costs 4,000 gradients of the decoder for each image."""
+    information of x and z. Writes gaps.json. Costs 4,000 gradients of the decoder for each datum."""
     num_chains: int = 16
-    """Chains for each image, when annealing."""
+    """Chains for each datum, when annealing."""
     num_steps: int = 200
     """Temperatures of each chain, when annealing."""
     num_images: int | None = None

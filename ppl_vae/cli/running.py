@@ -24,7 +24,7 @@ from ppl_vae.system.signals import attempted
 
 
 def run_experiment(options: ExperimentOptions) -> None:
-    """Runs it on each dataset: where one fails the others go on, and at the end it is said what failed, and why."""
+    """Runs it on each dataset: one that fails does not stop the others; the end says what failed, and why."""
     folders = {name: options.output / options.folder / folder_of(name) for name in options.dataset}
     if len({*folders.values()}) < len(options.dataset):
         raise UsageError(f"--dataset: expected names that differ; got {', '.join(options.dataset)}")

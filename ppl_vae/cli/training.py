@@ -46,7 +46,7 @@ def _check(options: TrainCommand, output: Path) -> None:
     if unfinished(output):
         raise UsageError(
             f"--output: expected a new folder; got {output}, an unfinished run (--resume resumes it, "
-            "--overwrite begins anew)"
+            "--overwrite starts again)"
         )
     if (output / "metrics.json").exists():
         same = "with this config" if finished(output, options.config) else "with another config"

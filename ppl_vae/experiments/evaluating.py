@@ -109,7 +109,7 @@ def gaps_run(
     num_steps: int = 500,
     **options: Any,
 ) -> dict[str, Any]:
-    """Where log p(x) - ELBO comes from on the first test images, and what codes tell of them, for JSON, in nats per
+    """Where log p(x) - ELBO comes from on the first test data, and what latents tell of them, for JSON, in nats per
     image. log_p is `evaluate_run`'s of them; as many training images are evaluated likewise, with its `options`.
 
     Raises `ValueError` as `evaluate_run` and `gap_decomposition` do, and for a log_p that was interrupted.
@@ -158,8 +158,8 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         num_active = None
     if num_active == 0:
         warnings.warn(
-            f"posterior collapse: expected active units; got 0 of {run.config.latent_size}: codes tell nothing of "
-            "their data. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
+            f"posterior collapse: expected active units; got 0 of {run.config.latent_size}: latents hold no "
+            "information on the data. Try a KL warm-up, free bits, a smaller beta or a weaker decoder",
             RuntimeWarning,
             stacklevel=2,
         )

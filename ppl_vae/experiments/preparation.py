@@ -96,6 +96,8 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     network: Network = Dense()
     if kind.has_network:
         own = create(Network, of_network + colon + arguments)
+        if hidden is not None and not hasattr(own, "hidden"):
+            raise UsageError(f"hidden: expected none for {of_network}, which has no dense layers; got {hidden}")
         network = own if hidden is None else create(Network, of_network + colon + arguments, hidden=hidden)
         hidden = None if network == own else hidden
     elif arguments:

@@ -239,7 +239,7 @@ def finished(folder: Path, config: TrainConfig) -> bool:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether `folder` holds checkpoints of a run to go on with."""
+    """Whether `folder` holds checkpoints of a run to resume."""
     return bool(Checkpoints(folder / CHECKPOINTS).paths())
 
 

@@ -17,7 +17,7 @@ from ppl_vae.components import create
 from ppl_vae.data.loading import load
 from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.denoising import denoise_all
-from ppl_vae.experiments.evaluating import evaluate_run, evaluated, save_evaluation
+from ppl_vae.experiments.evaluating import evaluate_run, evaluated, evaluation_files, outranks, save_evaluation
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.preparation import split_of
 from ppl_vae.experiments.runs import Run, finished, versions
@@ -108,5 +108,6 @@ def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, 
     if not result.complete:
         raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
     say(str(result))
-    save_evaluation(folder, result, summary)
+    if not outranks(folder / evaluation_files()[0], {k: asked[k] for k in ("num_samples", "num_images")}):
+        save_evaluation(folder, result, summary)
     return summary

@@ -1,8 +1,8 @@
-"""Every component in the place of the usual one, on one dataset: how much log p(x) hangs on the prior, the posterior,
+"""Every component in the place of the usual one, on one dataset: how much log p(x) depends on the prior, the posterior,
 the objective, the number of layers, and the likelihood.
 
-Each model is a run folder of its own, and is trained and evaluated once: an experiment that stopped goes on, also in
-the midst of a training. The tables are written anew after each model, so that what is there can be read at any time.
+Each model is a run folder of its own, and is trained and evaluated once: an experiment that was interrupted
+resumes, also in the middle of a training. The tables are written again after each model, and can be read at any time.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def models_of(config: SwapsConfig, dataset: str) -> dict[str, TrainConfig]:
         "analytic-kl",
         *(f"{name}:num_particles={config.num_particles}" for name in ("importance-weighted", "doubly-reparameterized")),
     ]
-    # Bernoulli's mass is of binarised pixels; the dearest of the others is last
+    # Bernoulli's mass is of binarised pixels; the slowest of the others is last
     likelihoods = sorted({*choices(Likelihood)} - {"bernoulli"}, key=lambda name: (name == "categorical", name))
     two_layers = dataclasses.replace(base, model="gated-dense-hvae")
     return {
@@ -89,11 +89,11 @@ def run_swaps(
     **options: Any,
 ) -> dict[str, Any]:
     """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` there, and returns it.
-    `after_each(output)` is called when it is written anew, after each model. `options` go to `fit` and
+    `after_each(output)` is called after each model. `options` go to `fit` and
     `log_likelihood`.
 
     A model that fails (as where its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others
-    go on.
+    continue.
     """
     dataset = load(dataset_name, data_dir)
     output.mkdir(parents=True, exist_ok=True)

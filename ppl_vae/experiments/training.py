@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,20 @@ def train(
 ) -> Run:
     """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`.
 
-    A run without `metrics.json` did not finish: what it goes on from is in `checkpoints/`, until it did. Another run
+    A run without `metrics.json` did not finish: until it does, its state is in `checkpoints/`. Another run
     in the folder is there until this one is finished and replaces it, with its evaluation.
 
     Arguments:
-        resume: goes on from the newest checkpoint, or begins if there is none. Weights and history are bit for bit
+        resume: resumes from the newest checkpoint, or begins if there is none. Weights and history are bit for bit
             those of a run that was not stopped. A finished run is loaded.
-        overwrite: begins anew where there are checkpoints.
+        overwrite: starts again where there are checkpoints.
         checkpoint_epochs, checkpoint_minutes: how often checkpoints are written; None for not by epoch, or time.
         options: of `fit`.
 
     SIGINT and SIGTERM finish the step and write a checkpoint, and `Stopped` is raised.
     Raises `DivergedError` when the loss turns NaN, after writing the weights and history of the epochs before,
     `OSError` for an output that can't be written, and `ValueError` for data that can't be used, checkpoints that are
-    neither to be gone on from nor overwritten, and a run with another config or other data to go on with.
+    neither to be resumed nor overwritten, and a run with another config or other data to resume.
     """
     dataset = dataset or load(config.dataset, data_dir)
     checkpoints = Checkpoints(output / CHECKPOINTS, checkpoint_epochs, checkpoint_minutes)
@@ -65,6 +66,13 @@ def train(
     prepared = prepare(config, dataset)
     config, model = prepared.config, prepared.model
     checkpoints.config = _stored(prepared)
+    if config.train_images is not None and config.train_images > len(dataset.train):
+        warnings.warn(
+            f"train_images: {dataset.name} has {len(dataset.train):,} training images, which are all used; asked for "
+            f"were {config.train_images:,}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     prepared.initialise()
     if overwrite and checkpoints.paths():
         take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained

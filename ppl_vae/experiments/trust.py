@@ -1,4 +1,4 @@
-"""Which estimate of log p(x) can be believed, and at what cost: the trained VAEs of a study, by every method.
+"""Accuracy and cost of the estimators of log p(x): the trained VAEs of a study, by every method.
 
 On the same few test images: the ELBO, importance sampling with ever more samples, and annealing from the guide and
 from the prior; on data simulated from each model, where the truth can be bracketed, annealing from both sides; and
@@ -32,7 +32,7 @@ def run_trust(
     """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` there.
 
     A VAE that is there already with the same weights and config, as far as it concerns it, is not evaluated again.
-    One that fails is said, and in `trust.json` under "failed"; the others go on.
+    One that fails is said, and in `trust.json` under "failed"; the others continue.
     Raises `FileNotFoundError` for a folder without a study.
     """
     if not (study / "metrics.json").is_file():

@@ -122,7 +122,7 @@ def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPa
     text = [table(["after the last epoch", f"nats per {things}"], _after_training(metrics["last_epoch"]))]
     if (folder / "log_likelihood.json").is_file():
         row = {"log_likelihood": {folder.name: checked_json(folder, "log_likelihood.json")}}
-        text += [likelihood_table(row), likelihood_caption(row)]
+        text += [likelihood_table(row), likelihood_caption(row).replace("image", things)]
     if (folder / "gaps.json").is_file():
         text += ["\n".join("- " + line for line in gaps_lines(checked_json(folder, "gaps.json")))]
     return RunPart(
@@ -174,7 +174,7 @@ def command_of(words: str, config: Any, default: Any) -> str:
         if value is None or value == getattr(default, option.name):
             continue
         flag = option.name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and getattr(default, option.name) is not None:
             found.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             found += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]

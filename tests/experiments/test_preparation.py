@@ -183,3 +183,10 @@ def test_units_are_part_of_a_run_and_refused_where_they_mean_nothing(tmp_path):
     images = torch.zeros(20, 1, 4, 4, dtype=torch.uint8).random_(generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="standardize: expected vectors; got images"):
         prepare(config, Dataset("images", images, images))
+
+
+def test_widths_of_dense_layers_are_refused_where_there_are_none():
+    with pytest.raises(
+        UsageError, match=r"hidden: expected none for residual-conv, which has no dense layers; got \(8,\)"
+    ):
+        assemble(TrainConfig(model="residual-conv-vae", hidden=(8,)))

@@ -78,7 +78,7 @@ def test_what_is_in_the_folder_is_gone_on_with_or_overwritten_as_asked(ppl_vae, 
     assert {path: path.read_bytes() for path in finished} == finished  # until the other is finished too
     status, err = ppl_vae(*TRAIN)
     assert status == 2
-    assert "run, an unfinished run (--resume resumes it, --overwrite begins anew)" in one_line(err)
+    assert "run, an unfinished run (--resume resumes it, --overwrite starts again)" in one_line(err)
     checkpoints = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
     status, err = ppl_vae(*TRAIN, "--resume", "--kl-weight", "constant:beta=2")
     assert status == 1

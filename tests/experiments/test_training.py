@@ -79,3 +79,10 @@ def test_the_optimiser_is_what_the_config_says(change, optimizer, factors):
     assert optim.pt_optim_args.get("weight_decay", 0.0) == change.get("weight_decay", 0.0)
     found = [1.0 if optim.schedule is None else optim.schedule(step) for step in range(len(factors))]
     assert found == pytest.approx(factors)
+
+
+def test_more_training_images_than_there_are_is_said(tmp_path, dataset):
+    with pytest.warns(
+        RuntimeWarning, match="train_images: toy has 60 training images, which are all used; asked for w"
+    ):
+        quiet_train(dataclasses.replace(CONFIG, train_images=61), tmp_path / "run", dataset)

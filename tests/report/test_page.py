@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
@@ -15,12 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ppl_vae.cli.main import parse
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
 from ppl_vae.experiments.runs import load_run
+from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import train
 from ppl_vae.report.explorer import GRID, plane
-from ppl_vae.report.page import html_of, write_page
+from ppl_vae.report.page import command_of, html_of, write_page
 from ppl_vae.system.files import write_json
 
 
@@ -265,3 +268,19 @@ def test_in_a_browser_it_fits_and_can_be_read(folder, browser, width, scheme):
     assert page.evaluate(contrast) >= 4.5
     assert wrong == []
     page.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compiled": False, "hidden": (8, 9), "train_images": 60},
+        {"standardize": True, "likelihood": "gaussian-learned", "clip_norm": 0.5, "schedule": "linear"},
+    ],
+)
+def test_the_command_to_run_it_again_means_the_same_config(changes):
+    config = TrainConfig(dataset="my faces.npz", **changes)
+    command = command_of("ppl-vae train", config, TrainConfig())
+    assert parse(shlex.split(command)[1:]).config == config
+    study = StudyConfig(short=False, vae_epochs=3)
+    again = parse(shlex.split(command_of("ppl-vae run study", study, StudyConfig()))[1:])
+    assert again.experiment.config == study
