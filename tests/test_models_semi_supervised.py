@@ -1,0 +1,116 @@
+"""M2: the class summed out, by hand, by enumeration and in the marginal programs."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from linear_models import (
+    CLASSES,
+    PROBS,
+    partly_labelled,
+    semi_supervised,
+)
+from pyro.infer import SVI, TraceEnum_ELBO
+from torch import nn
+
+from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import ConditionalVAE, JointEncoder, SemiSupervisedVAE
+from ppl_vae.networks import DenseDecoder, DenseEncoder
+from ppl_vae.objectives import Elbo
+from ppl_vae.posteriors import DiagonalNormal
+from ppl_vae.priors import StandardNormal
+from ppl_vae.programs import seeded
+from ppl_vae.training.fitting import fit
+from ppl_vae.training.optimizers import adam
+
+
+def summed_by_hand(m2, x, y, noise):
+    """-(-L(x, y)) of labelled data, -(-U(x)) of the others, and the classification term, with the noise (K, N, latent)
+    of the draws of z under each class."""
+    vae, loss = m2.conditional, torch.zeros(())
+    log_q_y = m2.classifier(x).log_softmax(-1)
+    for n in range(len(x)):
+        bounds = []
+        for k in range(CLASSES):
+            label = torch.tensor([k])
+            q = vae.encode(x[n : n + 1], label)
+            z = q.loc + q.scale_tril[0] @ noise[k, n]
+            log_p = PROBS[k].log() + vae.prior().log_prob(z) + vae.p_x(z, label).log_prob(x[n]).sum()
+            bounds.append((log_p - q.log_prob(z)).squeeze())
+        if y[n] >= 0:
+            loss = loss - bounds[y[n]] - m2.alpha * log_q_y[n, y[n]]
+        else:
+            loss = loss - sum(log_q_y[n, k].exp() * (bounds[k] - log_q_y[n, k]) for k in range(CLASSES))
+    return loss
+
+
+@pytest.mark.parametrize("labels", [0, 2, 5])
+def test_the_class_is_summed_out_exactly(labels):
+    case = semi_supervised(width=1.4, N=5, labels=labels)
+    x, y = case.data
+    params = dict(case.module.named_parameters())
+    with pyro.get_param_store().scope():
+        with seeded(2):
+            loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(*case.pair, x, y)
+        with seeded(2):
+            noise = torch.randn(CLASSES, 5, 2)
+    by_hand = summed_by_hand(case.module, x, y, noise)
+    torch.testing.assert_close(loss, by_hand, atol=1e-3, rtol=1e-5)
+    for name, p in params.items():
+        got, expected = (torch.autograd.grad(t, p, retain_graph=True)[0] for t in (loss, by_hand))
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4, msg=name)
+
+
+def test_without_labels_is_all_unlabelled_and_the_classification_is_for_training_alone():
+    case = semi_supervised(width=1.4, labels=0)
+    m2, (x, none) = case.module, case.data
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+
+    def loss(*data):
+        with seeded(0), pyro.get_param_store().scope(), torch.no_grad():
+            return elbo.loss(m2.model, m2.guide, *data)
+
+    assert loss(x) == pytest.approx(loss(x, none), abs=1e-4)
+    y = m2.predict(x).probs.argmax(-1)
+    classification = m2.alpha * m2.predict(x).log_prob(y).sum().item()
+    training = loss(x, y)
+    m2.eval()
+    assert loss(x, y) == pytest.approx(training + classification, abs=1e-3)
+    assert loss(x) == pytest.approx(loss(x, none), abs=1e-4)
+
+
+def test_a_classifier_is_learned_from_a_few_labels():
+    """Two classes far apart, of which four data are labelled; the marginal likelihood has to know p(y) too."""
+    with seeded(0):
+        vae = ConditionalVAE(
+            JointEncoder(DenseEncoder((2,), 8, (8,)), nn.Linear(8 + 2, 2)),
+            DenseDecoder(1 + 2, (2,), 1, (8,)),
+            num_classes=2,
+            prior=StandardNormal(1),
+            likelihood=Gaussian(0.5),
+            posterior=DiagonalNormal(1),
+        )
+        m2 = SemiSupervisedVAE(vae, DenseEncoder((2,), 2, (8,)), alpha=5.0)
+        true = torch.arange(200) % 2
+        x = torch.randn(200, 2) * 0.5 + torch.where(true[:, None] == 1, 1.0, -1.0)
+        y = torch.where(torch.arange(200) < 4, true, -1)
+    before = {name: p.detach().clone() for name, p in m2.named_parameters()}
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    history = fit(
+        m2.model, m2.guide, x, y, elbo=elbo, epochs=15, batch_size=20, learning_rate=1e-2, show_progress=False
+    )
+    assert history["train_elbo"][-1] > history["train_elbo"][0]
+    assert not [name for name, p in m2.named_parameters() if torch.equal(p, before[name])]
+    assert (m2.predict(x).probs.argmax(-1) == true).float().mean() > 0.95
+    assert m2.reconstruct(x).shape == (200, 2)
+    assert log_likelihood(m2.marginal_model, m2.marginal_guide, x, num_samples=50).mean < 0
+
+
+def test_pyros_own_svi_takes_the_same_programs():
+    case = partly_labelled()
+    with seeded(0), pyro.get_param_store().scope():
+        for elbo in (TraceEnum_ELBO(max_plate_nesting=1), Elbo()):
+            svi = SVI(*case.pair, adam(1e-3), loss=elbo)
+            assert math.isfinite(svi.step(*case.data))
