@@ -173,6 +173,7 @@ def test_plain_vectors_need_no_image():
     assert vae.reconstruct(x).shape == (5, 6)
     with seeded(0):
         assert vae.generate(7).sample().shape == (7, 6)
+        assert len(vae.generate(7).mean.unique(dim=0)) == 7  # a latent for each
     assert "Gaussian(scale=1.0)" in repr(vae)
     assert isinstance(make("dense-ae", "bernoulli"), Autoencoder)
     assert isinstance(make("conv-vae", "bernoulli").likelihood, Bernoulli)

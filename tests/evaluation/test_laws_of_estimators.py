@@ -369,6 +369,15 @@ def test_arviz_has_the_same_log_p_and_the_posterior_of_each_site(make: Make) -> 
         assert torch.equal(torch.tensor(value.values), case.data[["x", "y"].index(str(site))])
 
 
+def test_labels_come_with_their_data_where_memory_holds_one_datum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CACHE_BYTES", 1)
+    case = label(100.0)
+    groups = to_arviz(case.model, case.guide, *case.data, num_samples=4, num_predictive=4)
+    x = torch.tensor(groups["prior_predictive"]["x"].values[0])
+    shift = torch.tensor([[0.0, 0.0], [100.0, -100.0], [-200.0, 50.0]])[case.data[1]]
+    assert (x - shift).abs().max() < 10
+
+
 @each
 def test_a_comparison_has_the_exact_differences(make: Make) -> None:
     """Between two models of the same data, under the guide of the first."""

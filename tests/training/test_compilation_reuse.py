@@ -68,6 +68,27 @@ def test_a_graph_is_not_used_for_what_it_was_not_traced_for(change, graphs):
     torch.testing.assert_close(*results)
 
 
+def test_another_guide_of_the_same_model_has_a_graph_of_its_own(graphs):
+    pair, x, compiled = dense(), data(), CompiledTrace_ELBO()
+
+    def wide(x):
+        pyro.module("vae", pair)
+        with pyro.plate("data", len(x)):
+            q = pair.encode(x)
+            pyro.sample("z", dist.Normal(q.mean, 3 * q.stddev).to_event(1))
+
+    with pyro.get_param_store().scope():
+        for guide in (pair.guide, pair.guide, pair.guide, wide):
+            ours, eager = (float(seeded_loss(elbo, pair.model, guide, x)) for elbo in (compiled, Elbo()))
+            assert ours == pytest.approx(eager, rel=1e-5)
+    assert graphs
+
+
+def seeded_loss(elbo, *arguments):
+    with seeded(0):
+        return elbo.loss_and_grads(*arguments)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["twice", "of-the-module"])
 def test_an_argument_is_an_input_of_its_own_though_the_same_tensor_is_elsewhere(own, graphs):
     """Traced with one tensor for x and for what the guide sees, or for x and a buffer, and replayed with two."""

@@ -5,7 +5,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import NanMaskedNormal
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
-from tiny import Scaled, tiny_images
+from tiny import Scaled, tiny_images, tiny_vae
 from torch import nn
 
 from ppl_vae.data.encodings import Binarize
@@ -440,3 +440,15 @@ def test_autocast_around_a_training_trains():
     assert elbo[-1] > elbo[0] + 0.5
     assert torch.cosine_similarity(in_bfloat16, moved, 0) > 0.8  # Adam's small gradients have signs of their own
     assert elbo_again == pytest.approx(elbo, abs=0.5)
+
+
+def test_each_batch_is_encoded_with_new_noise():
+    vae, draws = tiny_vae(), []
+
+    def encode(x, *, generator):
+        draws.append(torch.rand((), generator=generator).item())
+        return (x,)
+
+    x = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round()
+    fit(vae.model, vae.guide, x, encode=encode, epochs=3, batch_size=4, show_progress=False)
+    assert len(set(draws)) >= 9  # and those of what is monitored
