@@ -140,6 +140,7 @@ def plates(trace: Trace, num_data: int) -> Iterator[Finding]:
         if not frames and site["infer"].get("_deterministic"):
             continue
         if remedy := _plate_remedy(frames, num_data):
+            remedy = _ENCODE if _is_auxiliary(site) else remedy
             got = " and ".join(f"{f.name!r} with {f.size} of {f.full_size} at dim {f.dim}" for f in frames) or "none"
             yield Finding("plates", name, f"expected one data plate, at dim -1; got {got}", remedy)
         elif bool(torch.as_tensor(site["scale"] != 1).any()):
@@ -196,13 +197,15 @@ def shared_latents(model_trace: Trace, guide_trace: Trace) -> Iterator[Finding]:
         message = f"expected it in both model and guide; got it in the {has} alone"
         if name in in_guide and _is_auxiliary(in_guide[name]):
             message = "expected a latent site of the model; got an auxiliary one, of an autoguide"
-            remedy = "It has parameters for the data that it was set up with alone: write a guide that encodes x"
-            yield Finding("latents", name, message, remedy)
+            yield Finding("latents", name, message, _ENCODE)
         elif name in in_model and in_model[name]["infer"].get("enumerate"):
             remedy = "Train it by TraceEnum_ELBO; for log p(x), sum it out (MixtureSameFamily), or add it to the guide"
             yield Finding("enumerated", name, message, remedy)
         else:
             yield Finding("latents", name, message, f"Add it to the {lacks}, or take it out of the {has}")
+
+
+_ENCODE = "An autoguide has parameters for the data that it was set up with alone: write a guide that encodes x"
 
 
 def _is_auxiliary(site: dict) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import NanMaskedNormal
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 from ppl_vae.contract import measure_of
 from ppl_vae.evaluation.adaptive import log_likelihood_within
@@ -309,6 +309,8 @@ def test_autoguides_are_named_and_left_as_they_were():
             estimate(MODEL, guide, x)
     report = check_model(MODEL, guide, x)
     assert [(f.check, f.site) for f in report.findings] == [("latents", "z_unconstrained")]
+    joint = check_model(MODEL, AutoDiagonalNormal(MODEL), x)
+    assert {(f.check, f.remedy) for f in joint.findings} == {("plates", report.findings[0].remedy)}
     assert guide.prototype_trace is None
     assert not list(guide.parameters())
     with pyro.get_param_store().scope(), seeded(0):

@@ -29,7 +29,7 @@ from ppl_vae.programs import (
 
 TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
 COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one
-LARGE = 30.0  # a standard deviation of x above it, of images 0..255 too, is one for which networks aren't initialised
+LARGE = 150.0  # a standard deviation of x that networks aren't initialised for; that of 8-bit levels is below 128
 FAR = 10.0  # times where it began, that a run is to end below, to be named
 _FINITE = "data without NaN and infinity, as encoded"
 _BOUNDED = "a bound on what overflows there (exp), or is divided by 0"
@@ -139,9 +139,18 @@ def warn_of_end(rows: list[dict[str, float]], x: Tensor) -> None:
             "almost no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder"
         )
     began, ended = -rows[0]["loss"], last["train_elbo"]
+    scale = out_of_scale(x)
     if ended < began - FAR * max(abs(began), FAR):
-        remedy = out_of_scale(x) or "a smaller learning rate, or clip_norm"
+        remedy = scale or "a smaller learning rate, or clip_norm"
         _warn(f"the ELBO ended far below where it began: from {began:.3g} to {ended:.3g} nats a datum. Try {remedy}")
+    elif scale and ended < (simple := _of_normals(x)) - FAR * x[0].numel():
+        _warn(f"the ELBO ended at {ended:.3g} nats a datum, where independent normals have {simple:.3g}. Try {scale}")
+
+
+def _of_normals(x: Tensor) -> float:
+    """The mean log p(x) of normals of the mean and standard deviation of each dimension."""
+    std = x.detach().double().reshape(len(x), -1).std(0, correction=0).clamp(min=TINY)
+    return -(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum().item()
 
 
 def _warn(message: str) -> None:

@@ -177,6 +177,18 @@ def test_the_weights_are_those_of_the_last_finite_elbo():
     assert pair.log_scale.item() == after[3]  # as the second epoch's first batch saw it: after 1 of what is monitored
 
 
+def test_a_run_on_data_out_of_scale_is_held_to_independent_normals():
+    x = torch.tensor([[-1000.0, 0.0], [1000.0, 2.0]])  # standard deviations of 1000 and 1
+    simple = (dist.Normal(torch.tensor([0.0, 1.0]), torch.tensor([1000.0, 1.0])).log_prob(x)).sum(-1).mean()
+    rows = [{"loss": 1e9, "train_elbo": simple.item() - 19.9, "train_kl": 1.0}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_end(rows, x)
+    rows[-1]["train_elbo"] -= 0.2
+    with pytest.warns(RuntimeWarning, match=rf"independent normals have {simple:.3g}\. Try log\(1"):
+        warn_of_end(rows, x)
+
+
 @pytest.mark.parametrize(
     ("x", "ended", "message"),
     [
@@ -186,7 +198,7 @@ def test_the_weights_are_those_of_the_last_finite_elbo():
             "a smaller learning rate, or clip_norm",
         ),
         (LARGE, -1e30, "standardised data"),
-        (LARGE, -200.0, ""),
+        (LARGE, -100.0, ""),
     ],
 )
 def test_a_run_that_ends_far_below_where_it_began_is_named(x, ended, message):
