@@ -1,7 +1,9 @@
-"""log p(x) to a tolerance: for each datum as many importance samples as its error asks for, or else annealing."""
+"""log p(x) by a ladder: for each datum the cheapest of guide, refined posterior and annealing that can be trusted."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +15,12 @@ from torch import Tensor
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import check_options, log_likelihood
-from ppl_vae.evaluation.results import LogLikelihood, over_limit
+from ppl_vae.evaluation.refinement import refine
+from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, RUNGS, LogLikelihood, over_limit
 from ppl_vae.programs import Program
 from ppl_vae.system.hashing import fingerprint
 
-MAX_FACTOR = 64  # of num_samples, by default
+MAX_FACTOR = 16  # of num_samples, by default
 ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
 PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples")
 
@@ -30,7 +33,7 @@ def log_likelihood_within(
     guide: Program,
     x: Tensor,
     *args: Tensor,
-    tolerance: float,
+    tolerance: float = math.inf,
     num_samples: int = 1000,
     max_samples: int | None = None,
     seed: int = 0,
@@ -39,20 +42,25 @@ def log_likelihood_within(
     encoding: str = "",
     show_progress: bool = False,
 ) -> LogLikelihood:
-    """log p(x) of each datum, in nats, with a Monte Carlo error of about `tolerance` nats where it can.
+    """log p(x) of each datum, in nats, that needs no warning, by the first rung of a ladder whose pilot samples have a
+    k-hat below its limit, and a Monte Carlo error of at most `tolerance` nats (by default any):
 
-    Pilot samples find what each datum needs: their number K begins at `num_samples` and doubles while the estimated
-    error is above the tolerance, or k-hat above its limit, up to `max_samples` (64 times as many by default). What is
-    still above is annealed from the better of guide and prior, in 50 to 800 steps, if its latent sites are continuous.
+    1. importance sampling from the guide, K = `num_samples`;
+    2. from the posterior refined for each datum (`refine`), K = `num_samples` and then 4, 16, ... times as many, up to
+       `max_samples` (16 times as many by default);
+    3. annealing from the refined posterior, 32 chains in 50 to 800 steps.
+
+    Where the posterior can't be refined (a discrete latent site, a likelihood without a gradient), it says so in a
+    `RuntimeWarning`, and the samples are of the guide. `result.rung` tells where each datum stands.
 
     **The estimate is of fresh samples**, as many, and so is its error. Their K does not depend on their weights, so
     E[w] = p(x), and log p(x) is a lower bound in expectation with errors that hold. (To stop when the error of the
     very samples seems small favours those that missed large weights.) Where pilots missed them, the error comes out
     above the tolerance; and no sample tells of a mode where neither guide nor chains ever are.
 
-    The other arguments are those of `log_likelihood`. It takes about twice the time of the samples that it counts.
-    An interrupt (Ctrl-C) ends the work: the result has what each datum has by then, its pilot samples if there is
-    nothing else, and is not `complete`.
+    The other arguments are those of `log_likelihood`. It takes about twice the time of the samples that it counts,
+    and that of refinement. An interrupt (Ctrl-C) ends the work: the result has what each datum has by then, its pilot
+    samples if there is nothing else, and is not `complete`.
 
     Raises `ValueError` as `log_likelihood` does, for a tolerance not above 0, and max_samples below num_samples.
     """
@@ -64,18 +72,48 @@ def log_likelihood_within(
     if max_samples < num_samples:
         raise ValueError(f"max_samples: expected at least num_samples = {num_samples}; got {max_samples}")
     sizes = [num_samples]
-    while 2 * sizes[-1] <= max_samples:
-        sizes.append(2 * sizes[-1])
-    shared: dict[str, Any] = {"memory": memory, "encoding": encoding, "show_progress": show_progress}
-    sample = partial(log_likelihood, model, guide, compiled=compiled, **shared)
-    anneal = partial(annealed_log_likelihood, model, guide, num_chains=ANNEALING_CHAINS, start="better", **shared)
-    samples: list[Rung] = [partial(sample, num_samples=K) for K in sizes]
-    chains: list[Rung] = [partial(anneal, num_steps=T) for T in ANNEALING_STEPS]
-    result, rung = climb([*samples, *chains], data, tolerance, seed=seed)
-    num_annealed = int((rung >= len(samples)).sum())
-    return replace(
-        result, bound=f"lower (K by pilot samples, {num_annealed} of {len(x)} data annealed, in expectation)"
-    )
+    while 4 * sizes[-1] <= max_samples:
+        sizes.append(4 * sizes[-1])
+    shared: dict[str, Any] = {"memory": memory, "show_progress": show_progress}
+    refined = _Lazily(model, guide, seed_of(seed, REFINED), {**shared, "compiled": compiled})
+
+    def sample(*data: Tensor, num_samples: int, seed: int, of: Callable[..., Program]) -> LogLikelihood:
+        options = {**shared, "num_samples": num_samples, "compiled": compiled, "encoding": encoding}
+        return log_likelihood(model, of(*data), *data, seed=seed, **options)
+
+    def anneal(*data: Tensor, num_steps: int, seed: int) -> LogLikelihood:
+        options = {**shared, "num_chains": ANNEALING_CHAINS, "num_steps": num_steps, "encoding": encoding}
+        return annealed_log_likelihood(model, refined(*data), *data, seed=seed, **options)
+
+    rungs = [
+        (GUIDE, partial(sample, num_samples=num_samples, of=lambda *data: guide)),
+        *((REFINED, partial(sample, num_samples=K, of=refined)) for K in sizes),
+        *((ANNEALED, partial(anneal, num_steps=T)) for T in ANNEALING_STEPS),
+    ]
+    result, number = climb([rung for _, rung in rungs], data, tolerance, seed=seed)
+    rung = torch.tensor([kind for kind, _ in rungs])[number]
+    if refined.failed:
+        rung[rung == REFINED] = GUIDE
+    counts = ", ".join(f"{int((rung == kind).sum())} {name}" for kind, name in enumerate(RUNGS) if (rung == kind).any())
+    return replace(result, rung=rung, bound=f"lower (by rung of a ladder: {counts}; in expectation)")
+
+
+class _Lazily:
+    """The posterior refined for the data of the first call, or the guide where it can't be, with a warning."""
+
+    def __init__(self, model: Program, guide: Program, seed: int, options: dict[str, Any]):
+        self.model, self.guide, self.seed, self.options = model, guide, seed, options
+        self.refined: Program | None = None
+        self.failed = False
+
+    def __call__(self, *data: Tensor) -> Program:
+        if self.refined is None:
+            try:
+                self.refined = refine(self.model, self.guide, *data, seed=self.seed, **self.options)
+            except ValueError as error:
+                warnings.warn(f"not refined, samples are of the guide: {error}", RuntimeWarning, stacklevel=2)
+                self.refined, self.failed = self.guide, True
+        return self.refined
 
 
 def climb(

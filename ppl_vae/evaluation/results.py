@@ -14,6 +14,8 @@ from ppl_vae.evaluation.diagnostics import MIN_SAMPLES_FOR_KHAT, khat_limit, par
 
 GROUPS = 32  # of samples, whose log-means tell the Monte Carlo error
 
+RUNGS = ("from the guide", "refined", "annealed")  # of the ladder, by number
+GUIDE, REFINED, ANNEALED = range(3)
 VALUES = {"levels": "levels", "dequantize": "dequantized levels", "scale": "scaled"}
 
 
@@ -36,6 +38,7 @@ class LogLikelihood:
         source: fingerprint of what x was made from (8-bit images), "" where nobody said.
         space: the support of the observed sites and how many dimensions they have, "boolean^784".
         decoder_rows: rows (samples x data) that the model was evaluated on, for what it cost.
+        rung: what was sampled for each datum, its number in `RUNGS`; None for one method alone.
         complete: whether each datum has all the samples that were asked for; not where the work was interrupted.
     """
 
@@ -52,6 +55,7 @@ class LogLikelihood:
     decoder_rows: int = 0
     space: str = ""
     complete: bool = True
+    rung: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.log_p)
