@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from compiling import Regularised, data
 from tiny import Scaled, tiny_images
 from torch import nn
 
@@ -233,3 +234,13 @@ def test_each_chunk_of_data_has_noise_of_its_own(ppca):
     pair, x = ppca(N=4)
     first, second = elbo_parts(pair.model, pair.guide, torch.cat([x, x]), chunk=4).reconstruction.split(4)
     assert (first - second).abs().min() > 1e-4
+
+
+def test_the_elbo_is_that_in_evaluation_mode_and_the_mode_stays():
+    """Of a pair with dropout and BatchNorm."""
+    pair = Regularised()
+    before = {name: t.clone() for name, t in pair.state_dict().items()}
+    in_training = elbo_parts(pair.model, pair.guide, data())
+    assert all(torch.equal(t, before[name]) for name, t in pair.state_dict().items())
+    assert all(module.training for module in pair.modules())
+    assert torch.equal(in_training.elbo, elbo_parts(pair.eval().model, pair.guide, data()).elbo)
