@@ -295,7 +295,23 @@ def outside(support: Constraint, values: Tensor, what: str, *, but_nan: bool = F
     if not len(bad := values[is_bad]):
         return ""
     got = "NaN" if bad.isnan().any() else f"values in [{bad.min():.4g}, {bad.max():.4g}]"
-    return f"expected values in {support_name(support)}; got {len(bad)} {what} outside, {got}"
+    return f"expected {support_in_words(support)}; got {len(bad)} {what} outside, {got}"
+
+
+def support_in_words(support: Constraint) -> str:
+    """
+    >>> support_in_words(torch.distributions.constraints.nonnegative_integer)
+    'counts (0, 1, 2, ...)'
+    """
+    name = support_name(support)
+    words = {
+        "boolean": "values in {0, 1}",
+        "real": "real numbers",
+        "interval(lower_bound=0.0, upper_bound=1.0)": "values in [0, 1]",
+        "integergreaterthan(lower_bound=0)": "counts (0, 1, 2, ...)",
+        "integerinterval(lower_bound=0, upper_bound=255)": "whole numbers from 0 to 255",
+    }
+    return words.get(name, f"values in {name}")
 
 
 def support_name(support: Constraint) -> str:

@@ -132,7 +132,7 @@ class VAE(PyroPair):
         return self.posterior(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """E[x|z], shape (*, *event), of codes z (*, latent)."""
+        """E[x|z], shape (*, *event), of latents z (*, latent)."""
         return self.likelihood(self.decoder(z)).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class HierarchicalVAE(PyroPair):
         encoder2: x to the parameters of q(z2|x); a VampPrior on z2 takes it and `posterior2`.
         encoder1: (x, z2) to the parameters of q(z1|x, z2), for example a `JointEncoder`.
         decoder2: z2 to mean and log-variance of p(z1|z2), a diagonal normal: (*, latent2) -> (*, 2 latent1).
-        decoder1: [z1, z2] to the parameters of p(x|z1, z2): any decoder of codes (*, latent1 + latent2).
+        decoder1: [z1, z2] to the parameters of p(x|z1, z2): any decoder of latents (*, latent1 + latent2).
         prior: p(z2).
     """
 
@@ -218,7 +218,7 @@ class HierarchicalVAE(PyroPair):
         return self.posterior2(self.encoder2(x))
 
     def decode(self, z2: Tensor, z1: Tensor | None = None) -> Tensor:
-        """E[x|z1, z2], shape (*, *event), of codes (*, latent2) and (*, latent1): E[z1|z2] if z1 is left out."""
+        """E[x|z1, z2], shape (*, *event), of latents (*, latent2) and (*, latent1): E[z1|z2] if z1 is left out."""
         return self._p_x(self.conditional(self.decoder2(z2)).mean if z1 is None else z1, z2).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -236,7 +236,8 @@ class HierarchicalVAE(PyroPair):
 
 
 class ConditionalVAE(PyroPair):
-    """A VAE of x given its label y in 0..num_classes - 1, which the networks see as one of num_classes unit vectors:
+    """A VAE of x given its label y in 0..num_classes - 1, which the networks see as one of num_classes unit vectors, or
+    given any vector y of num_classes numbers:
 
         p(x, z | y) = p(z) p(x | decoder([z, y])),    q(z | x, y) = q(z | encoder(x, y)).
 
@@ -245,7 +246,8 @@ class ConditionalVAE(PyroPair):
     Rezende, Shakir Mohamed, Max Welling: Semi-Supervised Learning with Deep Generative Models, 2014, arXiv:1406.5298.
 
     `encoder` takes x (*, *event) and unit vectors (*, num_classes), for example a `JointEncoder`; `decoder` is any
-    decoder of codes (*, latent + num_classes). Labels are integers (*); others than these raise `ValueError`.
+    decoder of latents (*, latent + num_classes). Labels are integers (*), and vectors floats (*, num_classes); others
+    raise `ValueError`.
     """
 
     labelled = needs_labels = True
@@ -274,6 +276,7 @@ class ConditionalVAE(PyroPair):
 
     def model(self, x: Tensor, y: Tensor) -> None:
         """p(x, z | y)."""
+        self._check_one_each(x, y)
         pyro.module("conditional_vae", self)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.prior())
@@ -281,12 +284,23 @@ class ConditionalVAE(PyroPair):
 
     def guide(self, x: Tensor, y: Tensor) -> None:
         """q(z | x, y)."""
+        self._check_one_each(x, y)
         pyro.module("conditional_vae", self)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", self.encode(x, y))
 
+    def _check_one_each(self, x: Tensor, y: Tensor) -> None:
+        shape = (len(x), self.num_classes) if y.is_floating_point() else (len(x),)
+        if tuple(y.shape) != shape or y.dtype == torch.bool:
+            raise ValueError(
+                f"y: expected integer labels (data,), or floats (data, {self.num_classes}); got {y.dtype} "
+                f"{tuple(y.shape)} (labels: y.long().flatten())"
+            )
+
     def one_hot(self, y: Tensor) -> Tensor:
-        """Unit vectors (*, num_classes) of labels (*)."""
+        """Unit vectors (*, num_classes) of labels (*); vectors (*, num_classes) are what they are."""
+        if y.is_floating_point():
+            return y
         try:
             return embedding(y, self.unit_vectors)
         except IndexError:
@@ -294,7 +308,7 @@ class ConditionalVAE(PyroPair):
             raise ValueError(f"y: expected labels 0 to {self.num_classes - 1}; got {got}") from None
 
     def p_x(self, z: Tensor, y: Tensor) -> TorchDistribution:
-        """p(x|z, y), batch shape (*, *event), of codes (*, latent) and labels (*)."""
+        """p(x|z, y), batch shape (*, *event), of latents (*, latent) and labels (*)."""
         return self.likelihood(self.decoder(_concatenate(z, self.one_hot(y))))
 
     def encode(self, x: Tensor, y: Tensor) -> TorchDistribution:
@@ -302,7 +316,7 @@ class ConditionalVAE(PyroPair):
         return self.posterior(self.encoder(x, self.one_hot(y)))
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """E[x|z, y], shape (*, *event), of codes (*, latent) and labels (*)."""
+        """E[x|z, y], shape (*, *event), of latents (*, latent) and labels (*)."""
         return self.p_x(z, y).mean
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
@@ -310,11 +324,11 @@ class ConditionalVAE(PyroPair):
         return self.decode(self.encode(x, y).mean, y)
 
     def generate(self, y: Tensor | int) -> TorchDistribution:
-        """p(x|z, y) for a sample z ~ p(z) for each label (*), batch shape (*, *event); for a number of samples in place
-        of labels, of each class in turn."""
+        """p(x|z, y) for a sample z ~ p(z) for each label (*), or vector (*, num_classes), batch shape (*, *event); for
+        a number of samples in place of labels, of each class in turn."""
         if isinstance(y, int):
             y = torch.arange(y) % self.num_classes
-        return self.p_x(self.prior().sample(y.shape), y)
+        return self.p_x(self.prior().sample(y.shape[:-1] if y.is_floating_point() else y.shape), y)
 
 
 class SemiSupervisedVAE(PyroPair):
@@ -421,7 +435,7 @@ class SemiSupervisedVAE(PyroPair):
         return self.conditional.encode(x, self.predict(x).logits.argmax(-1) if y is None else y)
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """E[x|z, y], shape (*, *event), of codes (*, latent) and labels (*)."""
+        """E[x|z, y], shape (*, *event), of latents (*, latent) and labels (*)."""
         return self.conditional.decode(z, y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -529,7 +543,7 @@ class PPCA(PyroPair):
         return dist.MultivariateNormal(mean, precision_matrix=M / variance)
 
     def decode(self, z: Tensor) -> Tensor:
-        """E[x|z], shape (*, *event), of codes z (*, latent)."""
+        """E[x|z], shape (*, *event), of latents z (*, latent)."""
         return self._p_x(z).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:

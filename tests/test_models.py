@@ -242,6 +242,9 @@ def test_what_is_refused():
     for y in (torch.tensor([0, 3]), torch.tensor([-1, 1])):
         with pytest.raises(ValueError, match=r"y: expected labels 0 to 2; got (0 to 3|-1 to -1)"):
             log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
+    for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match=r"y: expected integer labels \(data,\), or floats \(data, 3\); got torch"):
+            log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
     m2 = SemiSupervisedVAE(vae, Bayes(p_x, 1.0))
     torch.testing.assert_close(m2.class_logits.exp(), torch.full((3,), 1 / 3))
     with pytest.raises(ValueError, match="y: expected labels 0 to 2; got 0 to 3"):

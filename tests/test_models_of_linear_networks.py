@@ -8,11 +8,15 @@ import pytest
 import torch
 from linear_models import (
     CASES,
+    CLASSES,
+    EVENT,
     ROUNDING,
     SCALE,
     D,
+    classes,
     conditional,
     hierarchical,
+    labelled_data,
     linear_gaussian,
     marginalised,
     semi_supervised,
@@ -157,3 +161,20 @@ def test_what_a_hierarchy_generates_and_reconstructs():
         signal = S - SCALE**2 * torch.eye(D)
         expected = p.loc + (data.flatten(1) - p.loc) @ torch.linalg.solve(S, signal)
         torch.testing.assert_close(case.module.reconstruct(data).flatten(1), expected, atol=1e-4, rtol=0)
+
+
+def test_a_condition_may_be_a_vector():
+    """Unit vectors are labels; and x | c ~ N(C c, W W^T + scale^2 I) for others, C the classes' means."""
+    vae, p_x = classes()
+    x, y = labelled_data(p_x, 6)
+    x = x.reshape(6, *EVENT)
+    c = torch.eye(CLASSES)[y]
+    by_label, by_vector = (log_likelihood(vae.model, vae.guide, x, t, num_samples=5).log_p for t in (y, c))
+    assert torch.equal(by_label, by_vector)
+    c = 0.5 * c + 0.25
+    p = torch.distributions.MultivariateNormal(c @ p_x.loc, p_x.covariance_matrix[:1].expand(6, -1, -1))
+    result = log_likelihood(vae.model, vae.guide, x, c, num_samples=5)
+    torch.testing.assert_close(result.log_p, p.log_prob(x.flatten(1)).to(result.log_p), atol=ROUNDING, rtol=0)
+    with seeded(0), torch.no_grad():
+        assert vae.generate(c).sample().shape == (6, *EVENT)
+        assert vae.reconstruct(x, c).shape == x.shape

@@ -27,11 +27,12 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
 
     - a `.npz` file of uint8 arrays `train` and `test`, perhaps `train_labels` and `test_labels`; or of one
       array `images`, perhaps `labels`; or a `.npy` file of one array. An array of images is `(N, H, W)`,
-      `(N, C, H, W)` or `(N, H, W, C)` with 1 or 3 channels (if both fit, channels first); labels are integers
-      `(N,)`. Arrays `(N, D)` of floats, or of whole numbers that are not uint8, are vectors in the same way;
+      `(N, C, H, W)` or `(N, H, W, C)` with at most 16 channels (1 or 3 if there is a choice, then the fewer, then
+      channels first); labels are integers `(N,)`. Arrays `(N, D)` of floats, or of whole numbers that are not uint8,
+      are vectors in the same way;
     - a folder of png, jpg, bmp, gif, tif or webp files, in the order of their names; hidden files are left
-      out. If all of them are grey they have 1 channel, otherwise 3 (RGB); an alpha channel is dropped, and an
-      animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels
+      out. If all of them are grey they have 1 channel, otherwise 3 (RGB); what is transparent is shown on white,
+      and an animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels
       0, 1, ...; but subfolders named `train` and `test` are the parts, and their own subfolders the labels.
 
     A `.npy` file of 64 MB or more is memory-mapped: images are read when they are used. The arrays of a `.npz` file may

@@ -21,6 +21,7 @@ _Arrays = dict[str, Array]
 _FEWEST = 10
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_MOST_CHANNELS = 16
 MAPPED_FROM = 2**26  # bytes of a .npy file: smaller ones are read into memory
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -79,7 +80,9 @@ def _int64(array: Array, where: str) -> Tensor:
 def _images(array: Array, where: str) -> Tensor:
     if array.ndim == 2 and array.size and array.dtype.kind in "fiub" and array.dtype != np.uint8:
         return _vectors(array, where)
-    if array.ndim not in (2, 3, 4) or array.size == 0:
+    if array.ndim == 2 and array.size and array.dtype == np.uint8:
+        raise ValueError(f"{where}: expected images; got uint8 {array.shape} (store vectors as uint16 or float32)")
+    if array.ndim not in (3, 4) or array.size == 0:
         raise ValueError(
             f"{where}: expected vectors (N, D), or images (N, H, W), (N, C, H, W) or (N, H, W, C), not empty; got "
             f"shape {array.shape}"
@@ -91,20 +94,28 @@ def _images(array: Array, where: str) -> Tensor:
             seen += " with NaN" if np.isnan(array).any() else ""
             if 1 < np.fmax.reduce(array, axis=None) <= 255 and np.fmin.reduce(array, axis=None) >= 0:
                 remedy = "round, and store as uint8"
+        remedy += "; or store them as vectors, array.reshape(len(array), -1)"
         raise ValueError(f"{where}: expected uint8 pixels from 0 to 255; got {array.dtype}{seen} ({remedy})")
     shape = array.shape
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+    elif _channels_last(shape[1], shape[3]):
         array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
+    if array.shape[1] > _MOST_CHANNELS:
         raise ValueError(
-            f"{where}: expected images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, not empty; got "
+            f"{where}: expected images (N, H, W), (N, C, H, W) or (N, H, W, C) with C at most {_MOST_CHANNELS}; got "
             f"shape {shape}"
         )
     if isinstance(array, np.memmap):
         return torch.from_numpy(array)
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _channels_last(first: int, last: int) -> bool:
+    """Of two sizes, which is that of the channels: 1 or 3, the first if both are; else the smaller one."""
+    if first in (1, 3) or last in (1, 3):
+        return first not in (1, 3)
+    return last < first
 
 
 def _labels(arrays: _Arrays, key: str, num_images: int, path: Path) -> Tensor | None:
@@ -167,7 +178,10 @@ def _read_images(files: Sequence[Path]) -> Tensor:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 mode = opened.mode
                 # a palette's transparency has to pass through RGBA, or Pillow warns
-                picture = opened.convert("RGBA") if mode in ("P", "PA") else ImageOps.exif_transpose(opened)
+                see_through = mode in ("P", "PA", "LA", "RGBA") or "transparency" in opened.info
+                picture = ImageOps.exif_transpose(opened.convert("RGBA") if see_through else opened)
+                if see_through:
+                    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         except Exception as error:  # Pillow has many for a damaged file
             raise ValueError(f"{file}: expected an image; got {one_line(error, foreign=True)}") from error
         if mode not in _GREY | _COLOUR:  # Pillow would clip 16 bits to 8, not scale them

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
 from ppl_vae.components import UnknownComponentError, UsageError, choices, create, kebab, parse, unknown
-from ppl_vae.contract import support_name
+from ppl_vae.contract import support_in_words
 from ppl_vae.data.dataset import Dataset, select, split
 from ppl_vae.data.encodings import Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.data.noise import Noise, NoNoise
@@ -268,7 +268,7 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
         x = part.float()
         if not bool(support.check(x).all()):
             raise ValueError(
-                f"{dataset.name}: expected values in {support_name(support)} for {likelihood}; got "
+                f"{dataset.name}: expected {support_in_words(support)} for {likelihood}; got "
                 f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
             )
 

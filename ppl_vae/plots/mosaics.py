@@ -65,10 +65,13 @@ def latent_grid(ax: Axes, images: ArrayLike, z1: ArrayLike, z2: ArrayLike) -> No
 
 
 def checked_images(images: ArrayLike, shape: str) -> Array:
-    """The images as an array of the shape that `shape` names, clipped to [0, 1]."""
+    """The images as an array of the shape that `shape` names, clipped to [0, 1]. Those that have neither 1 nor 3
+    channels are shown in grey, by the mean of their channels."""
     array = np.asarray(images, dtype=np.float32)
-    if array.ndim != shape.count(",") + 1 or array.shape[-3] not in (1, 3) or not array.size:
-        raise ValueError(f"expected images ({shape}) with C 1 or 3; got shape {array.shape}")
+    if array.ndim != shape.count(",") + 1 or not array.size:
+        raise ValueError(f"expected images ({shape}); got shape {array.shape}")
+    if array.shape[-3] not in (1, 3):
+        array = array.mean(-3, keepdims=True)
     low, high = array.min(), array.max()
     # Means of values in [0, 1] may leave it by rounding; levels 0..255 must not pass.
     if not (low >= -1e-3 and high <= 1 + 1e-3):

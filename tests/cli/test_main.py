@@ -430,11 +430,14 @@ def test_what_makes_no_sense_of_vectors(ppl_vae, tmp_path):
     for arguments, message in [
         (
             ["counts.npy", "--model", "dense-ae", "--likelihood", "bernoulli"],
-            "expected values in interval(lower_bound=0.0, upper",
+            "expected values in [0, 1]",
         ),
-        (["floats.npy", "--model", "dense-ae", "--likelihood", "poisson"], "floats: expected values in integergreater"),
+        (
+            ["floats.npy", "--model", "dense-ae", "--likelihood", "poisson"],
+            "floats: expected counts (0, 1, 2, ...)",
+        ),
         (["counts.npy", "--likelihood", "gaussian"], "counts: expected floats for gaussian; got whole numbers"),
-        (["counts.npy"], "counts: expected values in boolean for bernoulli; got some outside, in [0, "),
+        (["counts.npy"], "counts: expected values in {0, 1} for bernoulli; got some outside, in [0, "),
         (["floats.npy", "--likelihood", "poisson"], "for poisson; got some outside, in [-"),
         (["floats.npy", "--likelihood", "gaussian", "--encoding", "dequantize"], "encoding: expected 'identity' for"),
         (["floats.npy", "--likelihood", "gaussian", "--noise", "masking"], "noise: expected 'no-noise' for vectors"),

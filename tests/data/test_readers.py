@@ -63,6 +63,12 @@ def test_one_array_is_divided_with_its_labels(tmp_path: Path) -> None:
         ((12, 1, 5, 4), (1, 5, 4)),
         ((12, 3, 5, 4), (3, 5, 4)),
         ((12, 3, 5, 3), (3, 5, 3)),
+        ((12, 5, 4, 2), (2, 5, 4)),
+        ((12, 2, 5, 4), (2, 5, 4)),
+        ((12, 4, 5, 6), (4, 5, 6)),
+        ((12, 6, 7, 5), (5, 6, 7)),
+        ((12, 4, 7, 4), (4, 7, 4)),
+        ((12, 5, 2, 1), (1, 5, 2)),
     ],
 )
 def test_array_layouts(tmp_path: Path, shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> None:
@@ -71,14 +77,17 @@ def test_array_layouts(tmp_path: Path, shape: tuple[int, ...], image_shape: tupl
     dataset = load(str(tmp_path / "a.npy"))
     assert dataset.image_shape == image_shape
     whole = together(dataset.train, dataset.test, 12).numpy()
-    last = len(shape) == 4 and shape[1] not in (1, 3)
+    last = len(shape) == 4 and shape[1:] != image_shape
     assert np.array_equal(whole, array.transpose(0, 3, 1, 2) if last else array.reshape(12, *image_shape))
 
 
 @pytest.mark.parametrize(
     ("array", "fragments"),
     [
-        (np.linspace(0, 1, 240, dtype=np.float32).reshape(12, 5, 4), ("float32 from 0.0 to 1.0", "by 255")),
+        (
+            np.linspace(0, 1, 240, dtype=np.float32).reshape(12, 5, 4),
+            ("float32 from 0.0 to 1.0", "by 255", "or store them as vectors"),
+        ),
         (pixels(12, 5, 4) / 255, ("float64",)),
         (np.where(np.eye(12, 20) == 1, np.nan, 0.5).reshape(12, 5, 4), ("from 0.5 to 0.5 with NaN",)),
         (np.full((12, 5, 4), np.nan), ("from nan to nan with NaN",)),
@@ -90,10 +99,10 @@ def test_array_layouts(tmp_path: Path, shape: tuple[int, ...], image_shape: tupl
         (np.zeros((0, 5, 4)), ("(0, 5, 4)",)),
         (pixels(0, 5, 4), ("(0, 5, 4)",)),
         (pixels(12, 0, 4), ("(12, 0, 4)",)),
-        (pixels(12, 20), ("(12, 20)",)),
+        (pixels(12, 20), ("uint8 (12, 20) (store vectors as uint16 or float32)",)),
         (np.uint8(3), ("shape ()",)),
         (pixels(12, 1, 5, 4, 1), ("(12, 1, 5, 4, 1)",)),
-        (pixels(12, 5, 4, 2), ("(12, 5, 4, 2)",)),
+        (pixels(12, 17, 20, 18), ("C at most 16; got shape (12, 17, 20, 18)",)),
         (pixels(9, 5, 4), ("at least 10", "got 9")),
         (np.full((12, 5), 2**63, np.uint64), ("whole numbers below 2^63; got 9223372036854775808",)),
     ],
@@ -212,13 +221,32 @@ def test_other_modes_and_formats(tmp_path: Path) -> None:
         ("4.jpg", "CMYK"),
     ):
         (colour.quantize() if mode == "P" else colour.convert(mode)).save(tmp_path / name)
-    colour.quantize().save(tmp_path / "5.png", transparency=b"\x80")  # Pillow's warning must not surface
+    colour.quantize().save(tmp_path / "5.png", transparency=b"\xff\x80")  # Pillow's warning must not surface
     for i in range(6, 12):
         colour.save(tmp_path / f"{i}.jpeg", quality=100)
     dataset = load(str(tmp_path))
     whole = torch.cat([dataset.train, dataset.test]).int()
     assert dataset.image_shape == (3, 5, 4)
     assert (whole - torch.tensor([10, 200, 30])[:, None, None]).abs().max() < 16
+
+
+@pytest.mark.parametrize(("mode", "pixel"), [("RGBA", (10, 200, 30)), ("LA", (40,)), ("P", ())])
+def test_what_is_transparent_is_shown_on_white(tmp_path: Path, mode: str, pixel: tuple[int, ...]) -> None:
+    """At alpha 0, 51 and 255: level + (255 - level) (1 - alpha / 255)."""
+    for i in range(10):
+        if mode == "P":  # the colour of the palette that is seen through
+            image = Image.fromarray(np.array([[0, 0, 1]], np.uint8))
+            image.putpalette([10, 200, 30, 7, 8, 9])
+            image.save(tmp_path / f"{i}.png", transparency=0)
+            continue
+        image = Image.new("LA" if mode == "LA" else "RGBA", (3, 1))
+        image.putdata([(*pixel, alpha) for alpha in (0, 51, 255)])
+        image.save(tmp_path / f"{i}.png")
+    seen = load(str(tmp_path)).train[0, :, 0].T.tolist()
+    if mode == "P":
+        assert seen == [[255] * 3, [255] * 3, [7, 8, 9]]
+    else:
+        assert seen == [[255] * len(pixel), [round(255 - 0.2 * (255 - level)) for level in pixel], list(pixel)]
 
 
 def test_photographs_are_put_upright(tmp_path: Path) -> None:

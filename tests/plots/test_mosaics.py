@@ -24,6 +24,12 @@ def test_images_stand_row_by_row_a_pixel_apart(ax: Axes, channels: int, as_array
     assert (tile(ax, 1, 2, x[0]) == 1).all()
 
 
+def test_two_channels_are_shown_by_their_mean(ax: Axes) -> None:
+    x = pixels(1, 2, 4, 6)
+    plots.images(ax, x)
+    assert np.asarray(ax.images[0].get_array()) == pytest.approx(x.mean(1)[0])
+
+
 def test_images_are_drawn_as_they_are(ax: Axes) -> None:
     plots.images(ax, np.full((1, 1, 2, 2), 0.5))  # alone, it must not be stretched to black or white
     (image,) = ax.images
@@ -81,7 +87,7 @@ def test_values_off_by_rounding_are_clipped(ax: Axes) -> None:
     ("draw", "message"),
     [
         (lambda ax: plots.images(ax, pixels(3, 4, 4)), r"images \(N, C, H, W\).*got shape \(3, 4, 4\)"),
-        (lambda ax: plots.images(ax, pixels(2, 2, 4, 4)), r"C 1 or 3; got shape \(2, 2, 4, 4\)"),
+        (lambda ax: plots.images(ax, pixels(2, 4, 4)), r"images \(N, C, H, W\); got shape \(2, 4, 4\)"),
         (lambda ax: plots.images(ax, pixels(0, 1, 4, 4)), r"got shape \(0, 1, 4, 4\)"),
         (lambda ax: plots.images(ax, pixels(1, 1, 4, 4), columns=0), "expected columns >= 1; got 0"),
         (lambda ax: plots.images(ax, np.full((1, 1, 2, 2), 255)), r"in \[0, 1\]; got values in \[255, 255\]"),
