@@ -100,6 +100,15 @@ def test_a_semi_supervised_model_sees_few_labels_and_weighs_them_as_the_paper(da
     assert m2.alpha == 0.1 * 50 / 20
 
 
+def test_each_image_has_its_own_label_in_both_parts(dataset):
+    images = dataset.train.clone()
+    images[:, 0, 0, 0] = dataset.train_labels
+    marked = dataclasses.replace(dataset, train=images)
+    prepared = prepare(TrainConfig(model="dense-cvae:hidden=8", **SMALL), marked)
+    for x, y in (prepared.train, prepared.validation):
+        assert torch.equal(x[:, 0, 0, 0].long(), y)
+
+
 def test_images_that_are_all_the_same(tmp_path, dataset):
     same = dataclasses.replace(dataset, train=dataset.train[:1].expand(60, -1, -1, -1).contiguous())
     with pytest.raises(ValueError, match="expected data that differ; got 60 times the same"):
