@@ -1,3 +1,5 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -5,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import NanMaskedNormal
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule, PyroParam
 from tiny import Scaled, tiny_images, tiny_vae
 from torch import nn
 
@@ -386,6 +389,25 @@ def test_bare_parameters_are_trained_in_the_store_that_was_there(store, tmp_path
         assert two_numbers(X, checkpoints=folder, resume=True, **options)[0] == pytest.approx(expected)
         assert set(store.keys()) == {"loc", "other"}
     assert len(graphs) == 2
+
+
+def test_a_parameter_with_a_constraint_is_trained(store):
+    """x ~ N(0, s): the loss has the derivative n - sum (x / s)^2 in log s, -8 at s = 1."""
+
+    class Constrained(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(0 * x, self.scale), obs=x)
+
+    model = Constrained()
+    options = {"optim": torch.optim.SGD, "learning_rate": 0.1, "epochs": 1, "show_progress": False}
+    fit(model, lambda x: None, X, **options)
+    assert model.scale.item() == pytest.approx(math.exp(0.8))
+    assert not store
 
 
 def test_optimisers_of_torch_and_schedulers_of_pyro(store):
