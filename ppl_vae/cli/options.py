@@ -187,10 +187,10 @@ class CompareCommand:
     """A table of the evaluations of several runs, with paired differences per datum and their standard errors.
 
     Runs that are not comparable (other data, another measure) are in tables of their own. Runs that differ in their
-    seed alone are averaged. Example: ppl-vae compare runs/* --output comparison.csv"""
+    seed alone are averaged. Example: ppl-vae compare runs --output comparison.csv"""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of evaluated runs."""
+    """Folders of evaluated runs, or folders of such folders."""
     method: Literal["importance", "tolerance", "annealed"] = "importance"
     """Which of their evaluations: see `ppl-vae evaluate`."""
     dataset: str | None = None

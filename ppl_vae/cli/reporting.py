@@ -11,13 +11,14 @@ from ppl_vae.cli.terminal import say
 from ppl_vae.cli.training import folder_of
 from ppl_vae.evaluation.comparison import Comparison
 from ppl_vae.experiments.comparing import compare_folders, rows_of
+from ppl_vae.experiments.folders import runs_of
 from ppl_vae.plots import differences, figure, save
 from ppl_vae.report.page import write_page
 from ppl_vae.system.files import read_json, to_json, writable, write_whole
 
 
 def compare_runs(options: CompareCommand) -> None:
-    folders = {str(folder): folder for folder in options.runs}
+    folders = {str(run): run for folder in options.runs for run in (runs_of(folder) or [folder])}
     found = compare_folders(
         folders,
         method=options.method,

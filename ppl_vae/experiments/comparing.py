@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.evaluation.comparison import Comparison, Unit, compare
+from ppl_vae.evaluation.comparison import Comparison, Row, Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.config import read_config, read_shape
 from ppl_vae.experiments.evaluating import load_evaluation
@@ -108,7 +108,14 @@ def mean_over_seeds(results: Sequence[LogLikelihood]) -> LogLikelihood:
 
 
 def rows_of(tables: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """The rows of all tables, for CSV or JSON: numbers in the unit of their table."""
+    """The rows of all tables, for CSV or JSON: numbers in the unit of their table, the best first, whose difference to
+    itself is left out."""
+
+    def difference(row: Row, table: Comparison) -> dict[str, float | None]:
+        d = None if row is table.rows[0] else row.difference
+        values = (None, None, None) if d is None else (d.mean, d.data_se_of_mean, d.mc_se_of_mean)
+        return dict(zip(("difference", "difference_data_se", "difference_mc_se"), values, strict=True))
+
     return [
         {
             "table": i,
@@ -116,9 +123,7 @@ def rows_of(tables: Sequence[Comparison]) -> list[dict[str, Any]]:
             "log_p": row.value.mean,
             "data_se": row.value.data_se_of_mean,
             "mc_se": row.value.mc_se_of_mean,
-            "difference": row.difference.mean,
-            "difference_data_se": row.difference.data_se_of_mean,
-            "difference_mc_se": row.difference.mc_se_of_mean,
+            **difference(row, table),
             "unit": table.unit,
             "measure": row.result.measure,
             "num_data": len(row.result),

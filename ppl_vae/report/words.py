@@ -70,7 +70,7 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
     elif over:
         yield (
             f"warning: Pareto k-hat is over its limit for {over:,} of {num_images:,} {things}: log p(x) is a loose "
-            "lower bound and its Monte Carlo error too small. Next: evaluate RUN --method annealed"
+            "lower bound and its Monte Carlo error too small. Next: ppl-vae evaluate RUN --method annealed"
         )
     if not summary.get("complete", True):
         yield "warning: interrupted before all samples were drawn. Next: the same command again"
