@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.programs import MASKED, UNMASK, Program, log_prob_per_datum, modules_of, sample_sites
+from ppl_vae.programs import MASKED, UNMASK, Program, log_prob_per_datum, modules_of, sample_sites, trace_of
 
+WHOLE = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
 CHUNK_DATA = 256  # data whose observed values are looked at together
 
 
@@ -61,6 +63,33 @@ def check_rows(*data: Tensor) -> None:
             raise ValueError(f"argument {i}: expected {max(len(data[0]), 1)} rows; got {len(t)}")
 
 
+def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]:
+    """The arguments of a pair as tensors: NumPy arrays, data frames and lists, too, and floating-point numbers in the
+    precision of the pair's parameters where that loses nothing. Whole numbers stay what they are.
+
+    Raises `ValueError` for what is not numbers, numbers that would be rounded, no rows, or different numbers of them.
+    """
+    dtypes = {p.dtype for module in modules_of(model, guide) for p in module.parameters() if p.is_floating_point()}
+    tensors = []
+    for i, t in enumerate(data):
+        if not isinstance(t, Tensor):
+            array = np.asarray(t)
+            if array.dtype.kind not in "buif":
+                raise ValueError(f"argument {i}: expected numbers; got {type(t).__name__} of {array.dtype}")
+            t = torch.as_tensor(t if isinstance(t, list) else np.ascontiguousarray(array))
+        if t.is_floating_point() and len(dtypes) == 1 and t.dtype not in dtypes:
+            (dtype,) = dtypes
+            if not torch.allclose(t.to(dtype).to(t.dtype), t, rtol=0, atol=0, equal_nan=True):
+                raise ValueError(
+                    f"argument {i}: expected {dtype}, as the parameters; got {t.dtype} of numbers that it would round. "
+                    f"Convert them: torch.as_tensor(x, dtype={dtype})"
+                )
+            t = t.to(dtype)
+        tensors.append(t)
+    check_rows(*tensors)
+    return tuple(tensors)
+
+
 def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -> Trace:
     """A trace of the program as it is, without particles and subsample sites, at given latents.
     Raises `ValueError` for data of another dtype than the parameters', if that is what fails."""
@@ -84,8 +113,13 @@ _OF_DTYPES = re.compile(r"same dtype|scalar type|type \(.*\) should be the same|
 def check_structure(model: Program, guide: Program, *data: Tensor) -> tuple[Trace, Trace]:
     """Plain traces of the model, at the guide's latents, and of the guide.
     Raises `ValueError` for a fault in their plates, masks or sites."""
-    guide_trace = plain_trace(guide, *data)
-    model_trace = plain_trace(model, *data, latents=guide_trace)
+    try:
+        guide_trace = plain_trace(guide, *data)
+        model_trace = plain_trace(model, *data, latents=guide_trace)
+    except ValueError as error:
+        if "subsample_size" in str(error):
+            raise ValueError(f"expected a data plate without subsample_size; got one with. {WHOLE}") from None
+        raise
     num_data = len(data[0])
     raise_first(chain(plates(guide_trace, num_data), plates(model_trace, num_data), sites(model_trace, guide_trace)))
     return model_trace, guide_trace
@@ -159,8 +193,7 @@ def _plate_remedy(frames: list[Any], num_data: int) -> str:
         return "Set dim=-1, and declare dims to the right of the data as the event (to_event)"
     if frames[0].size not in (num_data, -1):  # a plate without a size has -1
         subsampled = frames[0].size != frames[0].full_size
-        remedy = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
-        return remedy if subsampled else "Give the plate the size len(x)"
+        return WHOLE if subsampled else "Give the plate the size len(x)"
     return ""
 
 
@@ -264,6 +297,21 @@ def observed_x(trace: Trace, x: Tensor) -> tuple[str, dict]:
     if len(observed) != 1 or not all(site["value"].reshape(-1).equal(x.reshape(-1)) for site in observed.values()):
         raise ValueError(f"the model: expected one observed site, of x itself; got {sorted(observed)}")
     return next(iter(observed.items()))
+
+
+def check_scores_any(guide: Program, *datum: Tensor) -> None:
+    """Raises `ValueError` for a guide that scores its own draws alone: a flow without an inverse."""
+    values = {
+        name: site["value"].clone() for name, site in sample_sites(plain_trace(guide, *datum), observed=False).items()
+    }
+    try:
+        plain = plain_trace(guide, *datum, latents=trace_of(values))
+        log_prob_per_datum(plain, (len(datum[0]),))
+    except (KeyError, NotImplementedError):  # as Pyro's transforms raise
+        raise ValueError(
+            "the guide: expected a density at any z; got a flow without an inverse, that scores its own draws alone. "
+            "`log_likelihood` wants no more than that, nor does annealing from the prior"
+        ) from None
 
 
 def check_same_without_x(name: str, log_p: Tensor, at_other_x: Tensor) -> None:

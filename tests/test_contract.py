@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import NanMaskedNormal
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from torch import nn
 
 from ppl_vae.contract import measure_of
 from ppl_vae.evaluation.adaptive import log_likelihood_within
@@ -358,3 +360,81 @@ def test_a_mask_of_the_distribution_is_what_is_advised_for_a_mask():
     assert check_model(model, guide, x).ok
     exact = dist.Normal(0.0, 2**0.5).log_prob(x[:, 0])
     torch.testing.assert_close(log_likelihood(model, guide, x, num_samples=3).log_p.float(), exact)
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        nn.init.eye_(self.net.weight)
+        nn.init.zeros_(self.net.bias)
+
+    def model(self, x):
+        pyro.module("dense", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("dense", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x) / 2, 0.8).to_event(1))
+
+
+ROWS = [[0.5, -1.0], [2.0, 0.25], [0.0, 1.5]]  # which float32 holds exactly
+
+
+def estimates(pair, x):
+    return [
+        log_likelihood(pair.model, pair.guide, x, num_samples=20).mean,
+        annealed_log_likelihood(pair.model, pair.guide, x, num_chains=2, num_steps=2).mean,
+        impute(pair.model, pair.guide, x, seen=[True, False], num_samples=16).log_p_seen.mean,
+    ]
+
+
+@pytest.mark.parametrize("make", [list, np.array, lambda rows: torch.tensor(rows, dtype=torch.float64)])
+def test_numbers_of_other_kinds_are_taken_where_nothing_is_lost(make):
+    with seeded(0):
+        pair = Dense()
+    assert estimates(pair, make(ROWS)) == estimates(pair, torch.tensor(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.tensor(ROWS).double() + 1e-12,
+            "argument 0: expected torch.float32, .* got torch.float64 of numbers that it would round",
+        ),
+        (np.array(ROWS) / 3, "argument 0: expected torch.float32, .* Convert them: torch.as_tensor"),
+        (
+            torch.ones(3, 2).long(),
+            "expected data of torch.float32, as the parameters; got torch.int64. Convert them: x.to",
+        ),
+        (torch.ones(3, 2).to(torch.uint8), "expected data of torch.float32, as the parameters; got torch.uint8"),
+        ([["a", "b"]], "argument 0: expected numbers; got list of <U1"),
+        (np.array([{}, 1], dtype=object), "argument 0: expected numbers; got ndarray of object"),
+    ],
+)
+def test_what_does_not_fit_the_parameters_is_one_line(x, message):
+    with seeded(0):
+        pair = Dense()
+    for call in (
+        lambda: log_likelihood(pair.model, pair.guide, x),
+        lambda: annealed_log_likelihood(pair.model, pair.guide, x),
+        lambda: to_arviz(pair.model, pair.guide, x),
+        lambda: impute(pair.model, pair.guide, x, seen=torch.tensor([True, False])),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_subsampled_plate_is_named():
+    def program(x, observe=True):
+        with pyro.plate("data", len(x), subsample_size=2):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for estimate in (log_likelihood, to_arviz):
+        with pytest.raises(ValueError, match="expected a data plate without subsample_size; got one with"):
+            estimate(program, program, torch.zeros(5))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.contract import tensors_of
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import check_options, log_likelihood
@@ -64,8 +65,8 @@ def log_likelihood_within(
 
     Raises `ValueError` as `log_likelihood` does, for a tolerance not above 0, and max_samples below num_samples.
     """
-    data = (x, *args)
-    check_options(data, num_samples, memory)
+    data = tensors_of(model, guide, x, *args)
+    check_options(num_samples, memory)
     if not tolerance > 0:
         raise ValueError(f"tolerance: expected nats above 0; got {tolerance}")
     max_samples = max_samples or MAX_FACTOR * num_samples

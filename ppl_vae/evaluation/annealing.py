@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ppl_vae.contract import check_rows, measure_of
+from ppl_vae.contract import check_scores_any, measure_of, tensors_of
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack
+from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.system.hashing import fingerprint
@@ -86,7 +87,8 @@ def annealed_log_likelihood(
     gradient in the latent sites.
     """
     settings = Annealing(num_chains, num_steps, start, leapfrog_steps)
-    (lower,) = anneal(model, guide, (x, *args), settings, seed=seed, memory=memory, show_progress=show_progress)
+    data = tensors_of(model, guide, x, *args)
+    (lower,) = anneal(model, guide, data, settings, seed=seed, memory=memory, show_progress=show_progress)
     return replace(lower, encoding=encoding)
 
 
@@ -141,7 +143,6 @@ def anneal(
     """The lower bound of log p(x) and, where exact samples z (data, *event) of p(z|x) are given, the upper one."""
     if memory is not None and memory <= 0:
         raise ValueError(f"memory: expected bytes above 0; got {memory}")
-    check_rows(*data)
     num_data = len(data[0])
     names = ["lower"] if z is None else ["lower", "upper"]
     bounds = {name: LogMeanExp(num_data, settings.num_chains, device=data[0].device) for name in names}
@@ -149,7 +150,10 @@ def anneal(
     moves = len(blocks) * (settings.num_steps - 1) * (len(settings.starts) + len(bounds))
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
+        quantity, given = quantity_of(model, guide, *data)
         datum = [t[:1] for t in data]
+        if settings.start != "prior":
+            check_scores_any(guide, *datum)
         sites = latent_sites(model, guide, *datum)
         rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
         with (
@@ -181,6 +185,8 @@ def anneal(
             fingerprint=fingerprint(data[0]),
             bound=f"{name} ({settings})",
             space=space,
+            quantity=quantity,
+            given=given,
             decoder_rows=int(done.sum()) * settings.rows_per_datum,
             complete=bool(done.all()),
         )

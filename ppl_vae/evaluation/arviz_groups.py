@@ -52,16 +52,23 @@ def arviz_groups(
         datum: a coordinate for each datum; their number from 0 by default.
         attributes: of the whole.
 
-    `to_arviz` describes the groups. Raises `ValueError` for arrays whose shapes don't fit together.
+    `to_arviz` describes the groups. A dimension whose name a site has is called otherwise, `latent_dim`. Raises
+    `ValueError` for arrays whose shapes don't fit together, and a site named chain or draw.
     """
     num_samples, num_data = log_weight.shape
     if sampled_from not in ("guide", "importance resampling"):
         raise ValueError(f"sampled_from: expected 'guide' or 'importance resampling'; got {sampled_from!r}")
-    coords = {"datum": np.arange(num_data) if datum is None else np.asarray(datum)}
-    if coords["datum"].shape != (num_data,):
-        raise ValueError(f"datum: expected a coordinate for each of {num_data} data; got {coords['datum'].shape}")
+    of_data = np.arange(num_data) if datum is None else np.asarray(datum)
+    if of_data.shape != (num_data,):
+        raise ValueError(f"datum: expected a coordinate for each of {num_data} data; got {of_data.shape}")
+    sites = {*posterior, *observed}
+    if taken := sites & {"chain", "draw"}:
+        raise ValueError(f"site {min(taken)!r}: expected another name; got that of a dimension in ArviZ")
+    of_datum = _free("datum", sites)
+    coords = {of_datum: of_data}
     latent = {name: _latent_dims(name, array.ndim - 2, len(posterior)) for name, array in posterior.items()}
     pixels = {name: _observed_dims(name, array.ndim - 1, len(observed)) for name, array in observed.items()}
+    latent, pixels = ({k: tuple(_free(dim, sites) for dim in v) for k, v in dims.items()} for dims in (latent, pixels))
 
     def draws(group: str, arrays: Arrays, dims: Mapping[str, tuple[str, ...]], **attributes: str) -> xr.Dataset:
         if arrays.keys() != dims.keys():
@@ -71,7 +78,7 @@ def arviz_groups(
             if array.ndim != 2 + len(dims[name]) or array.shape[1] != num_data:
                 got = f"got {array.shape}"
                 raise ValueError(f"{group}, site {name!r}: expected {_shape(num_data, dims[name])}; {got}")
-            variables[name] = (("chain", "draw", "datum", *dims[name]), array[None])
+            variables[name] = (("chain", "draw", of_datum, *dims[name]), array[None])
         return _dataset(variables, coords, attributes)
 
     of_draws = {"sampled_from": sampled_from}
@@ -84,7 +91,7 @@ def arviz_groups(
             "log_likelihood", log_likelihood, dict.fromkeys(observed, ()), **of_draws, units="nats per datum"
         ),
         "sample_stats": _sample_stats(log_weight, statistics, sampled_from, coords),
-        "observed_data": _dataset({name: (("datum", *pixels[name]), x) for name, x in observed.items()}, coords),
+        "observed_data": _dataset({name: ((of_datum, *pixels[name]), x) for name, x in observed.items()}, coords),
     }
     attributes = {"K": num_samples, "sampled_from": sampled_from, **(attributes or {})}
     attributes |= {f"{name}_version": version(name) for name in ("arviz", "numpy", "xarray")}
@@ -132,9 +139,10 @@ def elpd(data: Any) -> Any:
 def _sample_stats(
     log_weight: Array, statistics: Arrays, sampled_from: SampledFrom, coords: Mapping[str, Array]
 ) -> xr.Dataset:
+    (of_datum,) = coords
     of_draws = {
-        "guide": (("chain", "draw", "datum"), log_weight[None]),
-        "importance resampling": (("guide_draw", "datum"), log_weight),
+        "guide": (("chain", "draw", of_datum), log_weight[None]),
+        "importance resampling": (("guide_draw", of_datum), log_weight),
     }
     nats, K = {"units": "nats"}, len(log_weight)
     names = {
@@ -144,8 +152,15 @@ def _sample_stats(
         "khat": {"long_name": "Pareto k-hat of the weights"},
     }
     weights = (*of_draws[sampled_from], nats | {"long_name": "log p(x, z) - log q(z|x) of a guide's draw"})
-    variables = {name: ("datum", statistics[name], attributes) for name, attributes in names.items()}
+    variables = {name: (of_datum, statistics[name], attributes) for name, attributes in names.items()}
     return _dataset({"log_weight": weights, **variables}, coords, {"K": K})
+
+
+def _free(dim: str, sites: set[str]) -> str:
+    """The name of a dimension that no site has: xarray takes the two for one."""
+    while dim in sites:
+        dim += "_dim"
+    return dim
 
 
 def _latent_dims(name: str, ndim: int, num_sites: int) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ class Comparison:
         return "\n".join([header, rule, *rows, "", *(f"- {note}" for note in self._notes())])
 
     def _cells(self) -> list[list[str]]:
-        quantity, digits = ("log p(x)", 3) if self.unit == "nats" else ("-log p(x)", 4)
+        of = self.rows[0].result.quantity
+        quantity, digits = (of, 3) if self.unit == "nats" else (f"-{of}", 4)
         errors = ["data s.e.", "MC s.e."]
         cells = [["result", quantity, *errors, "k-hat over limit", "to the best", *errors]]
         for i, row in enumerate(self.rows):
@@ -85,7 +86,8 @@ def compare(
         num_dims: D, dimensions of a datum, for bits and `levels`.
         levels: turn densities of dequantised images into `density_to_mass_bound` first.
 
-    Raises `ValueError` for results that differ in number of data, measure, encoding or fingerprint, and for those of
+    Raises `ValueError` for results that differ in number of data, in what is scored given what (log p(x), log p(x | y),
+    log p(x, y), and the values of y), in measure, encoding or fingerprint, and for those of
     reconstruction losses (encoding Scale) or interrupted work. Masses of the 256 levels of the same images, by
     `source`, compare however they were come by, bounds among them: the table says so.
     """
@@ -110,7 +112,7 @@ def _check_comparable(results: Mapping[str, LogLikelihood]) -> None:
     (name, first), *others = results.items()
     for other, result in others:
         pair = {name: first, other: result}
-        require_same(pair, "number of data", "measure")
+        require_same(pair, "number of data", "quantity", "given", "measure")
         of_levels = all(r.values == "levels" and r.measure == "mass" for r in pair.values())
         if not (of_levels and first.source == result.source != ""):
             require_same(pair, "encoding", "fingerprint")
@@ -130,6 +132,8 @@ def require_same(pair: Mapping[str, LogLikelihood], *fields: str) -> None:
     """Raises `ValueError`, which says which two results and what differs."""
     remedies = {
         "measure": " (`levels` makes a bound on a mass of a density of dequantised images)",
+        "quantity": " (they are of different things)",
+        "given": " (fingerprints of the arguments beside x, which log p depends on)",
         "encoding": " (results encoded differently compare as masses of the levels of one non-empty `source`)",
     }
     for field in fields:

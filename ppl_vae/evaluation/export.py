@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppl_vae.contract import check_rows, measure_of
+from ppl_vae.contract import measure_of, tensors_of
 from ppl_vae.evaluation.arviz_groups import arviz_groups
 from ppl_vae.evaluation.chunks import blocks_of, chunks_of, seed_of
 from ppl_vae.evaluation.importance import LogWeights, chunked_log_weights
@@ -87,8 +87,8 @@ def to_arviz(
     for name, number in (("num_samples", num_samples), ("num_predictive", num_predictive)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1; got {number}")
-    data = (x, *args)
-    check_rows(*data)
+    data = tensors_of(model, guide, x, *args)
+    x = data[0]
     num_draws = min(num_predictive, num_samples)
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)

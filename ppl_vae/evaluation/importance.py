@@ -8,8 +8,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ppl_vae.contract import check_rows, check_structure, measure_of
+from ppl_vae.contract import check_structure, measure_of, tensors_of
 from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.programs import (
@@ -37,8 +38,9 @@ def log_weights(model: Program, guide: Program, x: Tensor, *args: Tensor, num_sa
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1; got {num_samples}")
+    data = tensors_of(model, guide, x, *args)
     with evaluating(model, guide):
-        return LogWeights(model, guide, x, *args)(x, *args, num_samples=num_samples)
+        return LogWeights(model, guide, *data)(*data, num_samples=num_samples)
 
 
 class LogWeights:
@@ -104,7 +106,8 @@ def log_likelihood(
     Importance Weighted Autoencoders, 2015, arXiv:1509.00519.
 
     Arguments:
-        x, args: data (data, *event) and the programs' further arguments, batched with it.
+        x, args: data (data, *event) and the programs' further arguments, batched with it: tensors, or what numpy
+            takes for an array.
         num_samples: K, exactly so many for each datum.
         seed: of the samples. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take; chosen to fit the cache by default. Memory does not grow with K,
@@ -120,18 +123,19 @@ def log_likelihood(
 
     Raises `ValueError` as `log_weights` does, and for NaN in x or x outside of the support of its likelihood.
     """
-    data = (x, *args)
-    check_options(data, num_samples, memory)
-    statistics, complete = LogMeanExp(len(x), num_samples, device=x.device), True
+    data = tensors_of(model, guide, x, *args)
+    check_options(num_samples, memory)
+    statistics, complete = LogMeanExp(len(data[0]), num_samples, device=data[0].device), True
     with evaluating(model, guide), seeded(seed):
         measure, space = measure_of(model, guide, *data)
+        quantity, given = quantity_of(model, guide, *data)
         weights = chunked_log_weights(model, guide, *data, memory=memory)
         if compiled:
             weights.compile()
         try:
             add_samples(
                 statistics,
-                torch.arange(len(x), device=x.device),
+                torch.arange(len(data[0]), device=data[0].device),
                 weights,
                 data,
                 num_samples=num_samples,
@@ -145,22 +149,23 @@ def log_likelihood(
         **statistics.estimates(),
         measure=measure,
         encoding=encoding,
-        fingerprint=fingerprint(x),
+        fingerprint=fingerprint(data[0]),
         bound="lower (importance-weighted, in expectation)",
         source=source,
         space=space,
+        quantity=quantity,
+        given=given,
         decoder_rows=int(statistics.count.sum()),
         complete=complete,
     )
 
 
-def check_options(data: tuple[Tensor, ...], num_samples: int, memory: int | None) -> None:
-    """Raises `ValueError` for sizes below 1, and for arguments of unequal length."""
+def check_options(num_samples: int, memory: int | None) -> None:
+    """Raises `ValueError` for sizes below 1."""
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1; got {num_samples}")
     if memory is not None and memory <= 0:
         raise ValueError(f"memory: expected bytes above 0; got {memory}")
-    check_rows(*data)
 
 
 def chunked_log_weights(model: Program, guide: Program, *data: Tensor, memory: int | None) -> LogWeights:

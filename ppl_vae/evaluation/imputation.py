@@ -10,17 +10,24 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
-from torch.distributions.constraints import Constraint
 
-from ppl_vae.contract import check_rows, check_same_without_x, check_structure, observed_x, support_name
-from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
+from ppl_vae.contract import (
+    check_same_without_x,
+    check_scores_any,
+    check_structure,
+    observed_sites,
+    observed_x,
+    plain_trace,
+    support_name,
+    tensors_of,
+)
+from ppl_vae.evaluation.chunks import chunks_of_data, rows_per_chunk, seed_of
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogMeanExp, PerDatum, khat_warnings, num_over_limit, widening
 from ppl_vae.programs import (
     Program,
     evaluating,
     guide_trace_of,
-    log_prob_per_datum,
     model_trace_of,
     sample_sites,
     seeded,
@@ -42,7 +49,7 @@ class Imputation:
     """What a model makes of the missing dimensions. x has shape (data, *event); tensors are on the CPU.
 
     Attributes:
-        mean: E[x | x_seen], and x itself where it was seen, shape (data, *event).
+        mean: E[x | x_seen], and x itself where it was seen, shape (data, *event); of whole numbers it is none.
         samples: from p(x_missing | x_seen), with replacement, and x itself where it was seen, shape (num_draws,
             data, *event). Those of one datum share latents where its `ess` is not far above num_draws.
         log_p_seen: log p(x_seen), in nats: a lower bound in expectation.
@@ -137,22 +144,22 @@ def impute(
     for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(f"{name}: expected at least {least}; got {value}")
-    check_rows(x, *args)
-    seen = _like(x, "seen", seen)
+    x, *args = tensors_of(model, guide, x, *args)  # type: ignore[assignment]
+    seen = _like(x, "seen", torch.as_tensor(seen))
     if seen.dtype is not torch.bool:
         raise ValueError(f"seen: expected booleans; got {seen.dtype}")
     if x[seen].isnan().any():
         raise ValueError("x: expected numbers where it is seen; got NaN")
-    visible = torch.where(seen, x, 0.0)  # all that the programs are told of x
-    fills = None if fill is None else torch.where(seen, x, _like(x, "fill", fill))
+    visible = x.where(seen, 0)  # all that the programs are told of x
+    fills = None if fill is None else torch.where(seen, x, _like(x, "fill", fill).to(x))
     statistics = LogMeanExp(len(x), num_samples, device=x.device)
     means, samples = [], []
     with seeded(seed), evaluating(model, guide):
         datum = [t[:1] for t in (visible, *args)]
-        support = _check_pair(model, guide, *datum)
-        if len(bad := x[seen][~support.check(x)[seen]]):
-            space = support_name(support)
-            raise ValueError(f"x: expected values in {space} where it is seen; got {bad.min():.4g} to {bad.max():.4g}")
+        _check_pair(model, guide, *datum)
+        check_scores_any(guide, *datum)
+        for x_of, seen_of, *args_of in chunks_of_data(BLOCK_DATA, visible, seen, *args):
+            _check_support(model, guide, x_of, seen_of, *args_of)
         max_rows = rows_per_chunk(model, guide, *datum, memory=memory)
         blocks = torch.arange(len(x), device=x.device).split(BLOCK_DATA)
         with progress("impute", len(blocks), enabled=show_progress) as report:
@@ -168,7 +175,8 @@ def impute(
                 means.append(mean)
                 samples.append(block.impute(values, log_w, num_draws))
                 report()
-    none, everything = ~seen.flatten(1).any(1).cpu(), seen.flatten(1).all(1).cpu()
+    by_datum = seen.reshape(len(x), -1)
+    none, everything = ~by_datum.any(1).cpu(), by_datum.all(1).cpu()
     khat_seen = statistics.khat()
     mc_se = statistics.standard_error().cpu() * widening(khat_seen, statistics.count.cpu())
     # p of nothing is 1
@@ -197,7 +205,7 @@ def _log_p(
     model: Program, guide: Program, x: Tensor, *args: Tensor, num_samples: int, seed: int, memory: int | None
 ) -> tuple[PerDatum, Tensor]:
     """log p(x) and its k-hat: NaN and -inf where x has NaN."""
-    known = ~x.flatten(1).isnan().any(1)
+    known = ~x.reshape(len(x), -1).isnan().any(1)
     log_p = torch.full((len(x),), math.nan, dtype=torch.float64)
     mc_se, khat = log_p.clone(), torch.full_like(log_p, -math.inf)
     if known.any():
@@ -209,21 +217,27 @@ def _log_p(
     return PerDatum(log_p, mc_se), khat
 
 
-def _check_pair(model: Program, guide: Program, *datum: Tensor) -> Constraint:
-    """The support of a dimension of the observed site, which has independent ones and observes x alone."""
+def _check_pair(model: Program, guide: Program, *datum: Tensor) -> None:
+    """The observed site has independent dimensions and observes x alone."""
     x, *args = datum
-    check_structure(model, guide, *datum)
-    guide_trace = guide_trace_of(guide, *datum, num_samples=1)
-    trace = model_trace_of(model, guide_trace, *datum, num_samples=1)
-    log_prob_per_datum(trace, (1, 1))
-    name, site = observed_x(trace, x)
+    _, guide_trace = check_structure(model, guide, *datum)
+    name, site = observed_x(plain_trace(model, *datum, latents=guide_trace), x)
     fn = _per_dimension(site["fn"])
     if fn.event_shape:
         raise ValueError(f"site {name!r}: expected independent dimensions, .to_event(...); got {type(fn).__name__}")
     other = site["fn"].sample()
-    again = model_trace_of(model, guide_trace, other.reshape(x.shape).to(x), *args, num_samples=1).nodes[name]["fn"]
+    again = plain_trace(model, other.reshape(x.shape).to(x), *args, latents=guide_trace).nodes[name]["fn"]
     check_same_without_x(name, site["fn"].log_prob(other), again.log_prob(other))
-    return fn.support
+
+
+def _check_support(model: Program, guide: Program, x: Tensor, seen: Tensor, *args: Tensor) -> None:
+    """Each datum is in its own support where it is seen."""
+    (site,) = observed_sites(plain_trace(model, x, *args, latents=plain_trace(guide, x, *args))).values()
+    fn = _per_dimension(site["fn"])
+    value, shown = (t.reshape(len(x), *site["value"].shape[1:]) for t in (x, seen))
+    if len(bad := value[shown & ~fn.support.check(value).expand(value.shape)]):
+        space = support_name(fn.support)
+        raise ValueError(f"x: expected values in {space} where it is seen; got {bad.min():.4g} to {bad.max():.4g}")
 
 
 def _per_dimension(fn: Any) -> Any:
@@ -248,7 +262,8 @@ class _Block:
         """All guesses alike: `fill`, or E[x]."""
         if fill is None:
             _, fn = self._split(guide_trace_of(self.model, self.x, *self.args, num_samples=ROUND_SAMPLES))
-            fill = torch.where(self.seen, self.x, fn.mean.mean(0).reshape(self.x.shape).to(self.x))
+            mean = fn.mean.mean(0).reshape(self.x.shape)
+            fill = torch.where(self.seen, self.x, (mean if self.x.is_floating_point() else mean.round()).to(self.x))
         self.fills = fill.expand(FILLS, *self.x.shape)
 
     def draw(self, num_samples: int) -> tuple[Values, Tensor, Tensor]:
@@ -274,7 +289,8 @@ class _Block:
                 for fill, n in zip(self.fills, counts, strict=True)
             ]
         ).logsumexp(0)
-        log_w, mean = torch.empty_like(log_r), torch.empty_like(self.x)
+        dtype = torch.promote_types(self.x.dtype, torch.get_default_dtype())
+        log_w, mean = torch.empty_like(log_r), torch.zeros(self.x.shape, dtype=dtype, device=self.x.device)
         for d in range(0, len(self.x), self.data_step):
             rows = slice(d, d + self.data_step)
             log_w[:, rows], mean[rows] = self._weigh(
@@ -284,7 +300,7 @@ class _Block:
 
     def _weigh(self, values: Values, log_r: Tensor, rows: slice, prior_share: float) -> tuple[Tensor, Tensor]:
         x, args = self.x[rows], [t[rows] for t in self.args]
-        log_w, log_sum, mean = torch.empty_like(log_r), log_r.new_full((len(x),), -math.inf), torch.zeros_like(x)
+        log_w, log_sum, mean = torch.empty_like(log_r), log_r.new_full((len(x),), -math.inf), log_r.new_zeros(x.shape)
         for k in range(0, len(log_r), self.sample_step):
             some = slice(k, k + self.sample_step)
             shape = (len(log_r[some]), len(x))
@@ -292,8 +308,9 @@ class _Block:
             trace = model_trace_of(self.model, z, x, *args, num_samples=shape[0])
             latents, p_x = self._split(trace)
             seen = self.seen[rows].reshape(len(x), *p_x.batch_shape[2:])
-            log_p_seen = p_x.log_prob(x.reshape(seen.shape)).where(seen, 0.0).flatten(2).sum(-1)
+            log_p_seen = p_x.log_prob(x.reshape(seen.shape)).where(seen, 0.0).reshape(*shape, -1)
             log_p_z = sum_of_sites(latents, shape)
+            log_p_seen = log_p_seen.sum(-1, dtype=torch.float64)
             log_w[some] = log_p_z + log_p_seen - torch.logaddexp(log_r[some], math.log(prior_share) + log_p_z)
             before, log_sum = log_sum, torch.logaddexp(log_sum, log_w[some].logsumexp(0))
             finite = log_sum.clamp(min=torch.finfo(log_sum.dtype).min)  # while no weight is above 0

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch import Tensor
 
-from ppl_vae.contract import check_rows, check_structure
+from ppl_vae.contract import check_scores_any, check_structure, tensors_of
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import Sites, latent_sites, pack, unpack
 from ppl_vae.evaluation.importance import log_likelihood
@@ -80,8 +80,8 @@ def refine(
     >>> refined = refine(model, guide, x)  # doctest: +SKIP
     >>> log_likelihood(model, refined, x)  # doctest: +SKIP
     """
-    data = (x, *args)
-    check_rows(*data)
+    data = tensors_of(model, guide, x, *args)
+    x = data[0]
     for name, number in {"num_steps": num_steps, "num_draws": num_draws, "num_starts": num_starts}.items():
         if number is not None and number < 1:
             raise ValueError(f"{name}: expected at least 1; got {number}")
@@ -89,6 +89,7 @@ def refine(
         datum = [t[:1] for t in data]
         check_structure(model, guide, *datum)
         sites = latent_sites(model, guide, *datum)
+        check_scores_any(guide, *datum)
         log_joint = LogJoint(model, sites, rows_per_chunk(model, guide, *datum, memory=memory, gradients=True))
         if compiled:
             log_joint.compile()

@@ -39,6 +39,8 @@ class LogLikelihood:
         space: the support of the observed sites and how many dimensions they have, "boolean^784".
         decoder_rows: rows (samples x data) that the model was evaluated on, for what it cost.
         rung: what was sampled for each datum, its number in `RUNGS`; None for one method alone.
+        quantity: what was scored given what, "log p(x)" or "log p(x, y | c)", by the names of the programs' arguments.
+        given: fingerprints of these other arguments.
         complete: whether each datum has all the samples that were asked for; not where the work was interrupted.
     """
 
@@ -54,6 +56,8 @@ class LogLikelihood:
     source: str = ""
     decoder_rows: int = 0
     space: str = ""
+    quantity: str = "log p(x)"
+    given: str = ""
     complete: bool = True
     rung: Tensor | None = None
 
@@ -102,13 +106,13 @@ class LogLikelihood:
     def __str__(self) -> str:
         samples, num_data = self.num_samples[self.done], int(self.done.sum())
         if not num_data:
-            return f"log p(x): interrupted before any of {len(self)} data was done"
+            return f"{self.quantity}: interrupted before any of {len(self)} data was done"
         K = f"{int(samples.min())}"
         if samples.max() > samples.min():
             K += f"..{int(samples.max())}"
         measure = f"{self.measure} on {self.space}" if self.space else self.measure
         text = (
-            f"log p(x) = {self.mean:.3f} nats per datum ({measure}; {self.bound}), "
+            f"{self.quantity} = {self.mean:.3f} nats per datum ({measure}; {self.bound}), "
             f"Monte Carlo s.e. {self.mc_se_of_mean:.3f}, s.e. over {num_data} data {self.data_se_of_mean:.3f}; "
             f"K = {K}, median ESS {self.ess[self.done].median().item():.1f}; "
             f"data {self.encoding or 'as given'} [{self.fingerprint}]"

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.contract import check_same_without_x, observed_x
+from ppl_vae.contract import check_same_without_x, observed_x, tensors_of
 from ppl_vae.evaluation.annealing import Annealing, Start, anneal
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.programs import (
@@ -86,6 +86,7 @@ def bidirectional(
 
     Raises `ValueError` as `annealed_log_likelihood` and `simulate` do.
     """
+    x, *args = tensors_of(model, guide, x, *args)  # type: ignore[assignment]
     simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
     data = (simulated, *(_rows(t, num_data) for t in args))
     settings = Annealing(num_chains, num_steps, start, leapfrog_steps)

@@ -132,7 +132,7 @@ def gaps_run(
         **{k: {"mean": part.mean, "mc_se": part.mc_se_of_mean} for k, part in parts.items()},
         "generalisation": dataclasses.asdict(generalisation),
         "active_units": units.num_active,
-        "latent_size": units.variances.numel(),
+        "latent_size": units.ratios.numel(),
         "log_num_images": math.log(len(log_p)),
         "num_images": len(log_p),
         "num_steps": num_steps,
@@ -167,6 +167,8 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "likelihood": run.config.likelihood,
         "measure": result.measure,
         "space": result.space,
+        "quantity": result.quantity,
+        "given": result.given,
         "bound": result.bound,
         "encoding": result.encoding,
         "fingerprint": result.fingerprint,
@@ -284,9 +286,15 @@ def load_evaluation(folder: Path, method: str = "importance") -> LogLikelihood:
     if {name: array.dtype for name, array in arrays.items()} != kinds or len(shapes) > 1 or len(shapes.pop()) != 1:
         got = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"{path}: expected an evaluation, {', '.join(PER_IMAGE)} (images,); got {got or 'nothing'}")
-    text = dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space"), str)
+    text = dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space", "quantity", "given"), str)
     others = {**text, "decoder_rows": int, "complete": bool}
-    summary = {"space": "", "complete": bool((arrays["num_samples"] > 0).all()), **summary}  # of older versions
+    summary = {
+        "space": "",
+        "quantity": "log p(x)",
+        "given": "",
+        "complete": bool((arrays["num_samples"] > 0).all()),
+        **summary,
+    }  # of older versions
     for name, kind in others.items():
         if type(summary.get(name)) is not kind:
             got = str(summary.get(name))[:100]

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ppl_vae.contract import check_rows, check_training, plain_trace
+from ppl_vae.contract import check_training, plain_trace, tensors_of
 from ppl_vae.graphs import repays
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import Program, evaluating, mode, modules_of, own_param_store, seeded
@@ -69,7 +69,7 @@ def fit(
     Arguments:
         model, guide: any Pyro pair with one data plate, whose parameters are those of `nn.Module`s (`pyro.module`), or
             bare (`pyro.param`): these are trained from where Pyro's param store has them, and put there.
-        x, args: the data, batched together along dim 0: tensors of shape (data, ...).
+        x, args: the data, batched together along dim 0, of shape (data, ...): tensors, or what numpy makes arrays of.
         validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each.
         encode: from a batch of stored data to the programs' arguments, with new noise for each training batch.
         elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch. Of a
@@ -104,10 +104,10 @@ def fit(
     last epoch for which it was finite. Warns by `RuntimeWarning` of a posterior that has collapsed, with a KL next to
     0, and of a run that ends far below where it began.
     """
-    data = (x, *args)
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    check_rows(*data)
-    held_out = validation if isinstance(validation, tuple) else () if validation is None else (validation,)
+    data = tensors_of(model, guide, x, *args)
+    x, held_out = data[0], () if validation is None else validation if isinstance(validation, tuple) else (validation,)
+    held_out = tensors_of(model, guide, *held_out)
     monitored = _monitored(data, held_out, encode, seed)
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, clip_norm)
     if isinstance(elbo, CompiledTrace_ELBO) and compiled is None:

@@ -11,9 +11,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae.evaluation import annealing
+from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.hamiltonian import AnnealingPath
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.programs import Program, seeded
 
@@ -321,3 +323,54 @@ def test_refused_options(options: dict, message: str) -> None:
 def test_refused_data() -> None:
     with pytest.raises(ValueError, match="argument 1: expected 3 rows; got 2"):
         annealed_log_likelihood(MODEL, GUIDE, torch.ones(3), torch.ones(2))
+
+
+def test_two_observed_sites_share_a_decoder_and_one_is_a_constant() -> None:
+    """h = 1.5 z decoded once for both x ~ N(h, 1) and y ~ N(2h, 1); the coin does not depend on z."""
+    with seeded(0):
+        decoder = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(decoder.weight, 1.5)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            h = decoder(pyro.sample("z", normal(torch.zeros(1), 1.0)))[..., 0]
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(2 * h, 1.0), obs=y)
+            pyro.sample("coin", dist.Bernoulli(torch.tensor(0.3)), obs=torch.ones(len(x)))
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(torch.zeros(1), 1.0))
+
+    x, y = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.0, -3.0, 1.0])
+    result = annealed_log_likelihood(model, guide, x, y, num_chains=400, num_steps=10, leapfrog_steps=2)
+    h = torch.tensor([1.5, 3.0])
+    joint = dist.MultivariateNormal(torch.zeros(2), torch.outer(h, h) + torch.eye(2))
+    exact = joint.log_prob(torch.stack([x, y], 1)) + math.log(0.3)
+    assert result.mc_se.max() < 0.1
+    assert ((result.log_p - exact).abs() < 4 * result.mc_se).all()
+
+
+def test_a_flow_without_an_inverse_is_named_and_the_prior_does_as_a_start() -> None:
+    with seeded(0):
+        planar = dist.transforms.Planar(2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", normal(pyro.sample("z", normal(torch.zeros(2), 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.TransformedDistribution(normal(torch.zeros(2), 1.0), [planar]))
+
+    x = torch.tensor([[0.5, -1.0]])
+    exact = normal(torch.zeros(2), math.sqrt(2)).log_prob(x)
+    for call in (annealed_log_likelihood, lambda *pair: impute(*pair, seen=torch.tensor([True, False]))):
+        with pytest.raises(ValueError, match="the guide: expected a density at any z; got a flow without an inverse"):
+            call(model, guide, x)
+    from_prior = annealed_log_likelihood(model, guide, x, start="prior", num_chains=200, num_steps=10)
+    with pytest.warns(RuntimeWarning, match="not refined"):
+        within = log_likelihood_within(model, guide, x, tolerance=1e-3, num_samples=100, max_samples=400)
+    assert within.num_samples.item() == 400
+    for result in (from_prior, within):
+        assert abs(result.log_p - exact) < 5 * result.mc_se

@@ -256,3 +256,31 @@ def test_what_does_not_fit_is_refused(change, message):
     arviz_groups(z, **arrays)
     with pytest.raises(ValueError, match=message):
         arviz_groups(z, **(arrays | change))
+
+
+def test_dimensions_give_way_to_sites_of_their_name():
+    """As in Pyro's own tutorial, whose latent site is called latent."""
+    z, x = {"latent": np.ones((5, 3, 2)), "datum": np.zeros((5, 3))}, {"dimension": np.zeros((3, 4))}
+    weights = np.zeros((5, 3))
+    data = arviz_groups(
+        z,
+        log_weight=weights,
+        statistics=statistics(weights),
+        log_likelihood={"dimension": weights},
+        observed=x,
+        posterior_predictive={"dimension": np.zeros((1, 3, 4))},
+        prior=z,
+        prior_predictive={"dimension": np.zeros((1, 3, 4))},
+    )
+    assert data["posterior"]["latent"].dims == ("chain", "draw", "datum_dim", "latent_latent")
+    assert data["prior"]["datum"].dims == ("chain", "draw", "datum_dim")
+    assert data["observed_data"]["dimension"].dims == ("datum_dim", "dimension_dim")
+    assert (data["posterior"]["latent"].values == 1).all()
+    one = {"latent": z["latent"]}
+    arrays = {"log_weight": weights, "statistics": statistics(weights), "log_likelihood": {"x": weights}}
+    arrays |= {"observed": {"x": np.zeros((3, 4))}, "posterior_predictive": {"x": np.zeros((1, 3, 4))}}
+    data = arviz_groups(one, **arrays, prior=one, prior_predictive={"x": np.zeros((1, 3, 4))})
+    assert data["posterior"]["latent"].dims == ("chain", "draw", "datum", "latent_dim")
+    draw = {"draw": z["latent"]}
+    with pytest.raises(ValueError, match="site 'draw': expected another name; got that of a dimension in ArviZ"):
+        arviz_groups(draw, **arrays, prior=draw, prior_predictive={"x": np.zeros((1, 3, 4))})

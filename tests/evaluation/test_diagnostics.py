@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from ppl_vae.evaluation.diagnostics import khat_limit, pareto_khat
+from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogMeanExp
+from ppl_vae.models import PPCA
+from ppl_vae.programs import seeded
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -68,3 +71,14 @@ def test_what_rounding_explains_has_no_khat(log_w, spread):
     s = LogMeanExp(1, 1000)
     s.add(log_w - 100 * spread * u.log())
     assert math.isfinite(s.khat().item())
+
+
+def test_an_exact_posterior_has_no_khat_in_float32():
+    """All weights are p(x), but for the rounding of sums over 784 dimensions."""
+    with seeded(0):
+        pair = PPCA((784,), 5)
+        pair.W.data.normal_()
+        x = pair.generate(30).sample().detach()
+    result = log_likelihood(pair.model, pair.guide, x, num_samples=200)
+    assert bool((result.khat == -math.inf).all())
+    assert (result.log_p - pair.log_prob(x)).abs().max() < 2e-3

@@ -247,3 +247,57 @@ def test_khat_is_also_that_of_log_p_of_x(pair, x):
     of_seen = impute(pair.model, narrow, torch.where(seen, x, torch.nan), seen=seen, **sizes).khat
     assert of_x.median() > 0.7 > of_seen.median()
     assert torch.equal(impute(pair.model, narrow, x, seen=seen, **sizes).khat, torch.maximum(of_x, of_seen))
+
+
+P, P_Z = torch.tensor([0.2, 0.7]), torch.tensor([0.4, 0.6])
+
+
+def trials(x, n):
+    """z in {0, 1}, and two counts of n_i trials each."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(P_Z))
+        pyro.sample("x", dist.Binomial(n[:, None].float(), P[z][..., None].expand(*z.shape, 2)).to_event(1), obs=x)
+
+
+def coin(x, n):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_counts_of_each_datums_own_number_of_trials(dtype):
+    x, n = torch.tensor([[3, 4], [9, 7], [0, 2]]).to(dtype), torch.tensor([5, 9, 12])
+    result = impute(trials, coin, x, n, seen=torch.tensor([True, False]), num_samples=4000, num_draws=400)
+    p_x = dist.Binomial(n[:, None].float(), P)
+    joint = P_Z.log() + p_x.log_prob(x[:, :1].float())
+    weights = joint.softmax(-1)
+    log_p_missing = (weights.log() + p_x.log_prob(x[:, 1:].float())).logsumexp(-1)
+    assert bool(((result.log_p_seen.values - joint.logsumexp(-1)).abs() < 5 * result.log_p_seen.mc_se).all())
+    assert bool(((result.log_p_missing.values - log_p_missing).abs() < 5 * result.log_p_missing.mc_se).all())
+    mean = (weights * n[:, None] * P).sum(-1)
+    assert bool(((result.mean[:, 1] - mean).abs() < 5 * n * 0.5 / result.ess.sqrt()).all())
+    assert result.samples.dtype == dtype
+    assert result.mean.is_floating_point()
+    assert bool((result.samples[..., 1] <= n).all())
+    with pytest.raises(ValueError, match=r"x: expected values in integerinterval.* where it is seen; got 9 to 9"):
+        impute(trials, coin, x, torch.tensor([5, 8, 12]), seen=torch.tensor([True, False]))
+
+
+def test_x_of_one_number_a_datum():
+    """z ~ N(0, 1), x ~ N(z, 1)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    x = torch.tensor([1.0, -2.0, 0.5])
+    result = impute(model, guide, x, seen=torch.tensor([True, False, True]), num_samples=4000)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).double()
+    assert bool(((result.log_p_seen.values - exact)[::2].abs() < 5 * result.log_p_seen.mc_se[::2]).all())
+    assert abs(result.log_p_missing.values[1] - exact[1]) < 5 * result.log_p_missing.mc_se[1]
+    assert result.log_p_missing.values[::2].eq(0).all()
+    assert result.samples.shape == (10, 3)

@@ -263,10 +263,7 @@ def test_to_a_tolerance(make: Make) -> None:
     assert result.num_samples.max() > 100
 
 
-SHARED = pytest.mark.xfail(raises=RuntimeError, reason="two observed sites that share a decoder can't be annealed yet")
-
-
-@pytest.mark.parametrize("make", [two_constrained, pytest.param(two_observed, marks=SHARED), integer, label])
+@pytest.mark.parametrize("make", [two_constrained, two_observed, integer, label])
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_annealing(make: Make, start: Start) -> None:
     case = make()

@@ -164,12 +164,8 @@ def test_what_cannot_be_trained_is_refused():
         run(x[:0])
     with pytest.raises(ValueError, match="argument 1: expected 60 rows; got 59"):
         run(x, x[1:])
-    with pytest.raises(ValueError, match=r"got ndarray\. Give torch\.as_tensor\(x\)"):
-        run(x.numpy())
-    with pytest.raises(
-        ValueError, match=r"as the parameters; got torch\.float64\. Convert them: x\.to\(torch\.float32\)"
-    ):
-        run(x.double())
+    with pytest.raises(ValueError, match=r"as the parameters; got torch\.float64 of numbers that it would round"):
+        run(x.double() + 1e-12)
     with pytest.raises(ValueError, match="epochs: expected a number above 0; got 0"):
         run(epochs=0)
     with pytest.raises(ValueError, match="learning_rate"):
