@@ -89,7 +89,8 @@ def unknown(what: str, name: str, known: list[str], written: str = "") -> str:
     "model: expected one of NETWORK-KIND; got 'vae' (did you mean 'dense-vae' or 'conv-vae'?)"
     """
     words = {*re.split("[-_]", name.lower())}
-    near = [k for k in known if words <= {*re.split("[-_]", k)}]  # `vae` is a part of several
+    near = [k for k in known if k == name.lower()]
+    near = near or [k for k in known if words <= {*re.split("[-_]", k)}]  # `vae` is a part of several
     near = near or difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" (did you mean {' or '.join(map(repr, near[:3]))}?)" if near else ""
     return f"{what}: expected one of {written or ', '.join(known)}; got {name!r}{hint}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from ppl_vae.data.dataset import Dataset, select, split
 from ppl_vae.data.encodings import Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.data.observation import Observe
-from ppl_vae.distributions import standard_units
 from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_names
 from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig
 from ppl_vae.kl_weights import KLWeight
@@ -62,6 +60,9 @@ class Assembly:
 
     def build(self, event_shape: Shape, num_classes: int = 0) -> Model:
         """The untrained model for data of this shape, with the components themselves: they serve one model."""
+        if num_classes < self.kind.model.labelled:
+            about = f"{self.config.model} ({self.kind.about})"
+            raise ValueError(f"num_classes: expected a number of classes for {about}; got {num_classes}")
         make_rescale = self._rescale(event_shape)
         likelihood = Rescaled(self.likelihood, event_shape) if self.config.standardize else self.likelihood
         with seeded(self.config.seed):
@@ -188,13 +189,9 @@ class Prepared:
     def initialise(self) -> None:
         """Gives the model what it starts from in the training data."""
         images, *labels = self.train
-        x = self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1]
-        self.model.initialise(x, *labels)
+        self.model.initialise(self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1], *labels)
         if isinstance(self.model, SemiSupervisedVAE) and self.config.alpha is not None:
             self.model.alpha = self.config.alpha
-        is_density = self.assembly.likelihood.support is constraints.real and not self.dataset.is_images
-        if is_density and self.assembly.kind.has_network and not self.config.standardize:
-            _warn_of_units(x, self.dataset.name)
 
 
 def prepare(config: TrainConfig, dataset: Dataset) -> Prepared:
@@ -220,17 +217,6 @@ def prepare(config: TrainConfig, dataset: Dataset) -> Prepared:
         train, validation = (*train, y_train), (*validation, y_validation)
     model = assembly.build(dataset.event_shape, num_classes)
     return Prepared(assembly, dataset, num_classes, model, train, validation)
-
-
-def _warn_of_units(x: Tensor, name: str) -> None:
-    low, high = (t.item() for t in standard_units(x)[1].aminmax())
-    if high > 10 or low < 0.1:
-        warnings.warn(
-            f"{name}: expected columns with standard deviations of about 1; got {low:.4g} to {high:.4g}, which take "
-            "long to learn. Standardise them (--standardize, standardize=True): log p(x) stays in their own units",
-            RuntimeWarning,
-            stacklevel=3,
-        )
 
 
 def fitted(config: TrainConfig, dataset: Dataset) -> Assembly:

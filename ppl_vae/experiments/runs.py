@@ -163,7 +163,7 @@ def load_run(folder: Path | str, *, data_dir: Path | None = None, dataset: Datas
     check_run(folder)
     check(folder, "config.json", "weights.safetensors", "metrics.json")
     config, shape, num_classes = read_config(folder / "config.json")
-    assembly = _assembled(config, shape, num_classes, folder / "config.json")
+    assembly = _assembled(config, shape, folder / "config.json")
     model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors")
     metrics = read_json(folder / "metrics.json")
 
@@ -186,7 +186,7 @@ def load_run(folder: Path | str, *, data_dir: Path | None = None, dataset: Datas
     return run if dataset is None or isinstance(dataset, str) else run.on(dataset)
 
 
-def _assembled(config: TrainConfig, shape: Shape, num_classes: int, path: Path) -> Assembly:
+def _assembled(config: TrainConfig, shape: Shape, path: Path) -> Assembly:
     """The components of a stored config. Raises `ValueError`, which names the file."""
     try:
         assembly = assemble(config, of_images=len(shape) == 3)
@@ -194,8 +194,6 @@ def _assembled(config: TrainConfig, shape: Shape, num_classes: int, path: Path) 
         raise ValueError(f"{path}: {error} (if it is one of yours, name its module with --plugin)") from None
     except (ValueError, RuntimeError, MemoryError) as error:  # torch's for want of memory is the second
         raise ValueError(f"{path}: {' '.join(str(error).split())[:500]}") from None
-    if num_classes < assembly.kind.model.labelled:
-        raise ValueError(f"{path}: num_classes: expected a number of classes for {config.model}; got {num_classes}")
     return assembly
 
 

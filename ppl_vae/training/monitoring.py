@@ -126,7 +126,7 @@ def out_of_scale(x: Tensor) -> str:
     got = f"x has a standard deviation of {float(f'{std:.2g}'):,.0f}"
     if values.equal(values.round()):
         return f"log(1 + x) as the encoder's input: {got}"
-    return f"standardised data, (x - mean) / std by dimension: {got}"
+    return f"standardised data, (x - mean) / std by dimension (--standardize): {got}"
 
 
 def warn_of_end(rows: list[dict[str, float]], x: Tensor) -> None:
