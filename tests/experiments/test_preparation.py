@@ -191,7 +191,8 @@ def test_standardised_data_have_a_log_likelihood_in_their_own_units():
 
 def test_units_are_part_of_a_run_and_refused_where_they_mean_nothing(tmp_path):
     dataset = Dataset("table", columns(60), columns(12))
-    config = TrainConfig(model="dense-vae:hidden=8", likelihood="gaussian-learned", standardize=True, **SMALL)
+    settings = {"standardize": True, "latent_size": 2, "epochs": 20, "batch_size": 16, "learning_rate": 0.03}
+    config = TrainConfig(model="dense-vae:hidden=8", likelihood="gaussian-learned", **settings)
     run = quiet_train(config, tmp_path / "run", dataset)
     torch.testing.assert_close(run.model.likelihood.scale, prepare(config, dataset).train[0].std(0, correction=0))
     again = load_run(tmp_path / "run", dataset=dataset)
