@@ -35,6 +35,7 @@ from .data.noise import SaltAndPepper as SaltAndPepper
 from .data.observation import Observe as Observe
 from .evaluation.adaptive import log_likelihood_within as log_likelihood_within
 from .evaluation.annealing import annealed_log_likelihood as annealed_log_likelihood
+from .evaluation.certificate import certify as certify
 from .evaluation.checking import check_model as check_model
 from .evaluation.comparison import compare as compare
 from .evaluation.export import to_arviz as to_arviz

@@ -76,7 +76,14 @@ def log_likelihood_within(
     while 4 * sizes[-1] <= max_samples:
         sizes.append(4 * sizes[-1])
     shared: dict[str, Any] = {"memory": memory, "show_progress": show_progress}
-    refined = _Lazily(model, guide, seed_of(seed, REFINED), {**shared, "compiled": compiled})
+    posteriors: list[Program] = []
+
+    def refined(*data: Tensor) -> Program:
+        """Of the data of the first call, which are those of all others."""
+        if not posteriors:
+            options = {**shared, "seed": seed_of(seed, REFINED), "compiled": compiled}
+            posteriors.append(refined_or_guide(model, guide, *data, **options))
+        return posteriors[0]
 
     def sample(*data: Tensor, num_samples: int, seed: int, of: Callable[..., Program]) -> LogLikelihood:
         options = {**shared, "num_samples": num_samples, "compiled": compiled, "encoding": encoding}
@@ -93,28 +100,19 @@ def log_likelihood_within(
     ]
     result, number = climb([rung for _, rung in rungs], data, tolerance, seed=seed)
     rung = torch.tensor([kind for kind, _ in rungs])[number]
-    if refined.failed:
+    if posteriors == [guide]:
         rung[rung == REFINED] = GUIDE
     counts = ", ".join(f"{int((rung == kind).sum())} {name}" for kind, name in enumerate(RUNGS) if (rung == kind).any())
     return replace(result, rung=rung, bound=f"lower (by rung of a ladder: {counts}; in expectation)")
 
 
-class _Lazily:
-    """The posterior refined for the data of the first call, or the guide where it can't be, with a warning."""
-
-    def __init__(self, model: Program, guide: Program, seed: int, options: dict[str, Any]):
-        self.model, self.guide, self.seed, self.options = model, guide, seed, options
-        self.refined: Program | None = None
-        self.failed = False
-
-    def __call__(self, *data: Tensor) -> Program:
-        if self.refined is None:
-            try:
-                self.refined = refine(self.model, self.guide, *data, seed=self.seed, **self.options)
-            except ValueError as error:
-                warnings.warn(f"not refined, samples are of the guide: {error}", RuntimeWarning, stacklevel=2)
-                self.refined, self.failed = self.guide, True
-        return self.refined
+def refined_or_guide(model: Program, guide: Program, *data: Tensor, **options: Any) -> Program:
+    """The posterior refined for the data, or the guide where it can't be, with a `RuntimeWarning`."""
+    try:
+        return refine(model, guide, *data, **options)
+    except ValueError as error:
+        warnings.warn(f"not refined, samples are of the guide: {error}", RuntimeWarning, stacklevel=2)
+        return guide
 
 
 def climb(
