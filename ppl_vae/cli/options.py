@@ -132,24 +132,25 @@ class TrainCommand(WithModels):
         train_model(self)
 
 
-Method = Literal["importance", "annealed", "sandwich"]
+Method = Literal["importance", "ladder", "annealed", "sandwich"]
 
 
 @dataclass(frozen=True)
 class EvaluateCommand(OfRun):
     """log p(x) of held-out data, in nats per datum, with its errors and warnings.
 
-    Writes log_likelihood.json, and per datum log_likelihood.npz; with --tolerance or --method annealed,
-    log_likelihood-tolerance.* or log_likelihood-annealed.*; with --method sandwich, which computes a lower and an upper
-    bound on data simulated from the model (the upper one is valid only there), sandwich.json. A result of more images
-    or samples than this one is kept. What was interrupted is named -partial."""
+    Writes log_likelihood.json, and per datum log_likelihood.npz; with --tolerance or another method,
+    log_likelihood-tolerance.*, log_likelihood-ladder.* or log_likelihood-annealed.*; with --method sandwich, which
+    computes a lower and an upper bound on data simulated from the model (valid only there), sandwich.json. A result of
+    more images or samples than this one is kept. What was interrupted is named -partial."""
 
     method: Method = "importance"
-    """Importance sampling from the guide, annealing from the guide, or both bounds on simulated data."""
+    """Importance sampling from the guide; a ladder that needs no warning, for each datum the first of guide, posterior
+    refined for it, and annealing that can be trusted; annealing from the guide; or both bounds on simulated data."""
     num_samples: int = 1000
     """K, importance samples for each datum."""
     tolerance: float | None = None
-    """Nats. K doubles for each datum until its Monte Carlo error is below; what stays above is annealed."""
+    """Nats. The ladder, with as many samples for each datum as bring its Monte Carlo error below."""
     gaps: bool = False
     """Also say where log p(x) - ELBO comes from (approximation, amortisation), the generalisation gap, and the mutual
     information of x and z. Writes gaps.json. Costs 4,000 gradients of the decoder for each datum."""
@@ -158,7 +159,7 @@ class EvaluateCommand(OfRun):
     num_steps: int = 200
     """Temperatures of each chain, when annealing."""
     num_images: int | None = None
-    """The first so many test images. Default: all for importance sampling, but 100 with --tolerance, --gaps or
+    """The first so many test images. Default: all for importance sampling, but 100 with the ladder, --gaps or
     annealing; of simulated data 64."""
     seed: int = 0
     """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
@@ -170,8 +171,8 @@ class EvaluateCommand(OfRun):
         at_least_one(**{name: getattr(self, name) for name in names})
         if self.tolerance is not None and not 0 < self.tolerance < math.inf:
             raise UsageError(f"--tolerance: expected nats above 0; got {self.tolerance}")
-        if self.tolerance is not None and self.method != "importance":
-            raise UsageError(f"--tolerance: expected --method importance beside it; got {self.method}")
+        if self.tolerance is not None and self.method not in ("importance", "ladder"):
+            raise UsageError(f"--tolerance: expected --method ladder beside it; got {self.method}")
         if self.gaps and self.method != "importance":
             raise UsageError(f"--gaps: expected --method importance beside it; got {self.method}")
         if self.gaps and self.num_images == 1:
@@ -191,7 +192,7 @@ class CompareCommand:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of evaluated runs, or folders of such folders."""
-    method: Literal["importance", "tolerance", "annealed"] = "importance"
+    method: Literal["importance", "ladder", "tolerance", "annealed"] = "importance"
     """Which of their evaluations: see `ppl-vae evaluate`."""
     dataset: str | None = None
     """Their evaluations on this dataset, as by `ppl-vae evaluate RUN --dataset`. Default: on the data of the

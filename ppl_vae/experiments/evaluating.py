@@ -21,11 +21,12 @@ from ppl_vae.data.encodings import Dequantize, Identity
 from ppl_vae.data.noise import NoNoise
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
+from ppl_vae.evaluation.certificate import certify
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
-from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.evaluation.results import RUNGS, LogLikelihood
 from ppl_vae.evaluation.sandwich import Sandwich, bidirectional
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.models import SemiSupervisedVAE
@@ -67,8 +68,8 @@ def evaluate_run(
     tolerance: float | None = None,
     **options: Any,
 ) -> tuple[LogLikelihood, dict[str, Any]]:
-    """log p(x) of the first test images by `log_likelihood`, or `log_likelihood_within` a tolerance in nats, with their
-    `options`, and a summary of it for JSON.
+    """log p(x) of the first test images by `log_likelihood`, or by the ladder, `log_likelihood_within` a tolerance in
+    nats (inf for any), with their `options`, and a summary of it for JSON.
 
     Raises `ValueError` for an autoencoder, and for an encoding under which the model has no likelihood.
     """
@@ -188,7 +189,23 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "kl": kl,
         "active_units": num_active,
         "accuracy": _accuracy(run, data[0]),
+        **({} if result.rung is None else {"rungs": rungs_of(result.rung)}),
     }
+
+
+def rungs_of(rung: Tensor) -> dict[str, int]:
+    """How many data stand on each rung of the ladder that has any."""
+    return {name: count for kind, name in enumerate(RUNGS) if (count := int((rung == kind).sum()))}
+
+
+def certify_run(run: Run, *, num_data: int, num_samples: int, seed: int = 0, **options: Any) -> dict[str, float]:
+    """What the ladder misses on data simulated from the model, for JSON: the mean gap of its two bounds, in nats.
+
+    Raises `ValueError` as `certify` does.
+    """
+    data, _ = held_out(run, num_data, seed)
+    sandwich = certify(*run.programs, *data, num_data=num_data, num_samples=num_samples, seed=seed, **options)
+    return {"gap": sandwich.gap, "gap_se": sandwich.gap_se, "gap_num_data": num_data}
 
 
 def _accuracy(run: Run, x: Tensor) -> float | None:

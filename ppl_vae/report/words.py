@@ -59,6 +59,11 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
         f"ELBO {number(summary['elbo'])}{error} = reconstruction {number(summary['reconstruction'])} "
         f"- KL {number(summary['kl'])}" + ("" if active is None else f"; {active} latent dimensions are active")
     )
+    if (gap := summary.get("gap")) is not None:
+        yield (
+            f"on {summary['gap_num_data']} data simulated from the model this evaluation misses at most "
+            f"{number(gap)} ± {number(summary['gap_se'])} nats"
+        )
     if (accuracy := summary.get("accuracy")) is not None:
         yield f"accuracy of the class: {accuracy:.2%} of the test labels"
     over, num_images = summary["khat_over_limit"], summary["num_images"]
@@ -70,7 +75,7 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
     elif over:
         yield (
             f"warning: Pareto k-hat is over its limit for {over:,} of {num_images:,} {things}: log p(x) is a loose "
-            "lower bound and its Monte Carlo error too small. Next: ppl-vae evaluate RUN --method annealed"
+            "lower bound and its Monte Carlo error too small. Next: ppl-vae evaluate RUN --method ladder"
         )
     if not summary.get("complete", True):
         yield "warning: interrupted before all samples were drawn. Next: the same command again"

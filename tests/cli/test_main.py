@@ -173,12 +173,16 @@ def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
     assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
     for options, text in (
         (["--tolerance", "0.5", "--num-samples", "30"], "log p(x) = "),
+        (["--method", "ladder", "--num-samples", "30"], "simulated from the model this evaluation misses at most"),
         (["--method", "annealed", "--num-chains", "4", "--num-steps", "5"], "annealed from the guide in 5 steps"),
         (["--method", "sandwich", "--num-chains", "4", "--num-steps", "5"], "only on data simulated from the model"),
     ):
         status, out, err = ppl_vae("evaluate", "run", "--num-images", 3, *options)
         assert status == 0, err
         assert text in out
+    ladder = json.loads((tmp_path / "run" / "log_likelihood-ladder.json").read_text())
+    assert sum(ladder["rungs"].values()) == ladder["num_images"] == 3
+    assert ladder["gap_num_data"] == 64
     bounds = json.loads((tmp_path / "run" / "sandwich.json").read_text())
     assert bounds["num_data"] == 3
 
@@ -248,7 +252,7 @@ def test_datasets_lists_what_goes_by_name(ppl_vae):
         (["evaluate", ".", "--tolerance", "0"], "--tolerance: expected nats above 0; got 0.0"),
         (
             ["evaluate", ".", "--tolerance", "1", "--method", "annealed"],
-            "expected --method importance beside it; got ann",
+            "expected --method ladder beside it; got annealed",
         ),
         (["evaluate", ".", "--gaps", "--method", "sandwich"], "expected --method importance beside it; got sandwich"),
         (["evaluate", ".", "--gaps", "--num-images", "1"], "--gaps: expected 2 images or more"),
