@@ -64,7 +64,9 @@ def test_the_commands_work(mine, capsys):
     for command in commands:
         _, *arguments = command.split()
         ppl_vae.cli.main.main([*arguments, *SMALL[arguments[0]].split()])
-    assert "5 test images, K = 30" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "of 5 test images of " in out
+    assert "K = 30 samples for each" in out
     configs = [json.loads((mine / "runs" / name / "config.json").read_text()) for name in ("mine", "rows", "nine")]
     used = " ".join(str(value) for config in configs for value in config.values())
     for name in re.findall(r"class (\w+)\(\w+\):", CODE):

@@ -170,7 +170,7 @@ def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[
         "versions": versions(),
     }
     write_json(output / "metrics.json", metrics)
-    return metrics
+    return read_json(output / "metrics.json")  # where what is infinite or NaN is None
 
 
 def _component(model: TrainConfig, group: str) -> str:
@@ -195,7 +195,7 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
         summaries = [read_json(folder / "log_likelihood.json") for folder in runs[row.name]]
         to_mass = num_dims * math.log(256) if summaries[0]["measure"] == "density" else 0.0
         elbos = [history_of(folder)["validation_elbo"] for folder in runs[row.name]]
-        per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]])
+        per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]], dtype=torch.float64)
         rows.append(
             {
                 "name": row.name,

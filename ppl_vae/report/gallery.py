@@ -34,12 +34,13 @@ def draw_run(
         paths.append(figures / f"{stem}.png")
         plots.save(figure, paths[-1], title=title)
 
-    if run.model.has_log_p:
+    history = history_of(folder)
+    if run.model.has_log_p and "train_kl" in history.rows[0]:
         fig, axes = plots.figure(10, 3, ncols=3)
-        plots.training_curves(axes, history_of(folder))
-    else:
+        plots.training_curves(axes, history)
+    else:  # an autoencoder, or an ELBO that sums over labels, and has no parts
         fig, ax = plots.figure(5, 3)
-        plots.loss_curve(ax, history_of(folder))
+        plots.loss_curve(ax, history)
     save(fig, "training", name)
 
     if not run.is_of_images:

@@ -502,10 +502,10 @@ def test_a_mistake_in_a_plugin_is_one_line(tmp_path, monkeypatch, capsys, argume
     [
         (np.zeros(20), "expected vectors (N, D), or images (N, H, W)"),
         (np.zeros((2, 3, 4, 5, 6)), "got shape (2, 3, 4, 5, 6)"),
-        (np.full((20, 5, 5), 254), "got int64 from 254 to 254 (round, and store as uint8)"),
+        (np.full((20, 5, 5), 254), "got int64 from 254 to 254 (round, and store as uint8; or store them as vect"),
         (
             np.full((20, 5, 5), 0.5),
-            "from 0.5 to 0.5 (multiply by 255 if they are in [0, 1], round, and store as uint8)",
+            "from 0.5 to 0.5 (multiply by 255 if they are in [0, 1], round, and store as uint8; or store",
         ),
     ],
 )

@@ -29,10 +29,9 @@ def test_log_likelihood_of_a_run_does_not_depend_on_training_noise(tmp_path, dat
     assert json.loads((tmp_path / "run" / "log_likelihood.json").read_text())["log_p"] == summary["log_p"]
 
 
-def test_bernoulli_on_grey_pixels_trains_by_name_and_has_no_log_likelihood(tmp_path, dataset):
-    run = quiet_train(dataclasses.replace(CONFIG, encoding="scale"), tmp_path / "run", dataset)
-    with pytest.raises(ValueError, match="no likelihood"):
-        evaluate_run(run, num_samples=2)
+def test_bernoulli_on_grey_pixels_is_refused_before_the_first_step(tmp_path, dataset):
+    with pytest.raises(ValueError, match="A Bernoulli on grey pixels is no likelihood: binarise x"):
+        quiet_train(dataclasses.replace(CONFIG, encoding="scale"), tmp_path / "run", dataset)
 
 
 def test_a_density_on_discrete_values_is_no_likelihood(tmp_path, dataset):

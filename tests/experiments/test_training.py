@@ -49,7 +49,7 @@ def test_training_never_looks_at_test_images(tmp_path, dataset):
 def test_a_model_trained_in_python_is_saved_as_a_run(tmp_path, dataset):
     config = dataclasses.replace(CONFIG, dataset="toy")
     model = build(config, dataset.event_shape)
-    history = fit(model.model, model.guide, dataset.train / 255, epochs=1, show_progress=False)
+    history = fit(model.model, model.guide, (dataset.train > 127).float(), epochs=1, show_progress=False)
     save_run(tmp_path / "run", model, config, history, dataset=dataset)
     run = load_run(tmp_path / "run", dataset=dataset)
     assert run.has_its_own_data
