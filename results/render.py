@@ -66,9 +66,81 @@ def results_page(results: Path) -> str:
         for key, section in (("denoising", study_section), ("groups", swaps_section)):
             if key in metrics:
                 lines.append(section(folder).replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))
+    lines += ladder_section(results)
+    if (results / "calibration" / "calibration.json").is_file():
+        lines += calibration_section(results / "calibration")
     if (results / "benchmarks" / "benchmarks.json").is_file():
         lines += benchmark_section(results / "benchmarks")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def ladder_section(results: Path) -> list[str]:
+    """log p(x) of the study's models by importance sampling from the guide, and by the ladder."""
+    rows = []
+    for path in sorted(results.glob("study/*/*/log_likelihood-ladder.json")):
+        ladder, guide = read_json(path), read_json(path.with_name("log_likelihood.json"))
+        gap = "—" if "gap" not in ladder else f"{ladder['gap']:.3f} ± {ladder['gap_se']:.3f}"
+        rows.append(
+            [
+                f"{path.parent.parent.name}, {path.parent.name}",
+                f"{guide['log_p']:.2f}",
+                f"{guide['khat_over_limit'] / guide['num_images']:.1%}",
+                f"{ladder['log_p']:.2f} ± {ladder['mc_se']:.2f} ± {ladder['data_se']:.2f}",
+                f"{ladder['khat_over_limit'] / ladder['num_images']:.1%}",
+                ", ".join(f"{count:,} {name}" for name, count in ladder["rungs"].items()),
+                f"{ladder['num_images']:,}",
+                gap,
+            ]
+        )
+    if not rows:
+        return []
+    head = ["model", "guide alone", "k̂ over", "ladder ± Monte Carlo ± data", "k̂ over", "rungs", "images", "gap"]
+    return [
+        "## The ladder",
+        "",
+        "log p(x) in nats per image by importance sampling from the guide, and by the ladder, for each image the first "
+        "of guide, refined posterior and annealing whose pilot samples can be trusted. Beside each the share of images "
+        "whose Pareto k̂ is over its limit. The gap is what the ladder misses at most on data simulated from the model. "
+        "By `ppl-vae evaluate RUN --method ladder`.",
+        "",
+        table(head, rows),
+        "",
+    ]
+
+
+def calibration_section(folder: Path) -> list[str]:
+    """Whether the stated errors hold, from `calibration.json`."""
+    calibration = read_json(folder / "calibration.json")
+
+    def number(value: float | None, digits: str) -> str:
+        return "—" if value is None else format(value, digits)
+
+    rows = [
+        [
+            f"{row['data']}: {row['guide']}",
+            row["method"],
+            f"{row['num_samples']:,}",
+            number(row["coverage"], ".0%"),
+            f"{row['mean_error']:+.3f} ± {row['mean_error_se']:.3f}",
+            number(row["rms_error"], ".3f"),
+            number(row["sd_of_z"], ".2f"),
+            number(row["over_limit"], ".0%"),
+        ]
+        for row in calibration["rows"]
+    ]
+    head = ["data: guide", "method", "K", "coverage", "mean error", "rms error", "sd of z", "k̂ over"]
+    return [
+        "## Calibration",
+        "",
+        "Errors of log p(x) against exact values (closed form, or quadrature), in nats per datum, and the share of the "
+        "stated 95 % intervals that cover them. `compare` is a paired difference to another model. The errors of "
+        "importance sampling widen by the share of data whose k̂ is over its limit; where that is large the estimate is "
+        "biased, and no error helps. By `python results/calibration/run.py`; "
+        f"{versions(calibration)}.",
+        "",
+        table(head, rows),
+        "",
+    ]
 
 
 def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:

@@ -48,7 +48,8 @@ PAIRS = [
 
 
 def make(model, likelihood, seed=0):
-    return build(TrainConfig(model=model, likelihood=likelihood, latent_size=3, hidden=(16,), seed=seed), SHAPE)
+    hidden = None if "residual" in model else (16,)
+    return build(TrainConfig(model=model, likelihood=likelihood, latent_size=3, hidden=hidden, seed=seed), SHAPE)
 
 
 @pytest.fixture

@@ -172,7 +172,8 @@ def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "expected one of bernoulli" in done.stderr
-    assert "got 'logistic' (if it is one of yours, name its module with --plugin)" in done.stderr
+    assert "got 'logistic' (did you mean" in done.stderr
+    assert "(if it is one of yours, name its module with --plugin)" in done.stderr
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     main(["evaluate", "run", "--plugin", "mine.py", "--num-samples", "30", "--num-images", "5"])

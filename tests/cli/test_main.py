@@ -196,7 +196,9 @@ def test_an_interrupt_before_anything_is_done_leaves_no_result(ppl_vae, tmp_path
     monkeypatch.setattr("ppl_vae.evaluation.results.LogMeanExp.add", interrupted)
     status, out, err = ppl_vae("evaluate", "run", "--num-images", 3, "--method", method)
     assert (status, out) == (130, "")
-    assert "interrupted" in one_line(err)
+    *progress, last = err.splitlines(keepends=True)
+    assert "interrupted" in one_line(last)
+    assert all(" left" in line for line in progress)
     assert not {"log_likelihood.json", "sandwich.json"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
