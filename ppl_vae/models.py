@@ -540,7 +540,8 @@ class PPCA(PyroPair):
         M = self.W.T @ self.W + variance * torch.eye(len(self.zeros)).to(self.W)
         L = torch.linalg.cholesky(M)
         mean = torch.cholesky_solve(self.W.T @ (x.flatten(1) - self.mean).T, L).T
-        return dist.MultivariateNormal(mean, precision_matrix=M / variance)
+        precision = (M + M.mT) / (2 * variance)  # W^T W is symmetric but for rounding
+        return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     def decode(self, z: Tensor) -> Tensor:
         """E[x|z], shape (*, *event), of latents z (*, latent)."""

@@ -27,6 +27,15 @@ def test_ppcas_log_prob_is_the_dense_gaussians():
     assert ppca.log_prob(x[0]).shape == ()
 
 
+def test_the_posterior_s_precision_is_symmetric_where_rounding_is_not():
+    with seeded(0):
+        ppca, x = PPCA((28, 28), 10), torch.randn(1, 28, 28)
+        ppca.W.data.normal_()
+    q = ppca.encode(x)  # torch refuses a matrix that is not
+    M = ppca.W.T @ ppca.W + torch.eye(10)
+    torch.testing.assert_close(q.precision_matrix[0], M, rtol=1e-4, atol=1e-3)
+
+
 def test_the_maximum_likelihood_is_one():
     with seeded(0):
         true = PPCA((5, 2), 3)

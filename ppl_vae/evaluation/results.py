@@ -155,7 +155,7 @@ def khat_warnings(khat: Tensor, num_samples: Tensor, num_data: int) -> str:
         limits = " to ".join(dict.fromkeys(f"{khat_limit(K):.2g}" for K in (num_samples.min(), num_samples.max())))
         text += (
             f"\nwarning: k-hat > {limits} for {unreliable} of {num_data} data: log p(x) may be too low, also where "
-            "k-hat is small. Anneal, or improve the guide"
+            "k-hat is small. Take log_likelihood_within, or improve the guide"
         )
     return text
 
