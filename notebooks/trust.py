@@ -30,7 +30,7 @@ from ppl_vae import plots
 from ppl_vae.evaluation.importance import log_weights
 from ppl_vae.evaluation.sandwich import simulate
 from ppl_vae.plots import OKABE_ITO
-from ppl_vae.programs import guide_trace_of, seeded
+from ppl_vae.programs import evaluating, guide_trace_of, seeded
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # fewer images and samples: what is asserted holds in this form too
 IMAGES, FEW, FIT, STEPS = (8, 8, 3000, 30) if SHORT else (30, 12, 10_000, 100)
@@ -206,7 +206,7 @@ posteriors = {"guide": narrow, "refined": pv.refine(ppca.model, narrow, one)}
 fig, (left, right) = plots.figure(8, 3.2, ncols=2)
 mean, cov = ppca.encode(one).mean[0], ppca.encode(one).covariance_matrix[0]
 scale, angle = torch.linalg.cholesky(cov[:2, :2]), torch.linspace(0, 2 * math.pi, 100)
-with seeded(0):
+with evaluating(ppca.model), seeded(0):
     for (name, guide), colour in zip(posteriors.items(), ("vermilion", "blue"), strict=True):
         z = guide_trace_of(guide, one, num_samples=draws).nodes["z"]["value"][:, 0]
         log_w = log_weights(ppca.model, guide, one, num_samples=draws)[:, 0].sort(descending=True).values
@@ -217,6 +217,7 @@ left.set(xlabel="$z_1$", ylabel="$z_2$", title="draws")
 right.set(xlabel="draws, the heaviest first", ylabel="log w - log p(x) [nats]", title="their weights")
 for ax in (left, right):
     ax.legend(fontsize=7, frameon=False)
+fig
 
 # %% [markdown]
 # ## The ladder

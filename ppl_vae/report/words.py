@@ -72,6 +72,11 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
             "warning: too few samples for a Pareto k-hat, so the Monte Carlo error may be too small. Next: "
             "--num-samples 1000"
         )
+    elif over and "rungs" in summary:
+        yield (
+            f"Pareto k-hat is over its limit for {over:,} of {num_images:,} {things}, which widens the Monte Carlo "
+            "error. Next, where that is many: --num-samples 4000"
+        )
     elif over:
         yield (
             f"warning: Pareto k-hat is over its limit for {over:,} of {num_images:,} {things}: log p(x) is a loose "
