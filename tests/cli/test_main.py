@@ -169,7 +169,8 @@ def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):
     assert "nowhere: expected the folder of an evaluated run; got nothing there" in one_line(err)
 
 
-def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
+def test_the_other_ways_to_evaluate(ppl_vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppl_vae.cli.evaluating.SIMULATED", 4)
     assert ppl_vae("train", "--model", "dense-vae", *TINY, "--output", "run")[0] == 0
     for options, text in (
         (["--tolerance", "5", "--num-samples", "200"], "log p(x) = "),
@@ -182,7 +183,7 @@ def test_the_other_ways_to_evaluate(ppl_vae, tmp_path):
         assert text in out
     ladder = json.loads((tmp_path / "run" / "log_likelihood-ladder.json").read_text())
     assert sum(ladder["rungs"].values()) == ladder["num_images"] == 3
-    assert ladder["gap_num_data"] == 64
+    assert ladder["gap_num_data"] == 4
     bounds = json.loads((tmp_path / "run" / "sandwich.json").read_text())
     assert bounds["num_data"] == 3
 
