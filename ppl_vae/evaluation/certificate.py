@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,28 +46,10 @@ def certify(
         raise ValueError(f"num_samples: expected at least 2, the exact draw and another; got {num_samples}")
     simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
     data = (simulated, *(t[torch.arange(num_data, device=t.device) % len(t)] for t in args))
-    options = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
-    lower = log_likelihood_within(
-        model,
-        guide,
-        *data,
-        num_samples=num_samples,
-        seed=seed_of(seed, 0),
-        memory=memory,
-        compiled=compiled,
-        show_progress=show_progress,
-    )
+    options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
+    lower = log_likelihood_within(model, guide, *data, num_samples=num_samples, seed=seed_of(seed, 0), **options)
     refined = refined_or_guide(model, guide, *data, seed=seed_of(seed, 1), **options)
-    others = log_likelihood(
-        model,
-        refined,
-        *data,
-        num_samples=num_samples - 1,
-        seed=seed_of(seed, 2),
-        memory=memory,
-        compiled=compiled,
-        show_progress=show_progress,
-    )
+    others = log_likelihood(model, refined, *data, num_samples=num_samples - 1, seed=seed_of(seed, 2), **options)
     with evaluating(model, refined), seeded(seed):
         exact = trace_of({name: value[None] for name, value in z.items()})
         log_p, log_q = (

@@ -176,17 +176,19 @@ class _Fits:
             elbo, loc, *factors = (t.unflatten(0, (-1, num_starts))[: len(index) - first] for t in fit)
             rows = rows[: len(elbo)]
             self.rounds[-1].append((rows, elbo, loc, *factors))
-            best = elbo.argmax(1)
-            self.best[rows] = loc[range(len(rows)), best]
+            best, at = elbo.nan_to_num(nan=-math.inf).max(1)
+            ok = best.isfinite()  # else the next round begins where this one did
+            self.best[rows[ok]] = loc[ok, at[ok]]
 
     def _starts(self, rows: Tensor, data: list[Tensor], num_starts: int) -> tuple[Tensor, Tensor]:
         """Where fits begin, and how wide, (data, starts, size): the best so far, which is the guide's mean at first,
         and draws of guide and prior, of the better half by log p(x, u), far apart."""
         of_guide, of_prior = (self._draws(program, data) for program in (self.guide, self.log_joint.model))
-        if len(self.rounds) == 1:
-            self.best[rows], self.spread[rows] = of_guide.mean(0), of_guide.std(0).clamp(min=MIN_SPREAD)
-            if self.wide:
-                self.wide[0][rows], self.wide[1][rows] = of_prior.mean(0), of_prior.std(0)
+        new = (self.spread[rows] == 0).all(-1)  # those that fill up a block have begun
+        self.best[rows[new]] = of_guide.mean(0)[new]
+        self.spread[rows[new]] = of_guide.std(0)[new].clamp(min=MIN_SPREAD)
+        if self.wide:
+            self.wide[0][rows], self.wide[1][rows] = of_prior.mean(0), of_prior.std(0)
         chosen, everyone = [self.best[rows]], range(len(rows))
         if num_starts > 1:
             draws = torch.cat([of_guide, of_prior])

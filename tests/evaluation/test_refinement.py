@@ -13,10 +13,12 @@ import torch
 from linear_pairs import OBLIQUE, Linear, program, randn
 from torch import Tensor
 
+from ppl_vae.evaluation import refinement
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.checking import check_model
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
+from ppl_vae.evaluation.refined import keys_of
 from ppl_vae.evaluation.refinement import refine
 from ppl_vae.programs import seeded
 
@@ -104,6 +106,17 @@ def test_weights_are_unbiased() -> None:
         ratios.append((log_w.double() - exact).exp().mean())
     ratios = torch.stack(ratios)
     assert abs(ratios.mean() - 1) < 4 * ratios.std() / math.sqrt(len(ratios))
+
+
+def test_what_fills_up_a_block_keeps_its_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block of six data by four is filled up with the first two, whose next round begins at their fit."""
+    for name, value in {"BLOCK_FITS": 4, "ROUNDS": (40, 1), "MORE_STARTS": 1, "PILOT_KHAT": -math.inf}.items():
+        monkeypatch.setattr(refinement, name, value)
+    pair = Linear(W3, shift=3.0, width=0.3)
+    refined = refine(pair.model, pair.guide, X[:6], num_steps=2)
+    fits = refined.loc[torch.searchsorted(refined.keys, keys_of(X[:6]))]
+    first, again = (fits - pair.posterior(X[:6]).mean[:, None]).abs().amax(-1).T
+    assert (again < first + 0.5).all()
 
 
 def two_modes(x: Tensor) -> None:
