@@ -97,8 +97,8 @@ def test_text_and_markdown_say_the_same_and_name_the_bounds():
         "nats per datum (mass); 2 data Binarize(), seed 0; differences are paired by datum",
         "flow: annealed",
         "a|b, few: lower",
-        "warning: a|b: k-hat > 0.5 for 2 of 2 data: log p(x) may be too low, also where k-hat is small. Anneal, or "
-        "improve the guide",
+        "warning: a|b: k-hat > 0.5 for 2 of 2 data: log p(x) may be too low, also where k-hat is small. Take "
+        "log_likelihood_within, or improve the guide",
         "warning: few: k-hat unknown for 2 of 2 data (K < 25): do not trust their error",
     ]
     assert text[4:] == notes
