@@ -9,8 +9,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.experiments.folders import with_exact
 from ppl_vae.experiments.listing import components
-from ppl_vae.report.markdown import table
+from ppl_vae.report.markdown import is_exact, table
 from ppl_vae.report.sections import study_section, swaps_section, versions
 from ppl_vae.system.files import read_json, write_json
 
@@ -80,6 +81,7 @@ def ladder_section(results: Path) -> list[str]:
     for path in sorted(results.glob("study/*/*/log_likelihood-ladder.json")):
         ladder, guide = read_json(path), read_json(path.with_name("log_likelihood.json"))
         gap = "—" if "gap" not in ladder else f"{ladder['gap']:.3f} ± {ladder['gap_se']:.3f}"
+        exact = with_exact({"": guide}, lambda name, folder=path.parent: folder)[""]
         rows.append(
             [
                 f"{path.parent.parent.name}, {path.parent.name}",
@@ -90,18 +92,29 @@ def ladder_section(results: Path) -> list[str]:
                 ", ".join(f"{count:,} {name}" for name, count in ladder["rungs"].items()),
                 f"{ladder['num_images']:,}",
                 gap,
+                f"{exact['log_p']:.2f}" if is_exact(exact) else "",
             ]
         )
     if not rows:
         return []
-    head = ["model", "guide alone", "k̂ over", "ladder ± Monte Carlo ± data", "k̂ over", "rungs", "images", "gap"]
+    head = [
+        "model",
+        "guide alone",
+        "k̂ over",
+        "ladder ± Monte Carlo ± data",
+        "k̂ over",
+        "rungs",
+        "images",
+        "gap",
+        "exact",
+    ]
     return [
         "## The ladder",
         "",
         "log p(x) in nats per image by importance sampling from the guide, and by the ladder, for each image the first "
         "of guide, refined posterior and annealing whose pilot samples can be trusted. Beside each the share of images "
-        "whose Pareto k̂ is over its limit. The gap is what the ladder misses at most on data simulated from the model. "
-        "By `ppl-vae evaluate RUN --method ladder`.",
+        "whose Pareto k̂ is over its limit. The gap is what the ladder misses at most on data simulated from the model; "
+        "exact values are by quadrature. By `ppl-vae evaluate RUN --method ladder`.",
         "",
         table(head, rows),
         "",

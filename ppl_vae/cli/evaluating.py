@@ -21,6 +21,7 @@ from ppl_vae.experiments.evaluating import (
     sandwich_run,
     save_evaluation,
 )
+from ppl_vae.experiments.exact import integrate_run
 from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.report.sections import gaps_lines
 from ppl_vae.report.words import evaluation_lines
@@ -44,12 +45,15 @@ def evaluate(options: EvaluateCommand) -> None:
         "ladder": {"num_samples": options.num_samples},
         "tolerance": {"tolerance": options.tolerance or 0.0},
         "annealed": chains,
+        "quadrature": {},
     }
     settings = of_method[method]
     is_kept = _is_kept(output / evaluation_files(method)[0], options, {"num_images": num_images, **settings})
     shared: dict[str, Any] = {"num_images": num_images, "seed": options.seed, "show_progress": True}
     if method == "annealed":
         result, summary = anneal_run(run, **chains, **shared)
+    elif method == "quadrature":
+        result, summary = integrate_run(run, **shared)
     else:
         tolerance = math.inf if method == "ladder" else options.tolerance
         result, summary = evaluate_run(run, num_samples=options.num_samples, tolerance=tolerance, **shared)
@@ -81,7 +85,7 @@ def _data_of(run: Run) -> str:
 
 def _default(options: EvaluateCommand) -> int | None:
     """How many images, None for all: such that it ends in minutes."""
-    slow = options.gaps or options.tolerance is not None or options.method in ("ladder", "annealed")
+    slow = options.gaps or options.tolerance is not None or options.method != "importance"
     return FEW if slow else None
 
 

@@ -132,7 +132,7 @@ class TrainCommand(WithModels):
         train_model(self)
 
 
-Method = Literal["importance", "ladder", "annealed", "sandwich"]
+Method = Literal["importance", "ladder", "annealed", "quadrature", "sandwich"]
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,14 @@ class EvaluateCommand(OfRun):
     """log p(x) of held-out data, in nats per datum, with its errors and warnings.
 
     Writes log_likelihood.json, and per datum log_likelihood.npz; with --tolerance or another method,
-    log_likelihood-tolerance.*, log_likelihood-ladder.* or log_likelihood-annealed.*; with --method sandwich, which
-    computes a lower and an upper bound on data simulated from the model (valid only there), sandwich.json. A result of
-    more images or samples than this one is kept. What was interrupted is named -partial."""
+    log_likelihood-tolerance.*, log_likelihood-ladder.*, ...; with --method sandwich, which computes a lower and an
+    upper bound on data simulated from the model (valid only there), sandwich.json. A result of more images or samples
+    than this one is kept. What was interrupted is named -partial."""
 
     method: Method = "importance"
     """Importance sampling from the guide; a ladder that needs no warning, for each datum the first of guide, posterior
-    refined for it, and annealing that can be trusted; annealing from the guide; or both bounds on simulated data."""
+    refined for it, and annealing that can be trusted; annealing from the guide; quadrature, exact, for a latent of one
+    or two dimensions; or both bounds on simulated data."""
     num_samples: int = 1000
     """K, importance samples for each datum."""
     tolerance: float | None = None
@@ -159,8 +160,8 @@ class EvaluateCommand(OfRun):
     num_steps: int = 200
     """Temperatures of each chain, when annealing."""
     num_images: int | None = None
-    """The first so many test images. Default: all for importance sampling, but 100 with the ladder, --gaps or
-    annealing; of simulated data 64."""
+    """The first so many test images. Default: all for importance sampling, but 100 with the ladder, --gaps,
+    annealing or quadrature; of simulated data 64."""
     seed: int = 0
     """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
     overwrite: bool = False
@@ -192,7 +193,7 @@ class CompareCommand:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of evaluated runs, or folders of such folders."""
-    method: Literal["importance", "ladder", "tolerance", "annealed"] = "importance"
+    method: Literal["importance", "ladder", "tolerance", "annealed", "quadrature"] = "importance"
     """Which of their evaluations: see `ppl-vae evaluate`."""
     dataset: str | None = None
     """Their evaluations on this dataset, as by `ppl-vae evaluate RUN --dataset`. Default: on the data of the

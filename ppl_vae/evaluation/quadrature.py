@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_vae.contract import check_rows, only_latent, support_name
+from ppl_vae.contract import only_latent, support_name, tensors_of
 from ppl_vae.evaluation.chunks import rows_per_chunk
 from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, seeded, sum_of_sites, trace_of
+from ppl_vae.system.progress import progress
 
 MAX_SIZE = 2
 PRIOR_DRAWS = 2000  # for the box where the grid lies
@@ -25,7 +26,12 @@ LogF = Callable[[Tensor, Tensor], Tensor]
 
 
 def log_p_by_quadrature(
-    model: Program, x: Tensor, *args: Tensor, tolerance: float = 1e-3, memory: int | None = None
+    model: Program,
+    x: Tensor,
+    *args: Tensor,
+    tolerance: float = 1e-3,
+    memory: int | None = None,
+    show_progress: bool = False,
 ) -> Tensor:
     """log p(x) of each datum, in nats, shape (data,), in double precision, by an adaptive midpoint rule,
 
@@ -38,8 +44,7 @@ def log_p_by_quadrature(
     Raises `ValueError` unless the model has one latent site, on all of R or R^2, and where the sum stays unsure: a
     posterior that is no density there, or far narrower than a hundred-thousandth of the prior.
     """
-    check_rows(x, *args)
-    data = (x, *args)
+    data = tensors_of(model, model, x, *args)
     with evaluating(model), seeded(0):
         trace = guide_trace_of(model, *(t[:1] for t in data), num_samples=1)
         name, site = only_latent("model", trace)
@@ -47,8 +52,11 @@ def log_p_by_quadrature(
         if shape.numel() > MAX_SIZE or support != "real":
             raise ValueError(f"site {name!r}: expected a latent site on R or R^2; got one on {support}^{shape.numel()}")
         rows = rows_per_chunk(model, model, *(t[:1] for t in data), memory=memory)
-        blocks = zip(*(t.split(BLOCK_DATA) for t in data), strict=True)
-        parts = [_block(model, name, shape, block, rows, tolerance) for block in blocks]
+        blocks, parts = list(zip(*(t.split(BLOCK_DATA) for t in data), strict=True)), []
+        with progress("log p(x) by quadrature", len(blocks), enabled=show_progress) as report:
+            for block in blocks:
+                parts.append(_block(model, name, shape, block, rows, tolerance))
+                report()
     return torch.cat(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def name_in(folder: Path, run: Path) -> str:
     return name_of(folder) if run == folder else run.relative_to(folder).as_posix()
 
 
+EXACT = "log_likelihood-quadrature.json"  # by `ppl-vae evaluate --method quadrature`
 RESULTS = ("log_likelihood*", "sandwich*", "gaps*", "denoising.*", "imputation.*", "samples.*")
 
 
@@ -49,3 +51,16 @@ def checked_json(folder: Path, name: str) -> dict[str, Any]:
     """What a run or an experiment wrote. Raises `ValueError` where it is damaged or was changed since."""
     check(folder, name)
     return read_json(folder / name)
+
+
+def with_exact(
+    evaluations: Mapping[str, dict[str, Any]], folder_of: Callable[[str], Path]
+) -> dict[str, dict[str, Any]]:
+    """Evaluations of runs by name, exact ones in the place of those where a folder has one of the same data."""
+    found = {}
+    for name, row in evaluations.items():
+        folder = folder_of(name)
+        has_exact = (folder / EXACT).is_file()
+        exact = checked_json(folder, EXACT) if has_exact else {}
+        found[name] = exact if has_exact and exact.get("fingerprint") == row.get("fingerprint") else row
+    return found

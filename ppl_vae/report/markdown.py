@@ -28,6 +28,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "unknown" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def is_exact(row: dict[str, Any]) -> bool:
+    """Whether an evaluation has no Monte Carlo error."""
+    return row.get("bound", "").startswith("exact")
+
+
 def over_limit(row: dict[str, Any]) -> str:
     """How many images of an evaluation have k̂ over its limit; null for too few samples to tell.
 

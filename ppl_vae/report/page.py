@@ -19,7 +19,7 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.folders import checked_json, is_run, name_in, name_of, runs_of
+from ppl_vae.experiments.folders import checked_json, is_run, name_in, name_of, runs_of, with_exact
 from ppl_vae.experiments.settings import StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
 from ppl_vae.report.explorer import Explorer, explorer
@@ -121,7 +121,8 @@ def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPa
     things = "image" if len(shape) == 3 else "vector"
     text = [table(["after the last epoch", f"nats per {things}"], _after_training(metrics["last_epoch"]))]
     if (folder / "log_likelihood.json").is_file():
-        row = {"log_likelihood": {folder.name: checked_json(folder, "log_likelihood.json")}}
+        rows = {folder.name: checked_json(folder, "log_likelihood.json")}
+        row = {"log_likelihood": with_exact(rows, lambda name: folder)}
         text += [likelihood_table(row), likelihood_caption(row).replace("image", things)]
     if (folder / "gaps.json").is_file():
         text += ["\n".join("- " + line for line in gaps_lines(checked_json(folder, "gaps.json")))]

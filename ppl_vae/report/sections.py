@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.report.markdown import number
+from ppl_vae.experiments.folders import with_exact
+from ppl_vae.report.markdown import is_exact, number
 from ppl_vae.report.tables import denoising_table, exact_table, likelihood_table, swap_table, trust_table
 from ppl_vae.system.files import read_json
 
@@ -23,6 +24,7 @@ OVERFITTED = 1.0  # nats per image
 def study_section(folder: Path) -> str:
     """One study, from its `metrics.json`; paths are relative to the folder above it."""
     metrics = read_json(folder / "metrics.json")
+    metrics["log_likelihood"] = with_exact(metrics["log_likelihood"], folder.joinpath)
     config = metrics["config"]
     lines = [
         f"## {config['dataset']}",
@@ -94,12 +96,16 @@ def verdict(metrics: dict[str, Any]) -> str:
 
 
 def likelihood_caption(metrics: dict[str, Any]) -> str:
-    row = next(iter(metrics["log_likelihood"].values()))
+    rows = metrics["log_likelihood"].values()
+    exact = "± MC is exact: by quadrature. " if any(map(is_exact, rows)) else ""
+    row = next((row for row in rows if not is_exact(row)), None)
+    if row is None:
+        return f"Nats per image; {exact}± data: sd / √N over these images."
     return (
         f"Nats per image, the first {row['num_images']} test images, one training run each; importance sampling with "
         f"K = {row['num_samples']} from the guide, a lower bound in expectation. ± MC: the Monte Carlo error, by the "
         "jackknife over groups of samples, times 1 / (1 - share of images with k̂ over its limit); ± data: sd / √N "
-        "over these images. "
+        f"over these images. {exact}"
         "Probabilities (mass, of binarised pixels) and densities (of dequantised ones) are not comparable. Where most "
         "images have k̂ over its limit, min(0.7, 1 - 1 / log10 K), the values are lower bounds with different gaps, "
         "which do not rank models of one kind "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppl_vae.report.markdown import number, over_limit, table, unreliable
+from ppl_vae.report.markdown import is_exact, number, over_limit, table, unreliable
 
 
 def denoising_table(metrics: dict[str, Any]) -> str:
@@ -38,10 +38,12 @@ def likelihood_table(metrics: dict[str, Any]) -> str:
             name,
             row["likelihood"],
             row["measure"],
-            *(number(row[key]) for key in ("log_p", "mc_se", "data_se")),
+            number(row["log_p"]),
+            "exact" if is_exact(row) else number(row["mc_se"]),
+            number(row["data_se"]),
             elbo(row),
             *(number(row[key]) for key in ("reconstruction", "kl")),
-            unreliable(row),
+            "—" if is_exact(row) else unreliable(row),
         ]
         for name, row in metrics["log_likelihood"].items()
     ]

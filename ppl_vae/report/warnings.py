@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.experiments.folders import checked_json, name_in, name_of, runs_of
+from ppl_vae.experiments.folders import checked_json, name_in, name_of, runs_of, with_exact
 from ppl_vae.training.monitoring import COLLAPSED
 
 
@@ -25,7 +25,7 @@ def warnings_of(folder: Path) -> list[str]:
                 f"{name_in(folder, run)}: posterior collapse: KL(q(z|x) || p(z)) is {kl:.2g} nats, so latents hold no "
                 "information on x"
             )
-    found += _of_evaluations(name, evaluations)
+    found += _of_evaluations(name, with_exact(evaluations, lambda run: folder if run == name else folder / run))
     if metrics.get("config", {}).get("seeds", [0])[1:] == [] or "denoising" in metrics:
         found.append(f"{name}: one training run of each model, so the spread between seeds is not known")
     return found

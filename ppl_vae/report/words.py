@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ppl_vae.report.markdown import number
+from ppl_vae.report.markdown import is_exact, number
 
 # From the support of a likelihood to what its values are, of images and of vectors.
 _VALUES = (
@@ -44,13 +44,16 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
     things = of.partition(" ")[0]
     kind = "log-density" if summary["measure"] == "density" else "log-probability"
     space = space_in_words(summary["space"], of_images=things == "images")
+    monte_carlo = "" if is_exact(summary) else f"± {number(summary['mc_se'])} (Monte Carlo) "
     yield (
-        f"log p(x) = {number(summary['log_p'])} ± {number(summary['mc_se'])} (Monte Carlo) "
+        f"log p(x) = {number(summary['log_p'])} {monte_carlo}"
         f"± {number(summary['data_se'])} (choice of {things}) nats per {things[:-1]}, "
         f"the mean {kind} of {summary['num_images']:,} test {of}" + (f", {space} each" if space else "")
     )
-    details = [summary["bound"], f"K = {summary['num_samples']:,} samples for each"]
-    details += [] if median_ess is None else [f"median effective sample size {median_ess:.1f}"]
+    details = [summary["bound"]]
+    if not is_exact(summary):
+        details += [f"K = {summary['num_samples']:,} samples for each"]
+        details += [] if median_ess is None else [f"median effective sample size {median_ess:.1f}"]
     details += [f"encoding {summary['encoding']}"] if summary["encoding"] else []
     yield "; ".join(details)
     active, of_elbo = summary.get("active_units"), summary.get("elbo_mc_se")

@@ -50,6 +50,18 @@ def test_the_first_line_says_what_it_is(ppl_vae, run):
     assert all("Next: " in line for line in others if line.startswith("warning"))
 
 
+def test_quadrature_is_exact_and_says_so(ppl_vae, run):
+    status, out, err = ppl_vae("evaluate", "run", "--method", "quadrature", "--num-images", 2)
+    assert status == 0, err
+    found = load_evaluation(run, "quadrature")
+    first, second, *_ = out.splitlines()
+    assert first.startswith(
+        f"log p(x) = {found.mean:.2f} ± {found.data_se_of_mean:.2f} (choice of images) nats per image"
+    )
+    assert second == "exact (by quadrature); encoding Binarize(), seed 0"
+    assert "warning" not in out
+
+
 def test_each_method_keeps_its_own_files_and_nothing_larger_is_replaced_unasked(ppl_vae, run):
     few = ("evaluate", "run", "--num-images", 4)
     assert ppl_vae(*few, "--num-samples", 60)[0] == 0

@@ -54,7 +54,18 @@ def test_a_page_of_results_links_to_where_the_figures_are(tmp_path):
     folder = tmp_path / "study" / "tiny"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "| vae | bernoulli | mass | -1.00 | -1.00 | -1.00 |" in results_page(tmp_path)
+    exact = evaluation | {"log_p": -0.5, "bound": "exact (by quadrature)", "fingerprint": "of others"}
+    (folder / "vae").mkdir()
+    path = folder / "vae" / "log_likelihood-quadrature.json"
+    path.write_text(json.dumps(exact))
+    assert "| -1.00 | -1.00 | -1.00 |" in results_page(tmp_path)  # it is of other data
+    path.write_text(json.dumps(exact | {"fingerprint": "same"}))
+    metrics["log_likelihood"]["vae"]["fingerprint"] = "same"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     page = results_page(tmp_path)
+    assert "| vae | bernoulli | mass | -0.50 | exact | -1.00 |" in page
+    assert "± MC is exact: by quadrature" in page
     assert "## tiny" in page
     assert "(study/tiny/figures/denoising.png)" in page
 

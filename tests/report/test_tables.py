@@ -25,6 +25,10 @@ def test_tables_show_the_numbers():
     assert "| vae | bernoulli | mass | -90.13 | 0.10 | 0.20 | -95.00 | -70.00 | 25.00 | 3/9 |" in likelihood_table(
         {"log_likelihood": {"vae": row}}
     )
+    exact = row | {"bound": "exact (by quadrature)", "mc_se": 0.0, "khat_over_limit": 0}
+    assert "| -90.13 | exact | 0.20 | -95.00 | -70.00 | 25.00 | — |" in likelihood_table(
+        {"log_likelihood": {"2d": exact}}
+    )
 
 
 def test_an_error_that_is_not_known_is_said_to_be():
