@@ -196,11 +196,12 @@ class Compiled:
     """A function of tensors, without gradients, compiled for each shape of theirs and each choice of keywords.
 
     The first call runs as it is, the second is traced, and the next are replayed; another shape than the first is
-    compiled when it has come 200 times. Where it cannot be traced, it warns once and runs uncompiled.
+    compiled when it has come 200 times. Where it cannot be traced, or `changed` says of a constant of its trace that it
+    is another now ("" for none), it warns once and runs uncompiled.
     """
 
-    def __init__(self, function: Callable[..., Tensors]):
-        self.function = function
+    def __init__(self, function: Callable[..., Tensors], changed: Callable[[], str] = lambda: ""):
+        self.function, self.changed = function, changed
         self._graphs = Graphs()
 
     def __call__(self, *tensors: Tensor, **static: Hashable) -> Tensors:
@@ -210,6 +211,8 @@ class Compiled:
             replay = Replay(function, *tensors)
             return Graph(replay.first, replay)
 
+        if changed := self.changed():
+            self._graphs.fail(changed)
         key = tuple(map(layout, tensors)), tuple(static.items())
         return self._graphs.call(key, tensors, lambda: function(*tensors), trace)
 

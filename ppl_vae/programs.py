@@ -74,6 +74,26 @@ def places_of(*programs: Program) -> list[Place]:
     return places
 
 
+class Constants:
+    """The numbers and strings that programs find in Python, as far as `places_of` sees them, of which a trace makes
+    constants."""
+
+    def __init__(self, *programs: Program):
+        self._places = [
+            (path, read, read())
+            for path, read in places_of(*programs)
+            if isinstance(read(), bool | int | float | str | None) and path.rpartition(".")[2] != "training"
+        ]
+
+    def changed(self) -> str:
+        """Which is another than when this was made, and what to do; "" for none."""
+        for path, read, before in self._places:
+            now = read()
+            if now is not before and (type(now), now) != (type(before), before):
+                return f"{path!r} changed from {before} to {now}, of which a trace makes a constant: make it a buffer"
+        return ""
+
+
 _FOREIGN = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "zuko"}  # packages that use no modules of a user's
 _LEAVES = (Tensor, type, ModuleType, int, float, str, type(None))
 _LARGE = 100  # a container of more items holds data

@@ -14,6 +14,7 @@ from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.programs import (
+    Constants,
     Program,
     evaluating,
     guide_trace_of,
@@ -56,7 +57,8 @@ class LogWeights:
         self.score: Callable[..., tuple[Tensor, ...]] = self._score
 
     def compile(self) -> None:
-        self.draw, self.score = Compiled(self._draw), Compiled(self._score)
+        changed = Constants(self.model, self.guide).changed
+        self.draw, self.score = Compiled(self._draw, changed), Compiled(self._score, changed)
 
     def _draw(self, *data: Tensor, num_samples: int) -> tuple[Tensor, ...]:
         """log q, and the latent sites' values."""

@@ -17,7 +17,7 @@ from ppl_vae.evaluation.hamiltonian import Sites, latent_sites, pack, unpack
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.refined import Refined, keys_of
 from ppl_vae.graphs import Compiled, flop_counter, repays
-from ppl_vae.programs import Program, evaluating, guide_trace_of, model_trace_of, seeded, sum_of_sites
+from ppl_vae.programs import Constants, Program, evaluating, guide_trace_of, model_trace_of, seeded, sum_of_sites
 from ppl_vae.system.progress import Report, progress
 
 BLOCK_FITS = 64  # whose noise has one seed, and whose steps are taken together
@@ -129,7 +129,7 @@ class LogJoint:
         self.function: Callable[..., tuple[Tensor, ...]] = self._values
 
     def compile(self) -> None:
-        self.function = Compiled(self._values)
+        self.function = Compiled(self._values, Constants(self.model).changed)
 
     def _values(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_vae.graphs import Graph, Graphs, Replay, Tensors, flop_counter, layout
 from ppl_vae.objectives import Elbo, Objective
-from ppl_vae.programs import Program, modules_of, places_of
+from ppl_vae.programs import Constants, Program, modules_of
 from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_update
 
 
@@ -55,24 +55,11 @@ class _Capture(poutine.trace_messenger.TraceMessenger):
 
 
 class _Used:
-    """What the programs and the objective use besides their arguments: their modules, and the numbers and strings that
-    they find in Python, of which a trace makes constants."""
+    """What the programs and the objective use besides their arguments: their modules, and their `Constants`."""
 
     def __init__(self, model: Program, guide: Program, objective: ELBO):
         self.modules = all_modules(model, guide, objective)
-        self._constants = [
-            (path, read, read())
-            for path, read in places_of(model, guide, objective)
-            if isinstance(read(), bool | int | float | str | None) and path.rpartition(".")[2] != "training"
-        ]
-
-    def changed(self) -> str:
-        """Which constant is another than when this was made, "" for none."""
-        for path, read, before in self._constants:
-            now = read()
-            if now is not before and (type(now), now) != (type(before), before):
-                return f"{path!r} changed from {before} to {now}, of which a trace makes a constant: make it a buffer"
-        return ""
+        self.changed = Constants(model, guide, objective).changed
 
     def buffers(self) -> Iterator[Tensor]:
         for module in self.modules:

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import nn
 
 from ppl_vae.evaluation.chunks import seed_of
-from ppl_vae.evaluation.importance import log_likelihood, log_weights
+from ppl_vae.evaluation.importance import LogWeights, log_likelihood, log_weights
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import evaluating, seeded
@@ -217,6 +217,30 @@ def test_a_parameter_that_is_a_networks_input():
     x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round()
     results = [log_likelihood(vae.model, vae.guide, x, num_samples=4, compiled=compiled) for compiled in (None, False)]
     assert torch.equal(results[0].log_p, results[1].log_p)
+
+
+def test_a_number_that_a_program_changes_is_no_constant_of_a_graph(graphs):
+    """log w = log N(0; t, 1) at the t-th run of the model, whose guide is its prior."""
+    counted = nn.Module()
+    counted.t = 0
+
+    def model(x):
+        counted.t += 1
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(counted.t, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.zeros(1)
+    with evaluating(model, guide), seeded(0):
+        weights = LogWeights(model, guide, x)
+        weights.compile()
+        with pytest.warns(RuntimeWarning, match=r"'counted.t' changed from 1 to 2, of which a trace makes a constant"):
+            log_w = [weights(x, num_samples=2)[0].item() for _ in range(4)]
+    assert log_w == pytest.approx([-t * t / 2 - math.log(2 * math.pi) / 2 for t in (2, 3, 4, 5)], rel=1e-6)
 
 
 def test_a_discrete_mixture_summed_out_by_hand():
