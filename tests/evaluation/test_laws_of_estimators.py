@@ -276,6 +276,25 @@ def test_annealing(make: Make, start: Start) -> None:
     assert result.mc_se.max() < 0.12
 
 
+def test_a_factor_counts_and_leaves_a_mass_a_mass() -> None:
+    """exp(-z) beside two counts of rate z ~ Gamma(1.5, 1) is as a third count, of 0."""
+    case, zero = integer(), torch.zeros(5, 1, dtype=torch.int64)
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Gamma(1.5, 1.0))
+        pyro.factor("tilt", -z)
+        pyro.sample("x", dist.Poisson(z[..., None].expand(*z.shape, 2)).to_event(1), obs=x)
+
+    pair = program(model), case.guide
+    sampled = log_likelihood(*pair, *case.data, num_samples=500)
+    annealed = annealed_log_likelihood(*pair, *case.data, num_chains=100, num_steps=15, leapfrog_steps=2)
+    for result in (sampled, annealed):
+        assert within(PerDatum.of(result), case.log_p(torch.cat([*case.data, zero], 1)))
+        assert result.mc_se.max() < 0.12
+        assert (result.measure, result.space) == ("mass", "integergreaterthan(lower_bound=0)^2")
+    assert len(compare({"sampled": sampled, "annealed": annealed}).rows) == 2
+
+
 @cases(two_constrained, integer, label)
 def test_bounds_from_both_sides(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annealing, "BLOCK_DATA", 24)
