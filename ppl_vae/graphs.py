@@ -54,12 +54,19 @@ class Replay:
         # The callers' keys say what a graph is good for, so that its guards need not be looked up at each call.
         options: dict[str, Any] = {"fallback_random": True, "guard_filter_fn": lambda guards: [False for _ in guards]}
         validates = Distribution._validate_args
+        self._is_compiled = False
         self._compiled = torch.compile(self.graph, dynamic=False, options=options)
         Distribution.set_default_validate_args(validates)  # the first in a process turns it off, for good
 
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> Tensors:
-        return self._compiled(*self.constants, *(t.detach() for t in args))
+        inputs = *self.constants, *(t.detach() for t in args)
+        if self._is_compiled:
+            return self._compiled(*inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, which runs at the first call
+            self._is_compiled = True
+            return self._compiled(*inputs)
 
 
 def _bernoulli_loss(logits: Tensor, x: Tensor, weight: Any = None, pos_weight: Any = None, reduction: int = 1) -> Any:

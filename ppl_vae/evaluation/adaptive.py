@@ -22,7 +22,8 @@ from ppl_vae.programs import Program
 from ppl_vae.system.hashing import fingerprint
 
 MAX_FACTOR = 16  # of num_samples, by default
-ANNEALING_STEPS, ANNEALING_CHAINS = (50, 100, 200, 400, 800), 32
+ANNEALING_STEPS, ANNEALING_CHAINS = (25, 100, 400), 128
+MAX_SHARE, VERDICT_DATA = 0.1, 128  # of data over the limit that a guide may have, by so many data
 PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples")
 
 Rung = Callable[..., LogLikelihood]
@@ -46,10 +47,11 @@ def log_likelihood_within(
     """log p(x) of each datum, in nats, that needs no warning, by the first rung of a ladder whose pilot samples have a
     k-hat below its limit, and a Monte Carlo error of at most `tolerance` nats (by default any):
 
-    1. importance sampling from the guide, K = `num_samples`;
+    1. importance sampling from the guide, K = `num_samples`, unless more than a tenth of the data are over the limit:
+       then none of them is believed, since those that missed their large weights have small k-hats;
     2. from the posterior refined for each datum (`refine`), K = `num_samples` and then 4, 16, ... times as many, up to
        `max_samples` (16 times as many by default);
-    3. annealing from the refined posterior, 32 chains in 50 to 800 steps.
+    3. annealing from the refined posterior, 128 chains in 25, 100 or 400 steps.
 
     Where the posterior can't be refined (a discrete latent site, a likelihood without a gradient), it says so in a
     `RuntimeWarning`, and the samples are of the guide. `result.rung` tells where each datum stands.
@@ -90,8 +92,8 @@ def log_likelihood_within(
         return log_likelihood(model, of(*data), *data, seed=seed, **options)
 
     def anneal(*data: Tensor, num_steps: int, seed: int) -> LogLikelihood:
-        options = {**shared, "num_chains": ANNEALING_CHAINS, "num_steps": num_steps, "encoding": encoding}
-        return annealed_log_likelihood(model, refined(*data), *data, seed=seed, **options)
+        options = {**shared, "num_chains": ANNEALING_CHAINS, "num_steps": num_steps, "compiled": compiled}
+        return annealed_log_likelihood(model, refined(*data), *data, seed=seed, encoding=encoding, **options)
 
     rungs = [
         (GUIDE, partial(sample, num_samples=num_samples, of=lambda *data: guide)),
@@ -121,7 +123,8 @@ def climb(
     """log p(x) of each datum by the first rung, of rungs ever dearer, at which a pilot run has an error of at most
     `tolerance` and a k-hat below its limit, or by the last one; and the number of its rung, shape (data,).
 
-    The estimates are of a second run, whose samples the choice has not seen. A rung but the first that raises a
+    More than `MAX_SHARE` over the limit on the first rung, by some of the data, send all data to the second. The
+    estimates are of another run, whose samples the choice has not seen. A rung but the first that raises a
     `ValueError` ends the ladder below it. An interrupt ends the work, with the pilots' estimates where there are no
     others.
     """
@@ -136,8 +139,13 @@ def climb(
             raise KeyboardInterrupt
         return result
 
+    def bad(pilot: LogLikelihood) -> Tensor:
+        return pilot.khat.isnan() | over_limit(pilot.khat, pilot.num_samples)
+
     try:
-        for number in range(len(rungs)):
+        some = rest[:: -(-len(rest) // VERDICT_DATA)]
+        is_poor = len(rungs) > 1 and bad(run(0, some, fresh=False)).double().mean() > MAX_SHARE
+        for number in range(int(is_poor), len(rungs)):
             try:
                 pilot = run(number, rest, fresh=False)
             except ValueError:
@@ -145,7 +153,7 @@ def climb(
                     raise
                 break
             rung_of[rest] = number
-            sure = (pilot.mc_se <= tolerance) & ~pilot.khat.isnan() & ~over_limit(pilot.khat, pilot.num_samples)
+            sure = (pilot.mc_se <= tolerance) & ~bad(pilot)
             rest = rest[~sure.to(rest.device)]
             if not len(rest):
                 break
@@ -157,7 +165,7 @@ def climb(
     if not runs[0]:
         raise KeyboardInterrupt
     first, results = runs[0][0][1], [result for of_stage in runs for _, result in of_stage]
-    fields = {name: getattr(first, name).clone() for name in PER_DATUM}
+    fields = {name: getattr(first, name).new_zeros(len(data[0])) for name in PER_DATUM}
     for index, result in (*runs[0], *runs[1]):
         for name, values in fields.items():
             values[index[result.done]] = getattr(result, name)[result.done]

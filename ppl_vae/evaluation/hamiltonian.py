@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -12,7 +13,9 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from ppl_vae.contract import support_name
+from ppl_vae.graphs import Compiled
 from ppl_vae.programs import (
+    Constants,
     Program,
     guide_trace_of,
     log_prob_per_datum,
@@ -31,6 +34,66 @@ JITTER = (0.5, 1.5)
 TRIED = 16  # draws at which an observed site is looked at, to see whether it depends on the latents
 
 
+class Densities:
+    """Log densities of places u (chains, data, size) in unconstrained space, with the log-Jacobian, and their
+    gradients: `function(trace, *data, num_samples=chains)` gives them of a trace of the latent sites, (chains, data)
+    each.
+
+    `densities(u, *data)` returns them, and then the gradients, after `rows` rows (chains x data) at a time.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], sites: Sites, rows: int):
+        self.function, self.sites, self.rows = function, sites, rows
+        self.values: Callable[..., tuple[Tensor, ...]] = self._values
+        self.leap: Callable[..., tuple[Tensor, ...]] = self._leap
+
+    def compile(self, *programs: Program) -> None:
+        changed = Constants(*programs).changed
+        self.values, self.leap = Compiled(self._values, changed), Compiled(self._leap, changed)
+
+    def __call__(self, u: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        return self._by_chunks(self.values, u, [], data)
+
+    def leapfrog(self, u: Tensor, *state_and_data: Tensor) -> tuple[Tensor, ...]:
+        """A leapfrog step from u: momentum, gradient, and step (chains, data, *); beta (1, data, 1) and spread
+        (1, data, size, size or 1). Returns u, momentum, and at the new u log r, log p and their gradients."""
+        state, data = state_and_data[:5], state_and_data[5:]
+        return self._by_chunks(self.leap, u, state, data)
+
+    def _by_chunks(
+        self, function: Callable[..., tuple[Tensor, ...]], u: Tensor, state: Sequence[Tensor], data: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        step = max(self.rows // len(u), 1)
+        parts = [slice(i, i + step) for i in range(0, u.shape[1], step)]
+        chunks = [([t[:, part].contiguous() for t in (u, *state)], [t[part] for t in data]) for part in parts]
+        results = [function(*states, *of_data) for states, of_data in chunks]
+        return tuple(torch.cat(result, 1) for result in zip(*results, strict=True))
+
+    def _values(self, u: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            trace, log_det = unpack(u, self.sites)
+            densities = [log_p + log_det for log_p in self.function(trace, *data, num_samples=len(u))]
+            gradients = [torch.autograd.grad(t.sum(), u, retain_graph=True)[0] for t in densities]
+        return *(t.detach() for t in densities), *gradients
+
+    def _leap(
+        self, u: Tensor, momentum: Tensor, gradient: Tensor, step: Tensor, beta: Tensor, spread: Tensor, *data: Tensor
+    ) -> tuple[Tensor, ...]:
+        momentum = momentum + step / 2 * times(spread, gradient, transposed=True)
+        u = u + step * times(spread, momentum)
+        log_r, log_p, grad_r, grad_p = self._values(u, *data)
+        momentum = momentum + step / 2 * times(spread, (1 - beta) * grad_r + beta * grad_p, transposed=True)
+        return u, momentum, log_r, log_p, grad_r, grad_p
+
+
+def times(spread: Tensor, u: Tensor, *, transposed: bool = False) -> Tensor:
+    """L u for each datum, or L^T u: L is a matrix (..., data, size, size), or a diagonal (..., data, size, 1)."""
+    if spread.shape[-1] == 1:
+        return spread[..., 0] * u
+    return ((spread.mT if transposed else spread) @ u[..., None])[..., 0]
+
+
 class Point(NamedTuple):
     """Places u (chains, data, size) in unconstrained space; log r and log p(x, z) there, with the log-Jacobian,
     (chains, data); their gradients."""
@@ -41,61 +104,45 @@ class Point(NamedTuple):
     grad_r: Tensor
     grad_p: Tensor
 
-    def log_f(self, beta: float) -> Tensor:
+    def log_f(self, beta: Tensor) -> Tensor:
         return (1 - beta) * self.log_r + beta * self.log_p
 
-    def gradient(self, beta: float) -> Tensor:
+    def gradient(self, beta: Tensor) -> Tensor:
         return (1 - beta) * self.grad_r + beta * self.grad_p
 
 
 class AnnealingPath(NamedTuple):
-    """The path from r to p(x, z) for a block of data, and how to move along it."""
+    """The path from r, which `start` samples, to p(x, z), `ends`, for a block of data, and how to move along it."""
 
-    model: Program
-    guide: Program
-    start: Literal["guide", "prior"]
+    start: Program
+    ends: Densities
     data: tuple[Tensor, ...]
-    sites: Sites
-    rows: int
     leapfrog_steps: int
     report: Report
 
     def draw(self, num_chains: int) -> Tensor:
         """u (chains, data, size) ~ r."""
-        trace = guide_trace_of(self.model if self.start == "prior" else self.guide, *self.data, num_samples=num_chains)
+        sites = self.ends.sites
+        trace = guide_trace_of(self.start, *self.data, num_samples=num_chains)
         sum_of_sites(trace, (num_chains, len(self.data[0])))  # raises for shapes that are not per datum
-        _check_support(trace, self.sites)
-        return pack({name: trace.nodes[name]["value"] for name in self.sites}, self.sites)
+        _check_support(trace, sites)
+        return pack({name: trace.nodes[name]["value"] for name in sites}, sites)
 
     def at(self, u: Tensor) -> Point:
-        step = max(self.rows // len(u), 1)
-        chunks = [slice(i, i + step) for i in range(0, u.shape[1], step)]
-        return Point(*(torch.cat(field, 1) for field in zip(*(self._at(u[:, c], c) for c in chunks), strict=True)))
+        return Point(u, *self.ends(u, *self.data))
 
-    @torch.enable_grad()
-    def _at(self, u: Tensor, part: slice) -> Point:
-        u = u.detach().requires_grad_()
-        trace, log_det = unpack(u, self.sites)
-        data, shape = [t[part] for t in self.data], (len(u), u.shape[1])
-        log_p = log_prob_per_datum(model_trace_of(self.model, trace, *data, num_samples=shape[0]), shape)
-        if self.start == "prior":
-            log_r = sum(log_p[name] for name in self.sites)
-        else:  # replayed, so that sites of the guide may depend on each other
-            log_r = sum_of_sites(model_trace_of(self.guide, trace, *data, num_samples=shape[0]), shape)
-        ends = log_r + log_det, sum(log_p.values()) + log_det
-        gradients = (torch.autograd.grad(end.sum(), u, retain_graph=True)[0] for end in ends)
-        return Point(u.detach(), *(end.detach() for end in ends), *gradients)
-
-    def move(self, point: Point, beta: float, step: Tensor) -> tuple[Point, Tensor]:
+    def move(self, point: Point, beta: Tensor, step: Tensor, spread: Tensor) -> tuple[Point, Tensor]:
         """Where Hamiltonian Monte Carlo that leaves f_beta invariant goes from a point, and its acceptance (chains,
-        data)."""
-        new, momentum = point, torch.randn_like(point.u)
-        step = step * torch.empty_like(point.u[..., :1]).uniform_(*JITTER)
+        data). Steps, (data,), are in units of the spread L, of which L L^T is the inverse of the mass matrix."""
+        momentum, beta_of, L = torch.randn_like(point.u), beta[None, :, None], spread[None]
+        steps = step[:, None] * torch.empty_like(point.u[..., :1]).uniform_(*JITTER)
         energy = momentum.square().sum(-1) / 2 - point.log_f(beta)
+        new = point
         for _ in range(self.leapfrog_steps):
-            momentum = momentum + step / 2 * new.gradient(beta)
-            new = self.at(new.u + step * momentum)
-            momentum = momentum + step / 2 * new.gradient(beta)
+            u, momentum, *ends = self.ends.leapfrog(
+                new.u, momentum, new.gradient(beta_of), steps, beta_of, L, *self.data
+            )
+            new = Point(u, *ends)
         # NaN is a trajectory that diverged or left the support, and is not accepted
         log_ratio = (energy - momentum.square().sum(-1) / 2 + new.log_f(beta)).nan_to_num(nan=-math.inf)
         accepted = torch.rand_like(log_ratio).log() < log_ratio
@@ -103,6 +150,36 @@ class AnnealingPath(NamedTuple):
         fields = (torch.where(accepted if a.dim() == 2 else accepted[..., None], a, b) for a, b in pairs)
         self.report()
         return Point(*fields), log_ratio.clamp(max=0).exp().to(momentum)
+
+
+def path_of(
+    model: Program, guide: Program, start: Literal["guide", "prior"], sites: Sites, rows: int
+) -> tuple[Program, Densities]:
+    """What samples r, the guide or the model's prior, and the densities r and p(x, z)."""
+
+    def from_prior(trace: Trace, *data: Tensor, num_samples: int) -> tuple[Tensor, ...]:
+        trace = model_trace_of(model, trace, *data, num_samples=num_samples)
+        log_p = log_prob_per_datum(trace, (num_samples, len(data[0])))
+        return torch.stack([log_p[name] for name in sites]).sum(0), torch.stack([*log_p.values()]).sum(0)
+
+    def from_guide(*args: Any, num_samples: int) -> tuple[Tensor, ...]:
+        # replayed, so that sites of the guide may depend on each other
+        of_each = (log_joint(program)(*args, num_samples=num_samples) for program in (guide, model))
+        return tuple(log_p for (log_p,) in of_each)
+
+    if start == "prior":
+        return model, Densities(from_prior, sites, rows)
+    return guide, Densities(from_guide, sites, rows)
+
+
+def log_joint(program: Program) -> Callable[..., tuple[Tensor]]:
+    """The log-prob of a program's sites together, (samples, data), as a function of a trace, for `Densities`."""
+
+    def log_prob(trace: Trace, *data: Tensor, num_samples: int) -> tuple[Tensor]:
+        trace = model_trace_of(program, trace, *data, num_samples=num_samples)
+        return (sum_of_sites(trace, (num_samples, len(data[0]))),)
+
+    return log_prob
 
 
 def latent_sites(model: Program, guide: Program, *datum: Tensor) -> Sites:
@@ -154,6 +231,11 @@ def _check_support(trace: Trace, sites: Sites) -> None:
 def pack(values: dict[str, Tensor], sites: Sites) -> Tensor:
     """u (chains, data, size) of sites' values (chains, data, *event)."""
     return torch.cat([T.inv(values[name]).reshape(*values[name].shape[:2], -1) for name, (T, _) in sites.items()], -1)
+
+
+def size_of(sites: Sites) -> int:
+    """How many dimensions the unconstrained space has."""
+    return sum(shape.numel() for _, shape in sites.values())
 
 
 def unpack(u: Tensor, sites: Sites) -> tuple[Trace, Tensor]:

@@ -53,6 +53,14 @@ class Refined:
         """How many data keep the guide, since no fit of theirs is finite."""
         return int((self.share == 1).sum())
 
+    def spread(self, *data: Tensor) -> Tensor:
+        """L of each datum's heaviest component, whose covariance is L L^T, (data, size, size); above `FULL_SIZE`
+        dimensions the standard deviations, (data, size, 1)."""
+        index = torch.searchsorted(self.keys, keys_of(*data)).clamp(max=len(self) - 1)
+        best = self.log_weights[index].argmax(-1)
+        of_best = normal(self.loc[index, best], [factor[index, best] for factor in self.factors])
+        return of_best.scale_tril if len(self.factors) == 1 else of_best.stddev[..., None]
+
     def __call__(self, *data: Tensor) -> None:
         joint = _Joint(self, data)
         with pyro.plate("data", len(data[0]), dim=-1):

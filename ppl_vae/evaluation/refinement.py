@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from ppl_vae.contract import check_scores_any, check_structure, tensors_of
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
-from ppl_vae.evaluation.hamiltonian import Sites, latent_sites, pack, unpack
+from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack
+from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.refined import Refined, keys_of
-from ppl_vae.graphs import Compiled, flop_counter, repays
-from ppl_vae.programs import Constants, Program, evaluating, guide_trace_of, model_trace_of, seeded, sum_of_sites
+from ppl_vae.graphs import flop_counter, repays
+from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded
 from ppl_vae.system.progress import Report, progress
 
 BLOCK_FITS = 64  # whose noise has one seed, and whose steps are taken together
@@ -90,10 +90,11 @@ def refine(
         check_structure(model, guide, *datum)
         sites = latent_sites(model, guide, *datum)
         check_scores_any(guide, *datum)
-        log_joint = LogJoint(model, sites, rows_per_chunk(model, guide, *datum, memory=memory, gradients=True))
+        rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
+        log_joint = Densities(joint_of(model), sites, rows)
         if compiled:
-            log_joint.compile()
-        fits = _Fits(log_joint, guide, data, num_draws, seed)
+            log_joint.compile(model)
+        fits = _Fits(model, guide, log_joint, data, num_draws, seed)
         num_starts = num_starts or (1 if fits.wide is None else SMALL_STARTS)
         rest = torch.arange(len(x), device=x.device)
         for number, factor in enumerate(ROUNDS):
@@ -104,7 +105,7 @@ def refine(
                 with flop_counter() as flops:
                     log_joint(u, *(t[:BLOCK_FITS] for t in data))
                 if repays(num_blocks * steps, flops.get_total_flops()):
-                    log_joint.compile()
+                    log_joint.compile(model)
             with progress("refining", num_blocks * steps, enabled=show_progress) as report:
                 fits.run(rest, num_starts, steps, report)
             refined = fits.refined()
@@ -121,38 +122,20 @@ def refine(
     return refined
 
 
-class LogJoint:
-    """log p(x, z) + log |dz/du| of places u (samples, data, size) in unconstrained space, and its gradient in u."""
-
-    def __init__(self, model: Program, sites: Sites, rows: int):
-        self.model, self.sites, self.rows = model, sites, rows
-        self.function: Callable[..., tuple[Tensor, ...]] = self._values
-
-    def compile(self) -> None:
-        self.function = Compiled(self._values, Constants(self.model).changed)
-
-    def _values(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            trace, log_det = unpack(u, self.sites)
-            trace = model_trace_of(self.model, trace, *data, num_samples=len(u))
-            log_p = sum_of_sites(trace, (len(u), u.shape[1])) + log_det
-            (gradient,) = torch.autograd.grad(log_p.sum(), u)
-        return log_p.detach(), gradient
-
-    def __call__(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
-        step = max(self.rows // len(u), 1)
-        parts = [slice(i, i + step) for i in range(0, u.shape[1], step)]
-        values = [self.function(u[:, part].contiguous(), *(t[part] for t in data)) for part in parts]
-        log_p, gradient = (torch.cat(value, 1) for value in zip(*values, strict=True))
-        return log_p, gradient
-
-
 class _Fits:
     """Normals for each datum, fitted in rounds: where they lie, and how good they are."""
 
-    def __init__(self, log_joint: LogJoint, guide: Program, data: tuple[Tensor, ...], num_draws: int, seed: int):
-        self.log_joint, self.guide, self.data, self.num_draws, self.seed = log_joint, guide, data, num_draws, seed
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        log_joint: Densities,
+        data: tuple[Tensor, ...],
+        num_draws: int,
+        seed: int,
+    ):
+        self.model, self.guide, self.log_joint, self.data = model, guide, log_joint, data
+        self.num_draws, self.seed = num_draws, seed
         draws = self._draws(guide, [t[:1] for t in data])
         size = draws.shape[-1]
         new = draws.new_zeros(len(data[0]), size)
@@ -183,7 +166,7 @@ class _Fits:
     def _starts(self, rows: Tensor, data: list[Tensor], num_starts: int) -> tuple[Tensor, Tensor]:
         """Where fits begin, and how wide, (data, starts, size): the best so far, which is the guide's mean at first,
         and draws of guide and prior, of the better half by log p(x, u), far apart."""
-        of_guide, of_prior = (self._draws(program, data) for program in (self.guide, self.log_joint.model))
+        of_guide, of_prior = (self._draws(program, data) for program in (self.guide, self.model))
         new = (self.spread[rows] == 0).all(-1)  # those that fill up a block have begun
         self.best[rows[new]] = of_guide.mean(0)[new]
         self.spread[rows[new]] = of_guide.std(0)[new].clamp(min=MIN_SPREAD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -70,6 +71,7 @@ def bidirectional(
     leapfrog_steps: int = 5,
     seed: int = 0,
     memory: int | None = None,
+    compiled: bool | None = None,
     show_progress: bool = False,
 ) -> Sandwich:
     """log p(x) from both sides, for data simulated from the model: bidirectional Monte Carlo.
@@ -90,7 +92,8 @@ def bidirectional(
     simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
     data = (simulated, *(_rows(t, num_data) for t in args))
     settings = Annealing(num_chains, num_steps, start, leapfrog_steps)
-    bounds = anneal(model, guide, data, settings, z=z, seed=seed, memory=memory, show_progress=show_progress)
+    options: dict[str, Any] = {"seed": seed, "memory": memory, "compiled": compiled, "show_progress": show_progress}
+    bounds = anneal(model, guide, data, settings, z=z, **options)
     return Sandwich(*(replace(bound, encoding="simulated from the model") for bound in bounds))
 
 

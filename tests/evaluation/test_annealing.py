@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ppl_vae.evaluation import annealing
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
-from ppl_vae.evaluation.hamiltonian import AnnealingPath
+from ppl_vae.evaluation.hamiltonian import Densities
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
+from ppl_vae.evaluation.refinement import refine
 from ppl_vae.programs import Program, seeded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -212,17 +213,17 @@ def test_a_budget_of_memory_counts_what_gradients_keep() -> None:
             seen[storage.data_ptr()] = t
         return t
 
-    original = AnnealingPath._at
+    original = Densities._values
 
-    def counted(path: Any, u: Tensor, part: slice) -> Any:
+    def counted(ends: Any, u: Tensor, *data: Tensor) -> Any:
         seen.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            point = original(path, u, part)
+            point = original(ends, u, *data)
         saved.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
         return point
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AnnealingPath, "_at", counted)
+        patch.setattr(Densities, "_values", counted)
         annealed_log_likelihood(model, guide, x, num_chains=16, num_steps=2, leapfrog_steps=1, memory=budget)
     assert budget / 10 < max(saved) < budget
 
@@ -374,3 +375,36 @@ def test_a_flow_without_an_inverse_is_named_and_the_prior_does_as_a_start() -> N
     assert within.num_samples.item() == 400
     for result in (from_prior, within):
         assert abs(result.log_p - exact) < 5 * result.mc_se
+
+
+def test_temperatures_are_dense_where_the_pilots_vary() -> None:
+    betas = torch.linspace(0, 1, 6)[:, None].expand(-1, 2)
+    lengths = torch.tensor([[8.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    first, second = annealing._even(betas, lengths).T
+    torch.testing.assert_close(second, betas[:, 0])  # they are even already
+    # half of the share is even, half is all on the first interval, which has 3/5 of it, and so three steps of five
+    torch.testing.assert_close(first[:4], torch.tensor([0.0, 0.2 / 3, 0.4 / 3, 0.2]))
+    torch.testing.assert_close(first[3:], torch.tensor([0.2, 0.6, 1.0]))
+    for bad in (torch.zeros(5, 2), torch.full((5, 2), math.inf), torch.full((5, 2), math.nan)):
+        torch.testing.assert_close(annealing._even(betas, bad), betas)
+
+
+def test_from_a_refined_guide_few_steps_do(ppca: Build) -> None:
+    pair, x = ppca(12, 6, 4, width=0.4, scale=0.5)
+    refined = refine(pair.model, pair.guide, x)
+    spread = refined.spread(x)
+    torch.testing.assert_close(spread @ spread.mT, pair.covariance.expand(4, -1, -1), rtol=0.05, atol=0.005)
+    exact = pair.exact.log_prob(x)
+    sizes = {"num_chains": 64, "num_steps": 10, "leapfrog_steps": 2}
+    plain, better = (annealed_log_likelihood(pair.model, guide, x, **sizes) for guide in (pair.guide, refined))
+    assert ((better.log_p - exact).abs() < 4 * better.mc_se).all()
+    assert better.mc_se.mean() < plain.mc_se.mean() / 3
+
+
+def test_compiled_is_the_same(ppca: Build) -> None:
+    pair, x = ppca(5, 2, 3, width=0.6)
+    sizes = {"num_chains": 4, "num_steps": 6, "leapfrog_steps": 2}
+    eager, compiled = (
+        annealed_log_likelihood(pair.model, pair.guide, x, compiled=compiled, **sizes) for compiled in (False, True)
+    )
+    torch.testing.assert_close(eager.log_p, compiled.log_p)

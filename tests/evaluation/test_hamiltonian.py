@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack, unpack
+from ppl_vae.evaluation.hamiltonian import AnnealingPath, latent_sites, pack, path_of, times, unpack
 from ppl_vae.programs import evaluating, seeded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -30,7 +30,7 @@ def guide(x):
 
 def path(start="guide", rows=1000):
     sites = latent_sites(model, guide, X[:1])
-    return AnnealingPath(model, guide, start, (X,), sites, rows, 5, lambda: None)
+    return AnnealingPath(*path_of(model, guide, start, sites, rows), (X,), 5, lambda: None)
 
 
 def densities(u, start):
@@ -53,7 +53,8 @@ def test_densities_carry_the_jacobian_of_every_site_and_gradients_are_theirs(sta
     for ours, gradient, exact in ((point.log_r, point.grad_r, log_r), (point.log_p, point.grad_p, log_p)):
         torch.testing.assert_close(ours, exact)
         torch.testing.assert_close(gradient, torch.autograd.grad(exact.sum(), u, retain_graph=True)[0])
-    torch.testing.assert_close(point.log_f(0.3), 0.7 * point.log_r + 0.3 * point.log_p)
+    beta = torch.tensor([0.3, 0.6])
+    torch.testing.assert_close(point.log_f(beta), (1 - beta) * point.log_r + beta * point.log_p)
 
 
 def test_values_come_back_from_unconstrained_space():
@@ -79,11 +80,52 @@ def test_a_move_leaves_the_density_as_it_is():
 
     with evaluating(), seeded(0):
         sites = latent_sites(normal_model, posterior, X[:1])
-        chains = AnnealingPath(normal_model, posterior, "guide", (X,), sites, 100_000, 5, lambda: None)
+        chains = AnnealingPath(*path_of(normal_model, posterior, "guide", sites, 100_000), (X,), 5, lambda: None)
         point = chains.at(chains.draw(20_000))
         for _ in range(3):
-            point, acceptance = chains.move(point, 0.5, torch.full((2, 1), 0.9))
+            point, acceptance = chains.move(point, torch.full((2,), 0.5), torch.full((2,), 0.9), torch.ones(2, 1, 1))
     assert 0.5 < acceptance.mean() < 0.999
     z = (point.u[..., 0] - X / 2) * 2**0.5
     assert z.mean().abs() < 4 / math.sqrt(z.numel())
     assert (z.square().mean() - 1).abs() < 4 * math.sqrt(2 / z.numel())
+
+
+@pytest.mark.parametrize(("full", "step", "compiled"), [(False, 0.4, False), (True, 0.9, False), (True, 0.9, True)])
+def test_a_move_with_a_mass_matrix_leaves_a_correlated_density_as_it_is(full, step, compiled):
+    """z of p(z|x) = N(S W^T x, S), S = (I + W^T W)^-1, stays so, whatever the spread that steps are measured in."""
+    W = torch.tensor([[1.0, 2.0], [1.5, 2.5]])
+    S = torch.linalg.inv(torch.eye(2) + W.T @ W)
+    x = torch.tensor([[0.5, -0.2], [1.0, 2.0], [0.3, 0.3]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ W.T, 1.0).to_event(1), obs=x)
+
+    def posterior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(x @ W @ S, S))
+
+    L = torch.linalg.cholesky(S) if full else S.diag().sqrt()[:, None]
+    with evaluating(), seeded(0):
+        start, ends = path_of(model, posterior, "guide", latent_sites(model, posterior, x[:1]), 100_000)
+        if compiled:
+            ends.compile(model, posterior)
+        chains = AnnealingPath(start, ends, (x,), 3, lambda: None)
+        point = chains.at(chains.draw(20_000))
+        for _ in range(3):
+            beta = torch.tensor([0.2, 0.5, 0.9])
+            point, acceptance = chains.move(point, beta, torch.full((3,), step), L.expand(3, -1, -1))
+    assert acceptance.mean() > 0.5
+    e = torch.linalg.solve(torch.linalg.cholesky(S), (point.u - x @ W @ S)[..., None])[..., 0].flatten(0, 1)
+    assert e.mean(0).abs().max() < 4 / math.sqrt(len(e))
+    torch.testing.assert_close(e.T @ e / len(e), torch.eye(2), rtol=0, atol=4 * math.sqrt(2 / len(e)))
+
+
+def test_times_is_a_product_by_datum():
+    rng = torch.Generator().manual_seed(0)
+    L, u = torch.randn(4, 3, 3, generator=rng), torch.randn(5, 4, 3, generator=rng)
+    torch.testing.assert_close(times(L, u), torch.einsum("dij,cdj->cdi", L, u))
+    torch.testing.assert_close(times(L, u, transposed=True), torch.einsum("dji,cdj->cdi", L, u))
+    for transposed in (False, True):
+        torch.testing.assert_close(times(L[..., :1], u, transposed=transposed), L[..., 0] * u)
