@@ -309,6 +309,8 @@ def test_autoguides_are_named_and_left_as_they_were():
     for estimate in (log_likelihood, annealed_log_likelihood):
         with pytest.raises(ValueError, match=r"site 'z_unconstrained': .* got an auxiliary one, of an autoguide"):
             estimate(MODEL, guide, x)
+    with pytest.raises(ValueError, match="got an auxiliary one, of an autoguide. .* write a guide that encodes x"):
+        fit(MODEL, guide, x, batch_size=4, epochs=1, show_progress=False)
     report = check_model(MODEL, guide, x)
     assert [(f.check, f.site) for f in report.findings] == [("latents", "z_unconstrained")]
     joint = check_model(MODEL, AutoDiagonalNormal(MODEL), x)

@@ -74,9 +74,10 @@ class Dataset:
             images, labels = getattr(self, part), getattr(self, f"{part}_labels")
             kind = images.dtype, images.ndim
             if kind not in ((torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)) or images.numel() == 0:
+                remedy = ". Give float images as vectors: x.flatten(1).float()" * images.is_floating_point()
                 raise ValueError(
                     f"{self.name}: expected {part} images uint8 (N, C, H, W), or vectors float32 or int64 (N, D), "
-                    f"not empty; got {images.dtype} {tuple(images.shape)}"
+                    f"not empty; got {images.dtype} {tuple(images.shape)}{remedy}"
                 )
             if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
                 raise ValueError(

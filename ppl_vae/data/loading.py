@@ -28,8 +28,9 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = True) -> D
     - a `.npz` file of uint8 arrays `train` and `test`, perhaps `train_labels` and `test_labels`; or of one
       array `images`, perhaps `labels`; or a `.npy` file of one array. An array of images is `(N, H, W)`,
       `(N, C, H, W)` or `(N, H, W, C)` with at most 16 channels (1 or 3 if there is a choice, then the fewer, then
-      channels first); labels are integers `(N,)`. Arrays `(N, D)` of floats, or of whole numbers that are not uint8,
-      are vectors in the same way;
+      channels first); labels are integers `(N,)`. Other numbers are taken too where they are 8-bit pixels, or these
+      divided by 255. Arrays `(N, D)` of floats, or of whole numbers that are not uint8, are vectors in the same way,
+      and so are, with a warning, images of any other numbers;
     - a folder of png, jpg, bmp, gif, tif or webp files, in the order of their names; hidden files are left
       out. If all of them are grey they have 1 channel, otherwise 3 (RGB); what is transparent is shown on white,
       and an animation gives its first frame. If all files are in immediate subfolders, these, sorted, are the labels

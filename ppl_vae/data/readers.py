@@ -22,6 +22,7 @@ _FEWEST = 10
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _MOST_CHANNELS = 16
+ROUNDING = 1e-3  # of a pixel that was divided by 255 in float32
 MAPPED_FROM = 2**26  # bytes of a .npy file: smaller ones are read into memory
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -87,15 +88,18 @@ def _images(array: Array, where: str) -> Tensor:
             f"{where}: expected vectors (N, D), or images (N, H, W), (N, C, H, W) or (N, H, W, C), not empty; got "
             f"shape {array.shape}"
         )
-    if array.dtype != np.uint8:
-        seen, remedy = "", "multiply by 255 if they are in [0, 1], round, and store as uint8"
-        if array.size and array.dtype.kind in "biuf":
-            seen = f" from {np.fmin.reduce(array, axis=None)} to {np.fmax.reduce(array, axis=None)}"
-            seen += " with NaN" if np.isnan(array).any() else ""
-            if 1 < np.fmax.reduce(array, axis=None) <= 255 and np.fmin.reduce(array, axis=None) >= 0:
-                remedy = "round, and store as uint8"
-        remedy += "; or store them as vectors, array.reshape(len(array), -1)"
-        raise ValueError(f"{where}: expected uint8 pixels from 0 to 255; got {array.dtype}{seen} ({remedy})")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: expected numbers; got {array.dtype}")
+    if (levels := array if array.dtype == np.uint8 else _levels(array)) is None:
+        vectors = _vectors(array.reshape(len(array), -1), where)
+        warnings.warn(
+            f"{where}: expected pixels from 0 to 255, or those divided by 255; got {array.dtype} from {array.min()} to "
+            f"{array.max()}. Each image is taken as a vector of {vectors.shape[1]} numbers: its shape is lost",
+            UserWarning,
+            stacklevel=2,
+        )
+        return vectors
+    array = levels
     shape = array.shape
     if array.ndim == 3:
         array = array[:, None]
@@ -109,6 +113,20 @@ def _images(array: Array, where: str) -> Tensor:
     if isinstance(array, np.memmap):
         return torch.from_numpy(array)
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _levels(array: Array) -> Array | None:
+    """Images as 8-bit pixels, where their numbers are such, or such divided by 255; else None."""
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 255):
+        return None
+    levels, white = np.empty(array.shape, np.uint8), 255.0 if high <= 1 else 1.0
+    for i, image in enumerate(array):  # one by one, for they may be memory-mapped
+        scaled = image * white
+        levels[i] = np.rint(scaled)
+        if np.abs(levels[i] - scaled).max() > ROUNDING:
+            return None
+    return levels
 
 
 def _channels_last(first: int, last: int) -> bool:

@@ -255,7 +255,8 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
         if not bool(support.check(x).all()):
             raise ValueError(
                 f"{dataset.name}: expected {support_in_words(support)} for {likelihood}; got "
-                f"some outside, in [{x.min():.4g}, {x.max():.4g}]"
+                f"some outside, in [{x.min():.4g}, {x.max():.4g}]. Take a likelihood of such data: gaussian-learned of "
+                "real numbers, poisson of counts"
             )
 
 
