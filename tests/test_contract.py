@@ -23,6 +23,7 @@ from ppl_vae.evaluation.imputation import impute
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import seeded
+from ppl_vae.training.fitting import fit
 
 
 def autoencoder_guide(x): ...
@@ -309,7 +310,7 @@ def test_autoguides_are_named_and_left_as_they_were():
     for estimate in (log_likelihood, annealed_log_likelihood):
         with pytest.raises(ValueError, match=r"site 'z_unconstrained': .* got an auxiliary one, of an autoguide"):
             estimate(MODEL, guide, x)
-    with pytest.raises(ValueError, match="got an auxiliary one, of an autoguide. .* write a guide that encodes x"):
+    with pytest.raises(ValueError, match=r"got an auxiliary one, of an autoguide\. .* write a guide that encodes x"):
         fit(MODEL, guide, x, batch_size=4, epochs=1, show_progress=False)
     report = check_model(MODEL, guide, x)
     assert [(f.check, f.site) for f in report.findings] == [("latents", "z_unconstrained")]
