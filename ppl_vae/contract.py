@@ -16,12 +16,12 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites, site_is_factor
+from pyro.poutine.util import site_is_factor
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.programs import MASKED, UNMASK, Program, log_prob_per_datum, modules_of, sample_sites, trace_of
+from ppl_vae.programs import MASKED, UNMASK, Program, log_prob_per_datum, modules_of, sample_sites, trace_of, traced
 
 WHOLE = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
 CHUNK_DATA = 256  # data whose observed values are looked at together
@@ -95,7 +95,7 @@ def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -
     Raises `ValueError` for data of another dtype than the parameters', if that is what fails."""
     replayed = poutine.replay(program, latents) if latents is not None else program
     try:
-        return prune_subsample_sites(poutine.trace(replayed).get_trace(*data))
+        return traced(replayed, *data)
     except RuntimeError as error:
         parameters = (p for module in modules_of(program) for p in module.parameters())
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())

@@ -290,19 +290,22 @@ class ConditionalVAE(PyroPair):
             pyro.sample("z", self.encode(x, y))
 
     def _check_one_each(self, x: Tensor, y: Tensor) -> None:
-        shape = (len(x), self.num_classes) if y.is_floating_point() else (len(x),)
-        if tuple(y.shape) != shape or y.dtype == torch.bool:
-            raise ValueError(
-                f"y: expected integer labels (data,), or floats (data, {self.num_classes}); got {y.dtype} "
-                f"{tuple(y.shape)} (labels: y.long().flatten())"
-            )
+        if y.shape != (x.shape[:1] if self._are_labels(y) else (len(x), self.num_classes)):
+            raise _unexpected(y, self.num_classes)
+
+    def _are_labels(self, y: Tensor) -> bool:
+        """... or vectors. Raises `ValueError` for what is neither."""
+        is_vectors = y.is_floating_point() and y.shape[-1:] == (self.num_classes,)
+        if (y.is_floating_point() and not is_vectors) or y.dtype == torch.bool:
+            raise _unexpected(y, self.num_classes)
+        return not is_vectors
 
     def one_hot(self, y: Tensor) -> Tensor:
         """Unit vectors (*, num_classes) of labels (*); vectors (*, num_classes) are what they are."""
-        if y.is_floating_point():
+        if not self._are_labels(y):
             return y
         try:
-            return embedding(y, self.unit_vectors)
+            return embedding(y.long(), self.unit_vectors)
         except IndexError:
             got = f"{y.min().item()} to {y.max().item()}"
             raise ValueError(f"y: expected labels 0 to {self.num_classes - 1}; got {got}") from None
@@ -321,6 +324,7 @@ class ConditionalVAE(PyroPair):
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """E[x | z = E_q[z|x, y], y], shape (data, *event), of images (data, *event) and labels (data,)."""
+        self._check_one_each(x, y)
         return self.decode(self.encode(x, y).mean, y)
 
     def generate(self, y: Tensor | int) -> TorchDistribution:
@@ -329,6 +333,12 @@ class ConditionalVAE(PyroPair):
         if isinstance(y, int):
             y = torch.arange(y) % self.num_classes
         return self.p_x(self.prior().sample(y.shape[:-1] if y.is_floating_point() else y.shape), y)
+
+
+def _unexpected(y: Tensor, num_classes: int = 0) -> ValueError:
+    vectors = f", or floats (data, {num_classes})" * bool(num_classes)
+    got = f"{y.dtype} {tuple(y.shape)} (labels: y.long().flatten())"
+    return ValueError(f"y: expected integer labels (data,){vectors}; got {got}")
 
 
 class SemiSupervisedVAE(PyroPair):
@@ -391,6 +401,7 @@ class SemiSupervisedVAE(PyroPair):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, y, z), and in training mode alpha log q(y|x) of the labels."""
+        self._check_labels(x, y)
         pyro.module("semi_supervised_vae", self)
         with pyro.plate("data", len(x), dim=-1):
             if y is not None and self.training and self.alpha:
@@ -402,6 +413,7 @@ class SemiSupervisedVAE(PyroPair):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(y|x) q(z|x, y), with q(y|x) = 1 at the labels that are given."""
+        self._check_labels(x, y)
         pyro.module("semi_supervised_vae", self)
         with pyro.plate("data", len(x), dim=-1):
             q_y = self.predict(x)
@@ -410,6 +422,10 @@ class SemiSupervisedVAE(PyroPair):
                 q_y = dist.Categorical(logits=torch.where(y[:, None] >= 0, known, q_y.logits))
             y = pyro.sample("y", q_y, infer={"enumerate": "parallel"})
             pyro.sample("z", self.conditional.encode(x, y))
+
+    def _check_labels(self, x: Tensor, y: Tensor | None) -> None:
+        if y is not None and (y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool):
+            raise _unexpected(y)
 
     def marginal_model(self, x: Tensor) -> None:
         """p(x, z) = p(z) sum_y p(y) p(x|z, y)."""

@@ -241,15 +241,26 @@ def innermost(fn: Distribution) -> Distribution:
     return fn
 
 
+def traced(program: Program, *args: Tensor) -> Trace:
+    """A trace of the program, without subsample sites. It raises what the program raises, without the shapes of all
+    sites and parameters that Pyro adds to it, a screenful."""
+    try:
+        return prune_subsample_sites(poutine.trace(program).get_trace(*args))
+    except (ValueError, RuntimeError) as error:
+        raised: BaseException = error
+        while "Trace Shapes:" in str(raised) and raised.__cause__ is not None:
+            raised = raised.__cause__
+        raise raised from None
+
+
 def guide_trace_of(guide: Program, *args: Tensor, num_samples: int) -> Trace:
     """A trace of the guide with `num_samples` particles at dim -2, without subsample sites."""
-    return prune_subsample_sites(poutine.trace(in_particles(guide, num_samples)).get_trace(*args))
+    return traced(in_particles(guide, num_samples), *args)
 
 
 def model_trace_of(model: Program, guide_trace: Trace, *args: Tensor, num_samples: int) -> Trace:
     """A trace of the model at the guide's latent values, with `num_samples` particles at dim -2."""
-    replayed = poutine.replay(in_particles(model, num_samples), guide_trace)
-    return prune_subsample_sites(poutine.trace(replayed).get_trace(*args))
+    return traced(poutine.replay(in_particles(model, num_samples), guide_trace), *args)
 
 
 def part_of(guide_trace: Trace, samples: slice, data: slice | Tensor) -> Trace:

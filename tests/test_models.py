@@ -241,12 +241,20 @@ def test_what_is_refused():
     vae, p_x = classes()
     x = torch.zeros(2, *EVENT)
     for y in (torch.tensor([0, 3]), torch.tensor([-1, 1])):
-        with pytest.raises(ValueError, match=r"y: expected labels 0 to 2; got (0 to 3|-1 to -1)"):
+        with pytest.raises(ValueError, match=r"y: expected labels 0 to 2; got (0 to 3|-1 to -1)\Z"):
             log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
     for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 4)):
-        with pytest.raises(ValueError, match=r"y: expected integer labels \(data,\), or floats \(data, 3\); got torch"):
+        message = r"y: expected integer labels \(data,\), or floats \(data, 3\); got torch.* \(labels: y.*\)\Z"
+        with pytest.raises(ValueError, match=message):
             log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
+        with pytest.raises(ValueError, match=message):
+            fit(vae.model, vae.guide, x, y, epochs=1, show_progress=False)
+        with pytest.raises(ValueError, match=message):
+            vae.reconstruct(x, y)
     m2 = SemiSupervisedVAE(vae, Bayes(p_x, 1.0))
+    for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match=r"y: expected integer labels \(data,\); got torch.* \(labels: y.*\)\Z"):
+            log_likelihood(m2.model, m2.guide, x, y, num_samples=2)
     torch.testing.assert_close(m2.class_logits.exp(), torch.full((3,), 1 / 3))
     with pytest.raises(ValueError, match="y: expected labels 0 to 2; got 0 to 3"):
         log_likelihood(m2.model, m2.guide, x, torch.tensor([0, 3]), num_samples=2)

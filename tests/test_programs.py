@@ -19,6 +19,7 @@ from ppl_vae.programs import (
     sample_sites,
     seeded,
     trace_of,
+    traced,
 )
 
 
@@ -48,6 +49,19 @@ def test_modules_are_found_through_methods_closures_partials_and_globals():
     assert modules_of(closure) == [other]
     assert modules_of(functools.partial(closure, 1), owner.model) == [other, owner]
     assert modules_of(lambda x: x) == []
+
+
+@pytest.mark.parametrize("raised", [ValueError("x: expected 1\nline"), RuntimeError("of torch"), KeyError("z")])
+def test_what_a_program_raises_comes_without_the_shapes_of_its_sites(raised):
+    def program(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            raise raised
+
+    for trace in (traced, functools.partial(guide_trace_of, num_samples=2)):
+        with seeded(0), pytest.raises(type(raised)) as caught:
+            trace(program, torch.zeros(3))
+        assert caught.value is raised
 
 
 HELPERS = Owner()
