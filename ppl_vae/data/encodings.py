@@ -34,7 +34,11 @@ class Encoding(Component, ABC):
 
     def grey(self, x: Tensor) -> Tensor:
         """Brightness in [0, 1], from x or from an expectation of x."""
-        return x.clamp(0, 1)
+        return self.brightness(x).clamp(0, 1)
+
+    def brightness(self, x: Tensor) -> Tensor:
+        """The same without limits, so that it has a gradient everywhere: a linear function of x."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,8 @@ class Levels(Encoding):
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         return images.float()
 
-    def grey(self, x: Tensor) -> Tensor:
-        return (x / 255).clamp(0, 1)
+    def brightness(self, x: Tensor) -> Tensor:
+        return x / 255
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ class Dequantize(Encoding):
         # torch.rand is a multiple of 2^-24, and a level + u rounds up to the next level at worst
         return torch.rand(images.shape, generator=generator).add_(images).div_(256)
 
-    def grey(self, x: Tensor) -> Tensor:
-        return ((x * 256 - 0.5) / 255).clamp(0, 1)
+    def brightness(self, x: Tensor) -> Tensor:
+        return (x * 256 - 0.5) / 255
 
 
 @dataclass(frozen=True)
