@@ -31,8 +31,14 @@ from .data.loading import load as load
 from .data.noise import GaussianNoise as GaussianNoise
 from .data.noise import Masking as Masking
 from .data.noise import NoNoise as NoNoise
+from .data.noise import PhotonCounts as PhotonCounts
+from .data.noise import Quantization as Quantization
 from .data.noise import SaltAndPepper as SaltAndPepper
 from .data.observation import Observe as Observe
+from .data.operators import Blur as Blur
+from .data.operators import Downsampling as Downsampling
+from .data.operators import Missing as Missing
+from .data.operators import Then as Then
 from .evaluation.adaptive import log_likelihood_within as log_likelihood_within
 from .evaluation.annealing import annealed_log_likelihood as annealed_log_likelihood
 from .evaluation.certificate import certify as certify
@@ -43,6 +49,7 @@ from .evaluation.importance import log_likelihood as log_likelihood
 from .evaluation.imputation import impute as impute
 from .evaluation.quadrature import log_p_by_quadrature as log_p_by_quadrature
 from .evaluation.refinement import refine as refine
+from .evaluation.restoration import restore as restore
 from .evaluation.sandwich import bidirectional as bidirectional
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build
