@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from ppl_vae.components import UsageError
-from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.config import TrainConfig, check_names
 from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.settings import ImputationConfig, StudyConfig, SwapsConfig, TrustConfig
 
@@ -127,6 +127,8 @@ class TrainCommand(WithModels):
             raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
         if self.resume and self.overwrite:
             raise UsageError("--resume: expected without --overwrite, which starts again; got both")
+        if self.plugin is None:
+            check_names(self.config)
         from ppl_vae.cli.training import train_model
 
         train_model(self)

@@ -148,6 +148,33 @@ class TrainConfig:
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 
 
+BY_NAME = ("likelihood", "prior", "posterior", "encoding", "objective", "kl_weight")
+
+
+def check_names(config: TrainConfig) -> None:
+    """Raises `UsageError` for a component that the package does not have, in the words of `assemble`, which imports
+    torch first."""
+    known = listed("model").split(", ")
+    if (name := config.model.partition(":")[0]) not in known:
+        raise UsageError(unknown_model(name, known))
+    for kind in BY_NAME:
+        name = (getattr(config, kind) or "").partition(":")[0]
+        known = [component.partition(":")[0] for component in listed(kind).split(", ")]
+        if name and name not in known:
+            raise UsageError(unknown(kind.replace("_", ""), name, known))
+
+
+def unknown_model(name: str, known: list[str]) -> str:
+    """
+    >>> unknown_model("vae", ["dense-ae", "dense-vae", "conv-ae", "conv-vae", "ppca"])
+    "model: expected one of (dense, conv)-(ae, vae), ppca; got 'vae' (did you mean 'dense-vae' or 'conv-vae'?)"
+    """
+    parts = [k.rpartition("-") for k in known]
+    networks, kinds = (", ".join(dict.fromkeys(p[i] for p in parts if p[1])) for i in (0, 2))
+    written = ", ".join([f"({networks})-({kinds})", *(p[2] for p in parts if not p[1])])
+    return unknown("model", name, known, written)
+
+
 def read_shape(path: Path) -> tuple[int, ...]:
     """The shape of a datum from a config in JSON: (C, H, W) of an image, (D,) of a vector."""
     values = read_json(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ppl_vae.components import Component, describe
 from ppl_vae.data.encodings import Encoding
 from ppl_vae.data.noise import Noise
-from ppl_vae.experiments.architectures import KINDS
+from ppl_vae.experiments.architectures import KINDS, model_names
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
@@ -33,4 +33,4 @@ def components() -> dict[str, str]:
     """
     found = {name: describe(base) for name, base in BASES.items()}
     kinds = ", ".join(f"{name} ({kind.about})" for name, kind in KINDS.items() if kind.has_network)
-    return found | {"network": f"{found['network']}. KIND is one of {kinds}"}
+    return found | {"model": ", ".join(model_names()), "network": f"{found['network']}. KIND is one of {kinds}"}

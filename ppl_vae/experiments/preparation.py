@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
-from ppl_vae.components import UnknownComponentError, UsageError, choices, create, kebab, parse, unknown
+from ppl_vae.components import UnknownComponentError, UsageError, choices, create, kebab, parse
 from ppl_vae.contract import support_in_words
 from ppl_vae.data.dataset import Dataset, select, split
 from ppl_vae.data.encodings import Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.data.observation import Observe
 from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_names
-from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig
+from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig, unknown_model
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.likelihoods import Likelihood, Rescaled
 from ppl_vae.models import SemiSupervisedVAE
@@ -88,10 +88,7 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     """
     name, colon, arguments = config.model.partition(":")
     if name not in model_names():
-        networks, kinds = ", ".join(choices(Network)), ", ".join(k for k in KINDS if KINDS[k].has_network)
-        others = [name for name, kind in KINDS.items() if not kind.has_network]
-        written = ", ".join([f"({networks})-({kinds})", *others])
-        raise UnknownComponentError(unknown("model", name, model_names(), written))
+        raise UnknownComponentError(unknown_model(name, model_names()))
     of_network, _, of_kind = name.rpartition("-")
     kind, hidden = KINDS[of_kind], config.hidden
     network: Network = Dense()

@@ -9,8 +9,11 @@ import sys
 
 import pytest
 
-from ppl_vae.experiments.config import listed
-from ppl_vae.experiments.listing import BASES, components
+from ppl_vae.components import UsageError
+from ppl_vae.experiments.architectures import model_names
+from ppl_vae.experiments.config import BY_NAME, TrainConfig, check_names, listed
+from ppl_vae.experiments.listing import components
+from ppl_vae.experiments.preparation import assemble
 from ppl_vae.system.files import read_json
 
 WITHOUT_TORCH = """
@@ -57,6 +60,9 @@ def python(*arguments, **options):
         (["datasets"], 0),
         (["train", "--epochs", "0"], 2),
         (["trian"], 2),
+        (["train", "--model", "conv-va"], 2),
+        (["train", "--prior", "standar-normal:x=1"], 2),
+        (["train", "--kl-weight", "warm-up"], 2),
         (["evaluate", "nowhere"], 1),
         (["evaluate", ".", "--num-samples", "0"], 2),
     ],
@@ -72,13 +78,13 @@ def test_help_lists_what_there_is(monkeypatch):
     from importlib import resources
 
     stored = read_json(resources.files("ppl_vae.experiments") / "components.json")
-    ours = {name: text for name, text in components().items() if name in (*BASES,)}
+    ours = components()
     for name, text in stored.items():
         for component in text.split(", "):
             assert component in ours[name]
         assert listed(name) == ours[name]
     monkeypatch.delitem(sys.modules, "ppl_vae.experiments.listing")
-    assert {name: listed(name) for name in BASES} == stored
+    assert {name: listed(name) for name in stored} == stored
 
 
 def test_a_reader_that_goes_away_ends_it_silently():
@@ -101,3 +107,18 @@ def test_a_short_name_of_a_flag_is_understood(ppl_vae):
     status, _, err = ppl_vae("train", "--lr", "0")
     assert status == 2
     assert "learning_rate: input should be greater than 0; got 0.0" in " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
+
+
+@pytest.mark.parametrize("kind", ["model", *BY_NAME])
+def test_a_misspelt_component_is_told_in_the_words_of_what_makes_it(kind):
+    config, messages = TrainConfig(**{kind: "ganma"}), []
+    for check in (check_names, assemble):
+        with pytest.raises(UsageError) as caught:
+            check(config)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_what_there_is_passes(name):
+    check_names(TrainConfig(model=name))
