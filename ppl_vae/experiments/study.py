@@ -19,13 +19,17 @@ from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.denoising import denoise_all
 from ppl_vae.experiments.evaluating import evaluate_run, evaluated, evaluation_files, outranks, save_evaluation
 from ppl_vae.experiments.imputing import pictures
-from ppl_vae.experiments.preparation import split_of
+from ppl_vae.experiments.preparation import assemble, split_of
 from ppl_vae.experiments.runs import Run, finished, versions
 from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import seconds_per_step, trained
+from ppl_vae.graphs import COMPILE_SECONDS
 from ppl_vae.system.files import write_json, write_whole
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import attempted
+
+COMPILED_SPEED = 2.0  # of a compiled training step, in units of one that is not
+STEPS_PER_IMAGE = 10.0  # training steps that take as long as log p(x) of an image
 
 
 def run_study(
@@ -85,16 +89,22 @@ def run_study(
 
 
 def _say_time(configs: dict, dataset: Any, output: Path, num_train: int, config: StudyConfig, say: Any) -> None:
-    """How long the trainings that are still to do will take."""
+    """How long the trainings that are still to do will take, and the evaluations of their models."""
     todo = [c for name, c in configs.items() if not finished(output / name, c)]
     if not todo:
         return
     steps = -(-num_train // (config.batch_size or 1))
-    minutes = 0.0
+    seconds = 0.0
     for c in todo:
         with contextlib.suppress(Exception):  # it will fail in its turn, and say why
-            minutes += seconds_per_step(c, dataset) * steps * c.epochs / 60
-    say(f"{config.dataset}: {len(todo)} of {len(configs)} models to train, about {minutes:.0f} min, then evaluation")
+            step = seconds_per_step(c, dataset)
+            seconds += min(step * steps * c.epochs, COMPILE_SECONDS + step * steps * c.epochs / COMPILED_SPEED)
+            if assemble(c).kind.model.has_log_p:
+                seconds += step * STEPS_PER_IMAGE * min(config.num_images or 0, len(dataset.test))
+    say(
+        f"{config.dataset}: {len(todo)} of {len(configs)} models to train and evaluate, about "
+        f"{max(seconds / 60, 1):.0f} min"
+    )
 
 
 def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, say: Any) -> dict[str, Any]:

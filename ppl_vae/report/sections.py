@@ -51,6 +51,7 @@ def study_section(folder: Path) -> str:
         lines += [trust_section(folder)]
     for stem, text in (
         ("conv-vae/figures/samples", "Samples of the convolutional VAE"),
+        ("vamp-vae/figures/samples", "Samples of a VAE whose prior is learned, a VampPrior"),
         ("conv-vae-256/figures/samples", "Samples of the convolutional VAE with a dense layer of 256 units"),
         ("conv-vae/figures/interpolations", "Interpolations of the convolutional VAE"),
         ("dense-vae-2d/figures/latent-grid", "The grid over a 2-d latent space"),

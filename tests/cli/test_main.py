@@ -28,8 +28,8 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
     status, out, err = ppl_vae(*command)
     assert status == 0, err
     for text in (
-        "models to train, about",
-        "conv-vae-256",
+        "models to train and evaluate, about 1 min",
+        "vamp-vae",
         "PCA (",
         "SSIM",
         "log p(x)",
@@ -47,15 +47,15 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
         "figures/denoising.png",
         "figures/denoising-quality.png",
         "figures/log-likelihood-mass.png",
-        "conv-vae-256/figures/samples.png",
-        "conv-vae-256/figures/interpolations.png",
+        "vamp-vae/figures/samples.png",
+        "vamp-vae/figures/interpolations.png",
         "dense-ae/figures/reconstructions.png",
         "dense-vae-2d/figures/latent-grid.png",
         "dense-vae-2d/figures/latent-codes.png",
     ):
         with Image.open(folder / picture) as image:
             assert min(image.size) > 100, picture
-    weights = folder / "conv-vae-256" / "weights.safetensors"
+    weights = folder / "vamp-vae" / "weights.safetensors"
     written = weights.stat().st_mtime_ns
     status, out, _ = ppl_vae(*command)
     assert status == 0

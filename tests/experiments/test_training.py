@@ -4,10 +4,11 @@ import pytest
 import torch
 from small_runs import CONFIG, quiet_train
 
+from ppl_vae.experiments import training
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.experiments.runs import finished, load_run
-from ppl_vae.experiments.training import _optimizer, save_run, seconds_per_step, train
+from ppl_vae.experiments.training import _optimizer, save_run, seconds_per_step, take_steps, train
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError
 
@@ -30,8 +31,10 @@ def test_a_run_that_diverges_keeps_its_weights_and_is_not_finished(tmp_path, dat
         load_run(tmp_path / "run", dataset=dataset)
 
 
-def test_a_step_is_timed(dataset):
-    assert seconds_per_step(CONFIG, dataset) > 0
+def test_a_step_is_timed_without_what_is_done_once(dataset, monkeypatch):
+    assert take_steps(CONFIG, dataset, 2) > 0
+    monkeypatch.setattr(training, "take_steps", lambda config, dataset, num_steps: 5.0 + num_steps / 8)
+    assert seconds_per_step(CONFIG, dataset) == pytest.approx(1 / 8)
 
 
 def test_training_never_looks_at_test_images(tmp_path, dataset):
