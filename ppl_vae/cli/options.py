@@ -250,11 +250,15 @@ class DenoiseCommand(OfRun):
 
     Writes denoising.json and figures/denoising.png."""
 
+    method: Literal["network", "inference"] = "network"
+    """By one pass through the model's networks, or by inference: p(clean | noisy) under the model, with the noise as
+    likelihood, whatever the networks were trained on."""
+
     noise: str | None = None
     """gaussian-noise:scale=0.5, salt-and-pepper:fraction=0.3 or masking:fraction=0.5.
     Default: what the model learned to remove, else gaussian-noise:scale=0.5."""
     num_images: int | None = None
-    """The first so many test images. Default: all."""
+    """The first so many test images. Default: all, and 100 by inference."""
     seed: int = 0
     """Of the noise."""
 
@@ -264,6 +268,40 @@ class DenoiseCommand(OfRun):
         from ppl_vae.cli.picturing import denoise
 
         denoise(self)
+
+
+@dataclass(frozen=True)
+class RestoreCommand(OfRun):
+    """Restore corrupted images by inference: p(clean | corrupted) under a model of clean images.
+
+    Test images, which are corrupted first, or corrupted images of your own. Writes restoration.npz (mean, std, samples,
+    log p and k-hat of each image), restoration.json and figures/restoration.png.
+    Example: ppl-vae restore RUN --corruption blur:sigma=2 gaussian-noise:scale=0.1"""
+
+    corruption: tuple[str, ...] = ("gaussian-noise:scale=0.5",)
+    """Operators in their order (blur:sigma=1, downsampling:factor=2, missing:part=bottom,fraction=0.5), then a noise
+    (see `ppl-vae train --help`), or none."""
+    input: Path | None = None
+    """Images that are corrupted in this way: a folder, or a .npy file (N, C, H, W), where NaN is a missing pixel for
+    the operator missing. Default: test images."""
+    num_images: int | None = None
+    """The first so many images. Default: 20 test images, or all that are given."""
+    num_samples: int = 256
+    """Samples of the latents for each image."""
+    misfit: float | None = None
+    """Standard deviation of clean pixels around the decoder's mean. Default: 0, or 0.2 where noise leaves pixels as
+    they are."""
+    seed: int = 0
+    """Of the corruption and of all samples."""
+
+    def __call__(self) -> None:
+        at_least_one(num_images=self.num_images, num_samples=self.num_samples)
+        if not self.corruption:
+            raise UsageError("--corruption: expected operators, then noise; got nothing")
+        check_run(self.run)
+        from ppl_vae.cli.picturing import restore
+
+        restore(self)
 
 
 @dataclass(frozen=True)
@@ -325,6 +363,7 @@ COMMANDS: dict[str, Any] = {
     "compare": CompareCommand,
     "sample": SampleCommand,
     "denoise": DenoiseCommand,
+    "restore": RestoreCommand,
     "impute": ImputeCommand,
     "report": ReportCommand,
     "datasets": DatasetsCommand,

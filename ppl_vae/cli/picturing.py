@@ -1,21 +1,25 @@
-"""`ppl-vae sample`, `denoise` and `impute`: pictures of what a run does."""
+"""`ppl-vae sample`, `denoise`, `restore` and `impute`: pictures of what a run does."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ppl_vae.cli.options import DenoiseCommand, ImputeCommand, OfRun, SampleCommand
+from ppl_vae.cli.options import DenoiseCommand, ImputeCommand, OfRun, RestoreCommand, SampleCommand
 from ppl_vae.cli.terminal import say, show_denoising
 from ppl_vae.components import UsageError, create
 from ppl_vae.data.noise import Noise
+from ppl_vae.data.operators import corruption
+from ppl_vae.data.readers import grey_values
 from ppl_vae.experiments.denoising import denoise_run
 from ppl_vae.experiments.evaluating import output_of
 from ppl_vae.experiments.imputing import impute_images
+from ppl_vae.experiments.restoring import restore_images
 from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.plots import figure, images, save
-from ppl_vae.report.figures import draw_denoising, draw_imputation
+from ppl_vae.report.figures import draw_denoising, draw_imputation, draw_restoration
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.system.files import writable
 
@@ -47,9 +51,20 @@ def denoise(options: DenoiseCommand) -> None:
     create(Noise, options.noise or "no-noise")
     run, output = _prepared(options)
     name = options.run.name
-    summary = denoise_run(run, output, name=name, noise=options.noise, num_images=options.num_images, seed=options.seed)
+    asked: dict[str, Any] = {"noise": options.noise, "num_images": options.num_images, "seed": options.seed}
+    summary = denoise_run(run, output, name=name, by_inference=options.method == "inference", **asked)
     show_denoising(f"{options.run}: removing {summary['noise']}, {summary['num_images']} test images", summary["rows"])
     say(str(draw_denoising(output, f"{run.dataset.name}: {summary['noise']}, removed by {name}")))
+
+
+def restore(options: RestoreCommand) -> None:
+    spoils = corruption(options.corruption)
+    y = None if options.input is None else grey_values(options.input)[: options.num_images]
+    run, output = _prepared(options)
+    asked: dict[str, Any] = {"num_images": options.num_images, "num_samples": options.num_samples, "seed": options.seed}
+    result = restore_images(run, spoils, output, y=y, misfit=options.misfit, **asked)
+    say(str(result))
+    say(str(draw_restoration(output, f"{options.run.name}: {' '.join(options.corruption)}, restored")))
 
 
 def impute(options: ImputeCommand) -> None:

@@ -156,16 +156,7 @@ def _divide(name: str, images: Tensor, labels: Tensor | None, *, is_mapped: bool
 
 def from_folder(path: Path) -> Dataset:
     """The dataset in a folder of images; raises what `ppl_vae.data.loading.load` says."""
-    found = (
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in _SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    files = sorted(found, key=Path.as_posix)  # paths sort in another order on Windows
-    if not files:
-        raise FileNotFoundError(f"{path}: expected images ({', '.join(sorted(_SUFFIXES))}); got none of them")
+    files = _image_files(path)
     if len(files) < _FEWEST:
         raise ValueError(f"{path}: expected at least {_FEWEST} images; got {len(files)}")
     images = _read_images(files)
@@ -178,6 +169,41 @@ def from_folder(path: Path) -> Dataset:
             return Dataset(name, images[~is_test], images[is_test])
         return Dataset(name, images[~is_test], images[is_test], labels[~is_test], labels[is_test])
     return _divide(name, images, _folder_labels(inside))
+
+
+def _image_files(path: Path) -> list[Path]:
+    found = (
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    files = sorted(found, key=Path.as_posix)  # paths sort in another order on Windows
+    if not files:
+        raise FileNotFoundError(f"{path}: expected images ({', '.join(sorted(_SUFFIXES))}); got none of them")
+    return files
+
+
+def grey_values(path: Path) -> Tensor:
+    """Images as brightness in [0, 1], (N, C, H, W), of a folder of images, or a `.npy` file (N, H, W) or (N, C, H, W)
+    of 8-bit levels, or of floats, which are taken as they are: NaN may be a missing pixel.
+
+    Raises `FileNotFoundError`, and `ValueError` for what is no such file.
+    """
+    if path.is_dir():
+        return _read_images(_image_files(path)) / 255
+    try:
+        array = read_npy(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: expected a .npy file or a folder of images; got nothing there") from None
+    if array.ndim not in (3, 4) or not array.size or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise ValueError(
+            f"{path}: expected images (N, H, W) or (N, C, H, W), uint8 or floats in [0, 1]; got {array.dtype} "
+            f"{array.shape}"
+        )
+    images = torch.from_numpy(array.astype(np.float32)) / (255 if array.dtype == np.uint8 else 1)
+    return images[:, None] if images.dim() == 3 else images
 
 
 def _folder_labels(inside: Sequence[tuple[str, ...]]) -> Tensor | None:

@@ -30,7 +30,8 @@ class Corruption(Protocol):
 class Units(Protocol):
     """From x to brightness in [0, 1], and back: an encoding."""
 
-    white: Any
+    @property
+    def white(self) -> float: ...
 
     def brightness(self, x: Tensor) -> Tensor: ...
 
@@ -142,15 +143,17 @@ class _Observe(Messenger):
         if p_x.event_shape.numel() != event.numel():
             raise ValueError(f"y: expected images of the model's shape, {tuple(p_x.event_shape)}; got {tuple(event)}")
         shape = (*p_x.batch_shape, *event)
-        mean, white = p_x.mean.reshape(shape), 1.0
+        mean = p_x.mean.reshape(shape)
         if how.units is not None:
-            mean, white = how.units.brightness(mean), how.units.white
+            mean = how.units.brightness(mean)
         spread, are_bits = how.misfit, False
         if how.clean == "drawn" and not isinstance(spread, Tensor) and spread == 0:
             inner = innermost(p_x)
             are_bits = isinstance(inner, dist.Bernoulli)
             if isinstance(inner, dist.Normal):
-                spread = p_x.stddev.reshape(shape) / white
+                spread = p_x.stddev.reshape(shape)
+                if how.units is not None:
+                    spread = how.units.brightness(spread) - how.units.brightness(0 * spread)
             elif not are_bits:
                 raise ValueError(
                     "clean: expected 'mean', or a misfit above 0, for a likelihood that is neither Gaussian nor "

@@ -21,7 +21,7 @@ from ppl_vae.system.progress import progress
 Value = Callable[[Tensor], tuple[Tensor, Tensor]]
 """log p(x, u) and its gradient in u, in units of the prior's spread."""
 
-GUIDE_DRAWS, PRIOR_DRAWS = 32, 128
+GUIDE_DRAWS, PRIOR_DRAWS, PRIOR_ROUNDS = 32, 32, 4
 RATE = 0.1  # of Adam, in units of the prior's spread; it falls to 0 along a cosine
 APART = 0.2  # the root mean square distance of two modes, in these units
 FIRST_WIDTH, LONGEST_STEP, LEAST_PRECISION = 0.3, 0.3, 0.3  # in these units
@@ -32,10 +32,10 @@ def refine_modes(
     guide: Program,
     x: Tensor,
     *args: Tensor,
-    num_starts: int = 6,
-    num_steps: int = 60,
+    num_starts: int = 4,
+    num_steps: int = 40,
     num_modes: int = 2,
-    num_newton: int = 6,
+    num_newton: int = 5,
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
@@ -96,13 +96,17 @@ def refine_modes(
                 # the last block is filled up with others, so that one graph serves all
                 filled = torch.arange(len(blocks[0]), device=rows.device) % len(rows)
                 block = [t[rows[filled]] for t in data]
-                first, (prior, log_p) = of_guide(block), draw(*block)
-                best = log_p.nan_to_num(nan=-math.inf).topk(min(num_starts - 1, PRIOR_DRAWS), 0).indices
+                first, drawn = of_guide(block), [draw(*block) for _ in range(PRIOR_ROUNDS)]
+                prior, log_p = (torch.cat(t) for t in zip(*drawn, strict=True))
+                best = log_p.nan_to_num(nan=-math.inf).topk(min(num_starts - 1, len(prior)), 0).indices
                 u = torch.cat([first, prior.gather(0, best[..., None].expand(-1, -1, prior.shape[-1]))])
                 spread = prior.std(0).clamp(min=MIN_SPREAD)
 
                 def value(v: Tensor, spread: Tensor = spread, block: list[Tensor] = block) -> tuple[Tensor, Tensor]:
-                    log_p, gradient = log_joint(v * spread, *block)
+                    # always as many at once, so that one graph serves all
+                    index = torch.arange(-(-len(v) // num_starts) * num_starts, device=v.device) % len(v)
+                    parts = [log_joint(u, *block) for u in (v[index] * spread).split(num_starts)]
+                    log_p, gradient = (torch.cat(t)[: len(v)] for t in zip(*parts, strict=True))
                     return log_p, gradient * spread
 
                 v = _climb(value, u / spread, num_steps)

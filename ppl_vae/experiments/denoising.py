@@ -13,6 +13,7 @@ from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.evaluation.denoising import PCA, quality_summary
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.preparation import split_of
+from ppl_vae.experiments.restoring import restore_run
 from ppl_vae.experiments.runs import Run
 from ppl_vae.system.files import to_json, write_whole
 
@@ -20,18 +21,30 @@ USUAL = "gaussian-noise:scale=0.5"
 
 
 def denoise_run(
-    run: Run, output: Path, *, name: str, noise: str | None = None, num_images: int | None, seed: int
+    run: Run,
+    output: Path,
+    *,
+    name: str,
+    noise: str | None = None,
+    num_images: int | None,
+    seed: int,
+    by_inference: bool = False,
 ) -> dict[str, Any]:
     """Quality of a run's restorations of the first test images with noise, by default what it learned to remove, else
-    Gaussian. Writes `denoising.json`, and the first images to `denoising.npz`; returns what is in the former."""
+    Gaussian; with `by_inference` also by `restore_run`, of 100 images by default. Writes `denoising.json`, and the
+    first images to `denoising.npz`; returns what is in the former."""
     if not run.is_of_images:
         raise ValueError(
             f"{name}: expected a model of images, to remove noise from; got one of vectors, {run.event_shape}"
         )
     spec = noise or (USUAL if isinstance(run.observe.noise, NoNoise) else run.config.noise)
-    clean = run.dataset.test[:num_images] / 255
-    noisy = create(Noise, spec)(clean, Generator().manual_seed(seed))
+    clean = run.dataset.test[: num_images or (100 if by_inference else None)] / 255
+    add = create(Noise, spec)
+    noisy = add(clean, Generator().manual_seed(seed))
     restored = {"noisy": noisy, name: run.reconstruct(noisy, *run.test_labels(len(noisy)))}
+    if by_inference:
+        name = f"{name}, by inference"
+        restored[name] = restore_run(run, noisy, add, seed=seed).mean
     rows = {name: quality_summary(x, clean) for name, x in restored.items()}
     summary = {"noise": spec, "num_images": len(clean), "seed": seed, "rows": rows}
     shown = {"original": clean, "noisy": noisy, "restored": restored[name]}

@@ -104,10 +104,18 @@ def draw_imputation(run: Path, title: str) -> Path:
     return _draw_rows(run, "imputation", 4, title)
 
 
+def draw_restoration(run: Path, title: str) -> Path:
+    """Draws images as they are, if that is known, corrupted, by the network alone and by inference, their standard
+    deviation by pixel, and draws, from `restoration.npz` in the folder of a run, to its `figures/restoration.png`.
+    Returns the path."""
+    return _draw_rows(run, "restoration-shown", 5.6, title, "restoration")
+
+
 @stoppable()
-def _draw_rows(run: Path, stem: str, height: float, title: str) -> Path:
+def _draw_rows(run: Path, source: str, height: float, title: str, name: str = "") -> Path:
+    stem = name or source
     fig, ax = plots.figure(8, height)
-    plots.rows_of_images(ax, read_npz(run / f"{stem}.npz"))
+    plots.rows_of_images(ax, read_npz(run / f"{source}.npz"))
     path = _figures(run) / f"{stem}.png"
     plots.save(fig, path, title=title)
     return path

@@ -1,0 +1,155 @@
+"""Restore images of a run by inference, and the rows of a study: every VAE against every noise."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ppl_vae.components import create
+from ppl_vae.data.noise import Noise, NoNoise
+from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
+from ppl_vae.evaluation.restoration import Restoration, restore
+from ppl_vae.experiments.imputing import pictures
+from ppl_vae.experiments.runs import Run, versions
+from ppl_vae.system.files import read_json, to_json, write_json, write_whole
+
+MISFIT = 0.2  # of images around a decoder's mean, where noise leaves pixels as they are: of the highest log p(y)
+INTERVALS = {"50%": 0.6745, "90%": 1.6449}  # in standard deviations
+HALF_LEVEL = 0.5 / 255  # images are rounded to levels
+
+
+def keeps_pixels(corruption: Noise) -> bool:
+    """Whether pixels may be just what they were, which has no density."""
+    grey = torch.full((1, 1, 12, 12), 0.5)
+    return not corruption.likelihood(grey).log_prob(torch.tensor(0.3)).isfinite().all()
+
+
+def restore_run(run: Run, y: Tensor, corruption: Noise, **options: Any) -> Restoration:
+    """`restore` of images by a run's model. Where the corruption leaves pixels as they are, a clean image lies around
+    the decoder's mean with a standard deviation of 0.2, and is drawn (clean="drawn"), unless `options` say otherwise.
+    Raises `ValueError` as `restore` does, and for an autoencoder."""
+    if not run.model.has_log_p:
+        raise ValueError(f"{run.config.model}: expected a VAE; got an autoencoder, which has no prior of images")
+    if not run.is_of_images:
+        raise ValueError(f"{run.config.model}: expected a model of images; got one of vectors, {run.event_shape}")
+    if keeps_pixels(corruption):
+        options = {"misfit": MISFIT, "clean": "drawn" if _says_what_pixels_were(corruption) else "mean", **options}
+    given = () if isinstance(run.observe.noise, NoNoise) else (corruption.guess(y).nan_to_num(nan=0.0),)
+    labels = run.test_labels(len(y))
+    return restore(*run.programs, y, *given, *labels, corruption=corruption, encoding=run.observe.encoding, **options)
+
+
+def _says_what_pixels_were(corruption: Noise) -> bool:
+    grey = torch.full((1, 1, 12, 12), 0.5)
+    try:
+        corruption.clean_given(grey, grey, MISFIT)
+    except (ValueError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def quality_of(result: Restoration, clean: Tensor, seconds: float) -> dict[str, Any]:
+    """MSE, PSNR and SSIM of restored images, and what shares of pixels their intervals hold, for JSON."""
+    error = (result.mean - clean).abs() - HALF_LEVEL
+    covers = {
+        name: mean_and_se((error <= width * result.std).float().flatten(1).mean(1))[0]
+        for name, width in INTERVALS.items()
+    }
+    return {
+        **quality_summary(result.mean, clean),
+        "covers": covers,
+        "log_p": result.log_p.mean,
+        "khat_over_limit": result.num_unreliable,
+        "num_images": len(result),
+        "cpu_seconds_per_image": seconds / len(result),
+    }
+
+
+def restore_images(
+    run: Run,
+    corruption: Noise,
+    output: Path,
+    *,
+    y: Tensor | None = None,
+    num_images: int | None = None,
+    misfit: float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Restoration:
+    """Restores corrupted images y, or the first test images, 20 by default, after the corruption. Writes
+    `restoration.npz` with mean, std and samples, and log p(y) and k-hat of each image; the first images as rows to draw
+    to `restoration-shown.npz`; and `restoration.json`. Raises `ValueError` as `restore_run` does."""
+    if y is not None and run.model.needs_labels:
+        raise ValueError(f"{run.config.model}: expected test images, whose labels are known; got others")
+    shown: dict[str, Tensor] = {}
+    if y is None:
+        shown["original"] = run.dataset.test[: num_images or 20] / 255
+        y = corruption(shown["original"], Generator().manual_seed(seed))
+    if misfit is not None:
+        options |= {"misfit": misfit}
+    result = restore_run(run, y, corruption, seed=seed, **options)
+    guess = corruption.guess(y).nan_to_num(nan=0.0)
+    shown |= {"corrupted": guess, "network": run.reconstruct(guess, *run.test_labels(len(guess)))}
+    shown |= {"inference": result.mean, "std x 2": (2 * result.std).clamp(max=1)}
+    shown |= {f"draw {i + 1}": draw for i, draw in enumerate(result.samples[:3])}
+    summary = {
+        "corruption": repr(corruption),
+        "num_images": len(result),
+        "num_samples": result.num_samples,
+        "seed": seed,
+        "log_p": {"mean": result.log_p.mean, "mc_se": result.log_p.mc_se_of_mean},
+        "khat_over_limit": result.num_unreliable,
+        "versions": versions(),
+    }
+    if "original" in shown:
+        summary["quality"] = quality_summary(result.mean, shown["original"])
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        **{name: getattr(result, name).numpy() for name in ("mean", "std", "samples", "khat", "ess")},
+        log_p=result.log_p.values.numpy(),
+    )
+    write_whole(output / "restoration.npz", content.getvalue())
+    write_whole(output / "restoration-shown.npz", pictures(shown))
+    write_whole(output / "restoration.json", to_json(summary))
+    return result
+
+
+def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **options: Any) -> dict[str, Any]:
+    """A VAE's restorations of the first test images, by inference and by its own networks, for JSON."""
+    corruption = create(Noise, noise)
+    clean = run.dataset.test[:num_images] / 255
+    y = corruption(clean, Generator().manual_seed(seed))
+    start = time.process_time()
+    network = run.reconstruct(y, *run.test_labels(len(y)))
+    middle = time.process_time()
+    result = restore_run(run, y, corruption, seed=seed, **options)
+    end = time.process_time()
+    network_row = quality_summary(network, clean) | {"cpu_seconds_per_image": (middle - start) / len(y)}
+    return {"inference": quality_of(result, clean, end - middle), "network": network_row, "seed": seed}
+
+
+def restore_study(
+    folder: Path, runs: dict[str, Run], noises: tuple[str, ...], *, num_images: int | None, seed: int = 0, say: Any
+) -> dict[str, Any]:
+    """Rows of `restoration.json` in a study's folder, {noise: {model: row}}: each VAE by inference, against each noise.
+    Those that are there already, of as many images or more, are not made again."""
+    path = folder / "restoration.json"
+    rows: dict[str, Any] = read_json(path)["rows"] if path.is_file() else {}
+    for noise in noises:
+        for name, run in runs.items():
+            wanted = min(num_images or len(run.dataset.test), len(run.dataset.test))
+            known = rows.get(noise, {}).get(name)
+            if not run.model.has_log_p or (known and known["inference"]["num_images"] >= wanted):
+                continue
+            say(f"{folder.name} {name}: {noise} by inference, {wanted} images")
+            row = restore_cell(run, noise, num_images=wanted, seed=seed) | {"versions": versions()}
+            rows.setdefault(noise, {})[name] = row
+            write_json(path, {"rows": rows})
+    return rows
