@@ -13,6 +13,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
@@ -73,6 +75,12 @@ def nothing_left_behind():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (torch.get_default_dtype(), torch.get_num_threads()) == (dtype, threads)
     assert (torch.distributions.Distribution._validate_args, is_validation_enabled()) == validation
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are put together, and saved as one pixel."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: Image.new("L", (1, 1)).save(file, "PNG"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from commands import TINY, one_line
+from commands import OWN, TINY, one_line, save_own
 
 from ppl_vae.cli import evaluating
 from ppl_vae.cli.main import main
@@ -19,12 +19,11 @@ from ppl_vae.experiments.runs import load_run
 def trained(tmp_path_factory):
     """The folder of a run on `own.npz`, which lies beside it."""
     folder = tmp_path_factory.mktemp("trained")
-    images = np.random.default_rng(0).integers(0, 256, (80, 6, 6), dtype=np.uint8)
-    np.savez(folder / "own.npz", images=images)
+    save_own(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **kwargs: [])
-        main(["train", "--model", "dense-vae", "--dataset", "own.npz", *TINY, "--output", "run"])
+        main(["train", "--model", "dense-vae", *OWN, *TINY, "--output", "run"])
     return folder
 
 
@@ -33,6 +32,11 @@ def run(trained, tmp_path):
     """A copy of it in the folder that commands run in."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def few_simulated(monkeypatch):
+    monkeypatch.setattr(evaluating, "SIMULATED", 4)
 
 
 def summary(folder, stem="log_likelihood"):
@@ -187,7 +191,7 @@ def test_a_new_run_in_the_folder_leaves_no_results_of_the_old_one(ppl_vae, run):
     assert ppl_vae(*few)[0] == ppl_vae(*few, "--tolerance", 5)[0] == 0
     (run / "on-other").mkdir()
     (run / "on-other" / "log_likelihood.json").write_text("{}")
-    again = ("train", "--model", "dense-vae", "--dataset", "own.npz", *TINY, "--output", "run", "--overwrite")
+    again = ("train", "--model", "dense-vae", *OWN, *TINY, "--output", "run", "--overwrite")
     assert ppl_vae(*again)[0] == 0
     assert not list(run.rglob("log_likelihood*"))
 

@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from commands import TINY, one_line
+from commands import OWN, TINY, one_line, save_own
 from PIL import Image
 
 from ppl_vae.cli.main import main
@@ -21,13 +21,14 @@ def runs(tmp_path_factory):
         "laplace": ["--prior", "laplace"],
         "grey": ["--likelihood", "gaussian-learned"],
     }
+    save_own(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **kwargs: [])
         for name, options in models.items():
-            main(["train", "--model", "dense-vae", *TINY, *options, "--output", name])
+            main(["train", "--model", "dense-vae", *TINY, *OWN, *options, "--output", name])
             main(["evaluate", name, "--num-samples", "30", "--num-images", "6"])
-        main(["train", "--model", "dense-ae", *TINY, "--output", "ae"])
+        main(["train", "--model", "dense-ae", *TINY, *OWN, "--output", "ae"])
     return folder
 
 
@@ -37,7 +38,7 @@ def here(ppl_vae, runs, monkeypatch):
     return ppl_vae
 
 
-def test_unlike_runs_have_tables_of_their_own_and_seeds_are_averaged(here, runs, tmp_path):
+def test_unlike_runs_have_tables_of_their_own_and_seeds_are_averaged(here, runs, tmp_path, drawn):
     names = ["a", "a-1", "ae", "grey", "laplace"]
     output, picture = tmp_path / "table.csv", tmp_path / "table.png"
     status, out, err = here("compare", *names, "--output", output, "--plot", picture)

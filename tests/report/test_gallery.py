@@ -20,7 +20,7 @@ OF_A_SPACE = ["interpolations", "latent-grid", "latent-codes"]
         ("dense-hvae", ["samples", *OF_A_SPACE]),
     ],
 )
-def test_the_figures_of_each_kind_of_model(tmp_path, model, more):
+def test_the_figures_of_each_kind_of_model(tmp_path, undrawn, model, more):
     config = TrainConfig(model=model, hidden=(8,), latent_size=2, epochs=1, train_images=60)
     run = train(config, tmp_path, show_progress=False)
     paths = draw_run(run, tmp_path, num_samples=4)

@@ -83,7 +83,7 @@ def test_the_explorer_shows_what_the_model_decodes(folder):
     z = shown_plane.z
     assert z[3, 20].tolist() == pytest.approx([shown_plane.right[20], shown_plane.up[3]])
     expected = (run.decode(z[3, 20]) * 255).round()[0]
-    shown = sprite[(GRID - 4) * 28 : (GRID - 3) * 28, 20 * 28 : 21 * 28]  # upwards
+    shown = sprite[(GRID - 4) * 6 : (GRID - 3) * 6, 20 * 6 : 21 * 6]  # upwards
     assert (shown - expected).abs().max() <= 1  # alone or in a batch, products round differently
 
 
