@@ -151,30 +151,26 @@ def test_links_lead_to_files(target):
     assert (README.parent / target).is_file()
 
 
-def command(folder, *arguments):
-    """The command in a process of its own, where nothing has been imported."""
-    run = [sys.executable, "-m", "ppl_vae", *arguments]
-    where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
-    return subprocess.run(run, cwd=folder, env=os.environ | where, capture_output=True, text=True, check=False)
-
-
 def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     tiny = "--model dense-vae --hidden 8 --latent-size 2 --epochs 1 --batch-size 16 --train-images 60 --output run"
     components = "--plugin mine --likelihood logistic --prior cauchy:scale=0.5"
-    done = command(tmp_path, "train", *components.split(), *tiny.split())
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **options: [])
+    main(["train", *components.split(), *tiny.split()])
+    del sys.modules["mine"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["likelihood"], config["prior"]) == ("logistic", "cauchy:scale=0.5")
     assert "mine" not in json.dumps(config)
     # a folder that someone was given imports nothing by itself
-    done = command(tmp_path, "evaluate", "run")
+    where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
+    run = [sys.executable, "-m", "ppl_vae", "evaluate", "run"]
+    done = subprocess.run(run, env=os.environ | where, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "expected one of bernoulli" in done.stderr
     assert "got 'logistic' (did you mean" in done.stderr
     assert "(if it is one of yours, name its module with --plugin)" in done.stderr
-    monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     main(["evaluate", "run", "--plugin", "mine.py", "--num-samples", "30", "--num-images", "5"])
     assert "5 test images of mnist-mini" in capsys.readouterr().out

@@ -36,7 +36,7 @@ class Command:
 
     def __init__(self, folder, arguments):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ppl_vae.cli.main"])
+        context.set_forkserver_preload(["ppl_vae.cli.training", "torch._dynamo"])
         self.process = context.Process(target=serve, args=(folder, arguments))
         self.process.start()
         self.begin, self.seconds = time.perf_counter(), 0.0

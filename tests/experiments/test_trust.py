@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.experiments import trust
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.training import train
 from ppl_vae.experiments.trust import TrustConfig, run_trust
@@ -52,6 +53,12 @@ def test_every_method_on_every_vae_of_a_study(tmp_path, monkeypatch):
     assert "K = 200" in text
     assert "| vae |" in text
     assert "log_likelihood_within(tolerance=0.1)" in text
+
+    def known(run, config):  # the numbers of the first time: from here on it is only told what is evaluated again
+        name = "vae" if run.config.likelihood == "bernoulli" else "gaussian"
+        return models[name] | {"tolerance": [{"tolerance": tolerance} for tolerance in config.tolerances]}
+
+    monkeypatch.setattr(trust, "trust_of", known)
     asked_again = dataclasses.replace(config, tolerances=(0.5,))
     again = run_trust(tmp_path, asked_again, say=said.append)
     assert len(said) == 4  # both have a log p(x) that is known
