@@ -53,13 +53,13 @@ def assert_same(graphs, make, x, objective=Elbo, steps=4):
     return runs[1]
 
 
-def assert_same_steps(make, x, optim, steps=12, switch=None, **tolerance):
+def assert_same_steps(make, x, optim, steps=12, switch=None, objective=Elbo, **tolerance):
     """Both runs' weights, buffers, losses and state of the optimiser; the compiled run ends uncompiled at `switch`."""
     ends = []
     for compiled in (False, True):
         pair, opt = make(), optim()
         with seeded(1), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-            step = Step(pair.model, pair.guide, Elbo(), opt, compiled=compiled)
+            step = Step(pair.model, pair.guide, objective(), opt, compiled=compiled)
             losses = []
             for i in range(steps):
                 if i == switch:
