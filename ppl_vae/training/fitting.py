@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -26,6 +27,7 @@ from ppl_vae.system.files import locked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import duration, progress
 from ppl_vae.training.checkpoints import Checkpoints
+from ppl_vae.training.checks import check_batches
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
 from ppl_vae.training.monitoring import blame, first_nonfinite, mean_parts, warn_of_end
@@ -127,6 +129,8 @@ def fit(
         steps = _Steps(
             step, state, data, encode, batch_size, num_planned=epochs * num_steps if compiled is None else None
         )
+        for part in (data, held_out) if held_out else (data,):
+            check_batches(model, guide, part, partial(encode, generator=Generator().manual_seed(seed)), batch_size)
         if min(batch_size, len(x) - (num_steps - 1) * batch_size) == 1:
             steps.check_single(tuple(t[:1] for t in first))
 

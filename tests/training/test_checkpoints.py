@@ -92,7 +92,7 @@ class Killed(Exception): ...
 
 def killed_at(step):
     """An encoding that ends the run within a step, where no checkpoint is."""
-    calls = iter(range(-1, step + 1))  # two are those of what is monitored
+    calls = iter(range(-2 - NUM_STEPS, step + 1))  # before: two of what is monitored, and each batch is checked
 
     def encode(x, generator=None):
         if next(calls) == step:
@@ -185,7 +185,7 @@ def test_a_run_that_diverges_after_it_went_on_keeps_the_epoch_before(x, tmp_path
         train(x, checkpoints=checkpoints, stop=stop_at(10))
     state = from_file(checkpoints.paths()[0])
     steps = iter(range(100))
-    encode = lambda x, generator=None: (noisy if next(steps) < 4 else poisoned)(x, generator)  # noqa: E731
+    encode = lambda x, generator=None: (noisy if next(steps) < 9 else poisoned)(x, generator)  # noqa: E731
     with pytest.raises(DivergedError, match="epoch 3, step 3") as error:
         train(x, pair, checkpoints=checkpoints, resume=True, encode=encode)
     assert len(error.value.history) == 2

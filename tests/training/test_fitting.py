@@ -119,9 +119,9 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_epoch_before():
     def poisoned(batch, generator=None):
         x = batch / 255
         steps[0] += 1
-        if steps[0] == 1 + 4 + 4 + 2:  # the monitor's batch, an epoch of four, and into the third epoch
+        if steps[0] == 1 + 4 + 4 + 4 + 2:  # the monitor's batch, four that are checked, and two epochs of four
             x = x * float("nan")
-        if steps[0] == 1 + 4 + 4 + 1:
+        if steps[0] == 1 + 4 + 4 + 4 + 1:
             after.append(weights(vae))
         return (x.round(),)
 

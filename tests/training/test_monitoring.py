@@ -26,7 +26,6 @@ def scaled(**kwargs):
     return lambda: Scaled(**kwargs)
 
 
-NAN = torch.tensor([0.0] * 15 + [float("nan")] * 5)
 LARGE = 1000 * torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 SMALL_STEPS = {"learning_rate": 1e-3}
 
@@ -63,11 +62,6 @@ CASES = {
         (scaled(log_scale=-200.0), torch.zeros(20), {}),
         "site 'z' of the guide: a log-prob with .*, of Normal with a scale of 0. Try a larger scale of the guide,",
         (scaled(log_scale=-4.0), torch.zeros(20), {}),
-    ),
-    "nan": (
-        (scaled(), NAN, {}),
-        "epoch 1, step 1: expected a finite loss; the data, x: nan. Try data without NaN",
-        (scaled(), NAN[:15], {}),
     ),
     "steps": (
         (scaled(), torch.zeros(20), {"learning_rate": 1e30}),
@@ -153,7 +147,7 @@ def test_a_value_error_after_the_first_step_names_its_own_step():
     pair, calls = Picky(), iter(range(10))
 
     def encode(x, generator=None):
-        return (x if next(calls) < 3 else x * float("nan"),)
+        return (x if next(calls) < 5 else x * float("nan"),)
 
     with pytest.raises(DivergedError, match=r"epoch 2, step 1: expected a finite loss; the data, x: nan") as error:
         fit(pair.model, pair.guide, torch.zeros(20), batch_size=10, encode=encode, show_progress=False)
@@ -175,7 +169,7 @@ def test_the_weights_are_those_of_the_last_finite_elbo():
     with pytest.raises(DivergedError, match=r"epoch 2, its end: expected finite parameters .* after epoch 1") as error:
         fit(pair.model, pair.guide, torch.ones(20), batch_size=10, encode=encode, optim=optim, show_progress=False)
     assert len(error.value.history) == 1
-    assert pair.log_scale.item() == after[3]  # as the second epoch's first batch saw it: after 1 of what is monitored
+    assert pair.log_scale.item() == after[5]  # as the second epoch's first batch saw it: after 1 of what is monitored
 
 
 def test_a_run_on_data_out_of_scale_is_held_to_independent_normals():

@@ -1,0 +1,58 @@
+"""The batches of a training, looked at before its first step: a bad datum spoils it, however late it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.contract import observed_sites, plain_trace, raise_first, support_of
+from ppl_vae.programs import Program, evaluating
+
+Batch = tuple[Tensor, ...]
+
+
+def check_batches(model: Program, guide: Program, data: Batch, encode: Callable[..., Batch], batch_size: int) -> None:
+    """Raises `ValueError` for observed values outside of their support, and what the programs raise for arguments that
+    they refuse, of all data, encoded by the batch.
+
+    To run the programs on all batches would take a third of an epoch. They run on the first, on those where an argument
+    has its smallest or largest value, or NaN, and on those with a value outside of a support that is one for all data.
+    Where each datum has its own support, they run on all.
+    """
+    args = [t.byte() if t.dtype == torch.bool else t for t in data[1:]]
+    extreme = {int(place) // t[0].numel() // batch_size for t in args for place in (t.argmin(), t.argmax())}
+    supports: list[tuple[int, tuple[int, ...], Constraint]] | None = []
+    with evaluating(model, guide), torch.random.fork_rng():
+        for number, start in enumerate(range(0, len(data[0]), batch_size)):
+            batch = encode(*(t[start : start + batch_size] for t in data))
+            if number and number not in extreme and supports is not None and _inside(batch, supports):
+                continue
+            trace = plain_trace(model, *batch, latents=plain_trace(guide, *batch))
+            raise_first(support_of(trace))
+            if number == 0:
+                supports = _supports(trace, batch)
+
+
+def _supports(trace: Trace, batch: Batch) -> list[tuple[int, tuple[int, ...], Constraint]] | None:
+    """Of each observed site the argument that it observes, the shape of its values and their support; None where a site
+    observes something else, or the support is each datum's own."""
+    found = []
+    for site in observed_sites(trace).values():
+        value, support = site["value"], site["fn"].support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        of = [i for i, t in enumerate(batch) if t.numel() == value.numel() and t.flatten().equal(value.flatten())]
+        bounds = (bound for bound in vars(support).values() if isinstance(bound, Tensor))
+        if not of or constraints.is_dependent(support) or any(bound.numel() > 1 for bound in bounds):
+            return None
+        found.append((of[0], tuple(value.shape[1:]), support))
+    return found
+
+
+def _inside(batch: Batch, supports: list[tuple[int, tuple[int, ...], Constraint]]) -> bool:
+    return all(bool(support.check(batch[i].reshape(-1, *shape)).all()) for i, shape, support in supports)
