@@ -53,16 +53,6 @@ def raise_first(findings: Iterable[Finding]) -> None:
             raise ValueError(f"{site}{finding.message}. {finding.remedy}")
 
 
-def check_rows(*data: Tensor) -> None:
-    """Raises `ValueError` unless every argument is a tensor with as many rows as the first, and at least one."""
-    for i, t in enumerate(data):
-        if not isinstance(t, Tensor):
-            array = "x.to_numpy()" if hasattr(t, "to_numpy") else "x"
-            raise ValueError(f"argument {i}: expected a tensor; got {type(t).__name__}. Give torch.as_tensor({array})")
-        if not len(t) or len(t) != len(data[0]):
-            raise ValueError(f"argument {i}: expected {max(len(data[0]), 1)} rows; got {len(t)}")
-
-
 def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]:
     """The arguments of a pair as tensors: NumPy arrays, data frames and lists, too, and floating-point numbers in the
     precision of the pair's parameters where that loses nothing. Whole numbers stay what they are.
@@ -86,7 +76,8 @@ def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]
                 )
             t = t.to(dtype)
         tensors.append(t)
-    check_rows(*tensors)
+        if not len(t) or len(t) != len(tensors[0]):
+            raise ValueError(f"argument {i}: expected {max(len(tensors[0]), 1)} rows; got {len(t)}")
     return tuple(tensors)
 
 

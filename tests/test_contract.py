@@ -18,8 +18,12 @@ from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.checking import check_model
 from ppl_vae.evaluation.export import to_arviz
+from ppl_vae.evaluation.gaps import gap_decomposition
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.evaluation.imputation import impute
+from ppl_vae.evaluation.information import active_units, aggregate_posterior
+from ppl_vae.evaluation.quadrature import log_p_by_quadrature
+from ppl_vae.evaluation.sandwich import simulate
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import seeded
@@ -388,8 +392,16 @@ ROWS = [[0.5, -1.0], [2.0, 0.25], [0.0, 1.5]]  # which float32 holds exactly
 
 
 def estimates(pair, x):
+    log_p = log_likelihood(pair.model, pair.guide, x, num_samples=20)
+    gaps = gap_decomposition(pair.model, pair.guide, x, log_p=log_p, num_steps=2, num_samples=2)
     return [
-        log_likelihood(pair.model, pair.guide, x, num_samples=20).mean,
+        log_p.mean,
+        gaps.total.mean,
+        active_units(pair.guide, x).ratios.tolist(),
+        aggregate_posterior(pair.model, pair.guide, x).kl.mean,
+        simulate(pair.model, x, num_data=2)[0].tolist(),
+        log_p_by_quadrature(pair.model, x, tolerance=0.1).tolist(),
+        str(check_model(pair.model, pair.guide, x)),
         annealed_log_likelihood(pair.model, pair.guide, x, num_chains=2, num_steps=2).mean,
         impute(pair.model, pair.guide, x, seen=[True, False], num_samples=16).log_p_seen.mean,
     ]

@@ -27,7 +27,7 @@ def show_table(
     first column are shortened, and numbers never: where they don't fit, lines are longer than the terminal is wide."""
     console = Console(highlight=False)
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    numbers = sum(widths[1:]) + len(widths) + 1
+    numbers = sum(widths[1:]) + 2 * len(widths) + 1  # each has a space after it, and one beside
     first = min(widths[0], max(SHORTEST_NAME, console.width - numbers))
     grid = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="bold")
     grid.width = max(console.width, first + numbers) if first + numbers > console.width else None

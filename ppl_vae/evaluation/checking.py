@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from ppl_vae import contract, programs
-from ppl_vae.contract import Finding, check_rows, observed_sites, plain_trace, support_name
+from ppl_vae.contract import Finding, observed_sites, plain_trace, support_name, tensors_of
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.programs import Program, log_prob_per_datum, modules_of, sample_sites
 
@@ -68,14 +68,13 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
     Param store, random generators, buffers, gradients and training mode are left as they were found.
     Raises `ValueError` for empty data, or data of unequal length.
     """
-    data = (x, *args)
-    check_rows(*data)
+    data = tensors_of(model, guide, x, *args)
     found: list[Finding] = []
     with warnings.catch_warnings(), programs.seeded(0), programs.evaluating(model, guide):
         warnings.simplefilter("ignore")
         with _kept_buffers(model, guide) as buffers:
             summary = _examine(found, model, guide, data, buffers)
-    if len(x) == 1:
+    if len(data[0]) == 1:
         found.append(Finding("data", "", "expected two data or more; got 1", "Independence was not checked", "warning"))
     return Report(summary, tuple(dict.fromkeys(found)))
 

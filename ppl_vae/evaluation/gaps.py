@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae.contract import tensors_of
 from ppl_vae.evaluation.chunks import chunks_of_data
 from ppl_vae.evaluation.comparison import require_likelihoods, require_same
 from ppl_vae.evaluation.importance import log_weights
@@ -54,9 +55,9 @@ def refine(
     Raises `ValueError` unless the guide has one latent site, reparameterised and on the reals, and num_samples >= 2;
     and as `log_weights` does.
     """
-    parts = []
+    parts, whole = [], tensors_of(model, guide, x, *args)
     with seeded(seed), evaluating(model, guide):
-        for data in chunks_of_data(chunk, x, *args):
+        for data in chunks_of_data(chunk, *whole):
             name, q, _ = posterior_of(guide, *data)
             before = PerDatum.of_samples(log_weights(model, guide, *data, num_samples=num_samples))
             mean, stddev = _maximise(model, name, *moments_of(q), data, num_steps, learning_rate)
@@ -117,9 +118,10 @@ def gap_decomposition(
     go to `refine`, for q*. Chris Cremer, Xuechen Li, David Duvenaud: Inference Suboptimality in Variational
     Autoencoders, 2018, arXiv:1801.03558. Raises `ValueError` for a log_p of other data, and as `refine` does.
     """
-    if log_p.fingerprint != fingerprint(x):
-        raise ValueError(f"log_p: expected that of x, with fingerprint {fingerprint(x)}; got {log_p.fingerprint}")
-    refined, estimate = refine(model, guide, x, *args, **options), PerDatum.of(log_p)
+    data = tensors_of(model, guide, x, *args)
+    if log_p.fingerprint != (of_x := fingerprint(data[0])):
+        raise ValueError(f"log_p: expected that of x, with fingerprint {of_x}; got {log_p.fingerprint}")
+    refined, estimate = refine(model, guide, *data, **options), PerDatum.of(log_p)
     return Gaps(estimate - refined.guide_elbo, estimate - refined.elbo, refined.elbo - refined.guide_elbo)
 
 

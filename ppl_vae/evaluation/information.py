@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vae.contract import latents, raise_first
+from ppl_vae.contract import latents, raise_first, tensors_of
 from ppl_vae.evaluation.chunks import chunks_of_data
 from ppl_vae.evaluation.results import PerDatum
 from ppl_vae.evaluation.single_latent import moments_of, posterior_of
@@ -31,10 +31,11 @@ def active_units(guide: Program, x: Tensor, *args: Tensor, threshold: float = 0.
     variance of the mean alone, which is small where a guide uses a part of a wide prior, at whatever precision.
     Raises `ValueError` for fewer than 2 data, and as `refine` does.
     """
-    if len(x) < 2:
-        raise ValueError(f"x: expected at least 2 data, for a variance; got {len(x)}")
+    data = tensors_of(guide, guide, x, *args)
+    if len(data[0]) < 2:
+        raise ValueError(f"x: expected at least 2 data, for a variance; got {len(data[0])}")
     with seeded(0), evaluating(guide):
-        moments = [moments_of(posterior_of(guide, *data)[1]) for data in chunks_of_data(chunk, x, *args)]
+        moments = [moments_of(posterior_of(guide, *part)[1]) for part in chunks_of_data(chunk, *data)]
     means, stddevs = (torch.cat(part).double() for part in zip(*moments, strict=True))
     ratios = means.var(0) / stddevs.square().mean(0)
     return ActiveUnits(int((ratios > threshold).sum()), ratios)
@@ -65,9 +66,9 @@ def aggregate_posterior(
 
     Raises `ValueError` for a latent site that only one of the two has, and as `refine` does.
     """
-    parts, qs = [], []
+    whole, parts, qs = tensors_of(model, guide, x, *args), [], []
     with seeded(seed), evaluating(model, guide):
-        for data in chunks_of_data(chunk, x, *args):
+        for data in chunks_of_data(chunk, *whole):
             name, q, trace = posterior_of(guide, *data)
             model_trace = model_trace_of(model, trace, *data, num_samples=1)
             raise_first(latents(model_trace, trace))
@@ -77,6 +78,6 @@ def aggregate_posterior(
         z, log_q, log_p = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         rows = z.flatten(0, 1).split(chunk)
         mixture = torch.cat([torch.cat([q.log_prob(z[:, None]) for q in qs], 1).double().logsumexp(1) for z in rows])
-    log_aggregate = mixture.reshape(log_q.shape) - math.log(len(x))
+    log_aggregate = mixture.reshape(log_q.shape) - math.log(len(whole[0]))
     terms = (log_q - log_p.double(), log_q - log_aggregate, log_aggregate - log_p)
     return Information(*(PerDatum.of_samples(term) for term in terms))

@@ -107,9 +107,10 @@ def simulate(
     Raises `ValueError` unless the model has one observed site, which observes x itself, and whose distribution
     does not depend on x (an autoregressive likelihood's does).
     """
-    if num_data < 1 or not len(x):
-        raise ValueError(f"expected num_data >= 1 from a template of at least 1 row; got {num_data} from {len(x)}")
-    template, *rest = (_rows(t, num_data) for t in (x, *args))
+    data = tensors_of(model, model, x, *args)
+    if num_data < 1:
+        raise ValueError(f"num_data: expected at least 1; got {num_data}")
+    template, *rest = (_rows(t, num_data) for t in data)
     with evaluating(model), seeded(seed):
         name, _ = observed_x(guide_trace_of(model, template, *rest, num_samples=1), template)
         trace = guide_trace_of(poutine.uncondition(model), template, *rest, num_samples=1)

@@ -68,23 +68,22 @@ class _Lines:
 
     def __init__(self, total: int, write: Callable[[str], None]):
         self.total, self.write = total, write
-        self.skipped = self.done = 0
-        self.begin = self.last = time.monotonic()
+        self.done = self.done_by_then = 0
+        self.last = time.monotonic()
 
     def __call__(self, advance: int = 1, text: str = "") -> None:
         self.done += advance
         now = time.monotonic()
         if text:
             self.write(text)
-            self.skipped += advance  # work that was done before, say: it tells nothing of the rate
         elif now - self.last < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
         else:
-            done = self.done - self.skipped
-            left = (now - self.begin) / done * (self.total - self.done)
-            known = f", about {duration(left)} left" if done >= FEWEST else ""  # the first units tell too little
+            done = self.done - self.done_by_then  # at the rate of late: the first units compile, say
+            left = (now - self.last) / done * (self.total - self.done)
+            known = f", about {duration(left)} left" if done >= FEWEST else ""  # a few tell too little
             self.write(f"{self.done:,} of {self.total:,}{known}")
-        self.last = now
+        self.last, self.done_by_then = now, self.done
 
 
 def duration(seconds: float) -> str:

@@ -130,5 +130,5 @@ def test_programs_that_cannot_be_simulated(observed: Callable[[Tensor, Tensor], 
 
 
 def test_refused_data() -> None:
-    with pytest.raises(ValueError, match="expected num_data >= 1"):
+    with pytest.raises(ValueError, match="num_data: expected at least 1; got 0"):
         simulate(MODEL, torch.ones(3), num_data=0)
