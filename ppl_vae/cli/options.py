@@ -261,6 +261,8 @@ class DenoiseCommand(OfRun):
     """The first so many test images. Default: all, and 100 by inference."""
     seed: int = 0
     """Of the noise."""
+    overwrite: bool = False
+    """Replace also an earlier result of something else, or of more images or samples."""
 
     def __call__(self) -> None:
         at_least_one(num_images=self.num_images)
@@ -293,6 +295,8 @@ class RestoreCommand(OfRun):
     they are."""
     seed: int = 0
     """Of the corruption and of all samples."""
+    overwrite: bool = False
+    """Replace also an earlier result of something else, or of more images or samples."""
 
     def __call__(self) -> None:
         at_least_one(num_images=self.num_images, num_samples=self.num_samples)
@@ -311,6 +315,8 @@ class ImputeCommand(OfRun):
     Writes imputation.json and figures/imputation.png."""
 
     config: tyro.conf.OmitArgPrefixes[ImputationConfig] = field(default_factory=ImputationConfig)
+    overwrite: bool = False
+    """Replace also an earlier result of something else, or of more images or samples."""
 
     def __call__(self) -> None:
         at_least_one(num_images=self.config.num_images)

@@ -13,7 +13,7 @@ from ppl_vae.components import UsageError, create
 from ppl_vae.data.noise import Noise
 from ppl_vae.data.operators import corruption
 from ppl_vae.data.readers import grey_values
-from ppl_vae.experiments.denoising import denoise_run
+from ppl_vae.experiments.denoising import FEW, denoise_run, noise_of
 from ppl_vae.experiments.evaluating import output_of
 from ppl_vae.experiments.imputing import impute_images
 from ppl_vae.experiments.restoring import restore_images
@@ -21,7 +21,7 @@ from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.plots import figure, images, save
 from ppl_vae.report.figures import draw_denoising, draw_imputation, draw_restoration
 from ppl_vae.report.gallery import draw_run
-from ppl_vae.system.files import writable
+from ppl_vae.system.files import read_json, writable
 
 
 def sample(options: SampleCommand) -> None:
@@ -51,8 +51,12 @@ def denoise(options: DenoiseCommand) -> None:
     create(Noise, options.noise or "no-noise")
     run, output = _prepared(options)
     name = options.run.name
-    asked: dict[str, Any] = {"noise": options.noise, "num_images": options.num_images, "seed": options.seed}
-    summary = denoise_run(run, output, name=name, by_inference=options.method == "inference", **asked)
+    noise, by_inference = noise_of(run, options.noise), options.method == "inference"
+    num_images = options.num_images or (FEW if by_inference else len(run.dataset.test))
+    same = {"noise": noise, "by_inference": by_inference}
+    _check_replaced(options, output / "denoising.json", same, {"num_images": min(num_images, len(run.dataset.test))})
+    asked: dict[str, Any] = {"noise": noise, "num_images": num_images, "seed": options.seed}
+    summary = denoise_run(run, output, name=name, by_inference=by_inference, **asked)
     show_denoising(f"{options.run}: removing {summary['noise']}, {summary['num_images']} test images", summary["rows"])
     say(str(draw_denoising(output, f"{run.dataset.name}: {summary['noise']}, removed by {name}")))
 
@@ -61,6 +65,8 @@ def restore(options: RestoreCommand) -> None:
     spoils = corruption(options.corruption)
     y = None if options.input is None else grey_values(options.input)[: options.num_images]
     run, output = _prepared(options)
+    sizes = {"num_images": options.num_images or (20 if y is None else len(y)), "num_samples": options.num_samples}
+    _check_replaced(options, output / "restoration.json", {"corruption": repr(spoils)}, sizes)
     asked: dict[str, Any] = {"num_images": options.num_images, "num_samples": options.num_samples, "seed": options.seed}
     result = restore_images(run, spoils, output, y=y, misfit=options.misfit, **asked)
     say(str(result))
@@ -70,10 +76,30 @@ def restore(options: RestoreCommand) -> None:
 def impute(options: ImputeCommand) -> None:
     run, output = _prepared(options)
     config = options.config
+    same = {"missing": config.missing, "fraction": config.fraction}
+    sizes = {"num_images": config.num_images, "num_samples": config.num_samples}
+    _check_replaced(options, output / "imputation.json", same, sizes)
     result = impute_images(run, config, output)
     say(str(result))
     title = f"{run.dataset.name}: {options.run.name}, {config.missing} {config.fraction:.0%} missing"
     say(str(draw_imputation(output, title)))
+
+
+def _check_replaced(
+    options: DenoiseCommand | RestoreCommand | ImputeCommand, path: Path, same: dict[str, Any], sizes: dict[str, int]
+) -> None:
+    """Raises `UsageError` for a result at `path` of something else, or of more, which nobody asked to replace."""
+    if options.overwrite or not path.is_file():
+        return
+    stored = read_json(path)
+    other = [name for name, value in same.items() if stored.get(name, value) != value]
+    other += [name for name, size in sizes.items() if stored.get(name, size) > size]
+    if other:
+        got = ", ".join(f"{name} {stored[name]}" for name in other)
+        raise UsageError(
+            f"{path}: expected no result there of something else or of more; got one with {got}. --overwrite replaces "
+            "it, --output FOLDER writes elsewhere"
+        )
 
 
 def _prepared(options: OfRun) -> tuple[Run, Path]:

@@ -17,7 +17,13 @@ from ppl_vae.experiments.restoring import restore_run
 from ppl_vae.experiments.runs import Run
 from ppl_vae.system.files import to_json, write_whole
 
+FEW = 100  # images, by inference
 USUAL = "gaussian-noise:scale=0.5"
+
+
+def noise_of(run: Run, noise: str | None) -> str:
+    """What to remove: by default what the run learned to, else Gaussian noise."""
+    return noise or (USUAL if isinstance(run.observe.noise, NoNoise) else run.config.noise)
 
 
 def denoise_run(
@@ -37,8 +43,8 @@ def denoise_run(
         raise ValueError(
             f"{name}: expected a model of images, to remove noise from; got one of vectors, {run.event_shape}"
         )
-    spec = noise or (USUAL if isinstance(run.observe.noise, NoNoise) else run.config.noise)
-    clean = run.dataset.test[: num_images or (100 if by_inference else None)] / 255
+    spec = noise_of(run, noise)
+    clean = run.dataset.test[: num_images or (FEW if by_inference else None)] / 255
     add = create(Noise, spec)
     noisy = add(clean, Generator().manual_seed(seed))
     restored = {"noisy": noisy, name: run.reconstruct(noisy, *run.test_labels(len(noisy)))}
@@ -46,7 +52,7 @@ def denoise_run(
         name = f"{name}, by inference"
         restored[name] = restore_run(run, noisy, add, seed=seed).mean
     rows = {name: quality_summary(x, clean) for name, x in restored.items()}
-    summary = {"noise": spec, "num_images": len(clean), "seed": seed, "rows": rows}
+    summary = {"noise": spec, "by_inference": by_inference, "num_images": len(clean), "seed": seed, "rows": rows}
     shown = {"original": clean, "noisy": noisy, "restored": restored[name]}
     write_whole(output / "denoising.npz", pictures(shown))
     write_whole(output / "denoising.json", to_json(summary))

@@ -151,6 +151,30 @@ def test_results_go_to_another_folder(ppl_vae, run):
     assert not list(run.glob("figures/*.png"))
 
 
+@pytest.mark.parametrize(
+    ("command", "stem", "others"),
+    [
+        ("denoise", "denoising", [("--num-images", 4), ("--noise", "masking"), ("--method", "inference")]),
+        ("impute", "imputation", [("--num-images", 4), ("--num-samples", 29), ("--missing", "top")]),
+        ("restore", "restoration", [("--num-images", 4), ("--num-samples", 29), ("--corruption", "missing")]),
+    ],
+)
+def test_pictures_of_more_or_of_something_else_are_not_replaced_unasked(ppl_vae, run, command, stem, others):
+    few = (command, "run", "--num-images", 5, *(() if command == "denoise" else ("--num-samples", 30)))
+    path = run / f"{stem}.json"
+    assert ppl_vae(*few)[0] == 0
+    written = path.read_bytes()
+    for other in others:
+        status, _, err = ppl_vae(*few, *other)
+        assert status == 2
+        assert "expected no result there of something else or of more" in one_line(err)
+        assert path.read_bytes() == written
+    assert ppl_vae(*few, "--seed", 1)[0] == 0
+    assert summary(run, stem)["seed"] == 1
+    assert ppl_vae(*few, *others[0], "--overwrite")[0] == 0
+    assert summary(run, stem)["num_images"] == 4
+
+
 def test_data_are_asked_for_where_they_are_needed(ppl_vae, run, tmp_path):
     (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
     status, out, err = ppl_vae("sample", "run", "--num-images", 4)

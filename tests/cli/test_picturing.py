@@ -48,7 +48,7 @@ def test_restore_and_denoise_by_inference(ppl_vae, trained, tmp_path):
         (("--input", "no.npy"), "no.npy: expected a .npy file or a folder of images; got nothing there"),
         (("--num-images", 0), "--num-images: expected at least 1; got 0"),
     ):
-        status, _, err = ppl_vae("restore", "run", *options)
+        status, _, err = ppl_vae("restore", "run", *options, "--overwrite")
         assert status in (1, 2)
         assert message in err
         assert err.count("\n") == 1
