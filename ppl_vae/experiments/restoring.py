@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,19 @@ from ppl_vae.evaluation.restoration import Restoration, restore
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.system.files import read_json, to_json, write_json, write_whole
+from ppl_vae.system.signals import attempted
 
 MISFIT = 0.2  # of images around a decoder's mean, where noise leaves pixels as they are: of the highest log p(y)
 INTERVALS = {"50%": 0.6745, "90%": 1.6449}  # in standard deviations
+NOISES = tuple(
+    f"{kind}={value}"
+    for kind, values in (
+        ("gaussian-noise:scale", (0.25, 0.5, 1.0)),
+        ("salt-and-pepper:fraction", (0.15, 0.3, 0.5)),
+        ("masking:fraction", (0.25, 0.5, 0.75)),
+    )
+    for value in values
+)
 HALF_LEVEL = 0.5 / 255  # images are rounded to levels
 
 
@@ -136,18 +148,25 @@ def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **o
 
 
 def restore_study(
-    folder: Path, runs: dict[str, Run], noises: tuple[str, ...], *, num_images: int | None, seed: int = 0, say: Any
+    folder: Path,
+    runs: dict[str, Run],
+    noises: tuple[str, ...],
+    *,
+    num_images: int | None,
+    seed: int = 0,
+    failed: dict[str, str],
+    say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Rows of `restoration.json` in a study's folder, {noise: {model: row}}: each VAE by inference, against each noise.
-    Those that are there already, of as many images or more, are not made again."""
+    Those that are there already, of as many images or more, are not made again; one that fails is in `failed`."""
     path = folder / "restoration.json"
     rows: dict[str, Any] = read_json(path)["rows"] if path.is_file() else {}
-    for noise in noises:
-        for name, run in runs.items():
-            wanted = min(num_images or len(run.dataset.test), len(run.dataset.test))
-            known = rows.get(noise, {}).get(name)
-            if not run.model.has_log_p or (known and known["inference"]["num_images"] >= wanted):
-                continue
+    for noise, (name, run) in itertools.product(noises, runs.items()):
+        wanted = min(num_images or len(run.dataset.test), len(run.dataset.test))
+        known = rows.get(noise, {}).get(name)
+        if not run.model.has_log_p or (known and known["inference"]["num_images"] >= wanted):
+            continue
+        with attempted(f"{name}, by inference", failed, say):
             say(f"{folder.name} {name}: {noise} by inference, {wanted} images")
             row = restore_cell(run, noise, num_images=wanted, seed=seed) | {"versions": versions()}
             rows.setdefault(noise, {})[name] = row

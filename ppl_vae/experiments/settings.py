@@ -35,6 +35,8 @@ class StudyConfig:
     """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
     num_samples: Count | None = None
     """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
+    num_restored: Count | None = None
+    """Test images that VAEs restore by inference. Default: 200 on full sets, at 9 noises; 20 on small ones."""
     seed: int = 0
     train_images: Count | None = None
     """Use the first so many training images only."""
@@ -52,6 +54,7 @@ class StudyConfig:
             "batch_size": 128 if full else 64,
             "num_images": 1000 if full else 200,
             "num_samples": 500 if full else 100,
+            "num_restored": 200 if full else 20,
         }
         return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 

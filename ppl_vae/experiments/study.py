@@ -18,8 +18,9 @@ from ppl_vae.data.loading import load
 from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.denoising import denoise_all
 from ppl_vae.experiments.evaluating import evaluate_run, evaluated, evaluation_files, outranks, save_evaluation
-from ppl_vae.experiments.imputing import pictures
+from ppl_vae.experiments.imputing import NUM_SHOWN, pictures
 from ppl_vae.experiments.preparation import assemble, split_of
+from ppl_vae.experiments.restoring import NOISES, restore_images, restore_study
 from ppl_vae.experiments.runs import Run, finished, versions
 from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import seconds_per_step, trained
@@ -78,6 +79,13 @@ def run_study(
         raise ArithmeticError(f"{output}: expected models to compare; got none that did not fail")
     say(f"{config.dataset}: denoising {len(dataset.test)} test images")
     metrics["denoising"], restored = denoise_all(runs, dataset, config.noise, seed=config.seed)
+    noises = (config.noise,) if config.short else tuple(dict.fromkeys((config.noise, *NOISES)))
+    asked: dict[str, Any] = {"num_images": config.num_restored, "seed": config.seed}
+    restore_study(output, runs, noises, failed=failed, say=say, **asked)
+    shown = next((name for name in ("dense-vae", *runs) if name in runs and runs[name].model.has_log_p), None)
+    if shown is not None:
+        with attempted(f"{shown}, by inference", failed, say):
+            restore_images(runs[shown], create(Noise, config.noise), output, num_images=NUM_SHOWN, seed=config.seed)
     metrics["seconds"] = {
         "training": {name: run.metrics["seconds"] for name, run in runs.items()},
         "this_call": round(time.perf_counter() - start, 1),

@@ -27,6 +27,9 @@ def draw_study(folder: Path) -> list[Path]:
         plots.rows_of_images(ax, denoised)
         plots.save(fig, paths[0], title=f"{name}: {metrics['config']['noise']}, removed")
 
+    if (folder / "restoration-shown.npz").is_file():
+        paths.append(draw_restoration(folder, f"{name}: {metrics['config']['noise']}, removed by inference"))
+
     fig, axes = plots.figure(10, 0.4 * len(rows) + 1.2, ncols=3, sharey=True)
     quality = {
         metric.upper(): (

@@ -6,6 +6,8 @@ from typing import Any
 
 from ppl_vae.report.markdown import is_exact, number, over_limit, table, unreliable
 
+QUALITY = (("mse", 5), ("psnr", 2), ("ssim", 4))  # figures of an image, and how many digits
+
 
 def denoising_table(metrics: dict[str, Any]) -> str:
     """Mean and standard error over the test images of MSE, PSNR and SSIM, a row a model."""
@@ -24,6 +26,36 @@ def denoising_table(metrics: dict[str, Any]) -> str:
         for name, row in metrics["denoising"]["rows"].items()
     ]
     return table(["model", "trained on", "MSE", "PSNR (dB)", "SSIM"], rows)
+
+
+def restoration_table(rows: dict[str, Any]) -> str:
+    """What `restoration.json` says of one noise: a row a VAE, by inference and by its networks alone."""
+
+    def cell(row: dict[str, Any], metric: str, digits: int) -> str:
+        return f"{number(row[metric]['mean'], digits)} ± {number(row[metric]['se'], digits)}"
+
+    cells = []
+    for name, row in rows.items():
+        inference, network = row["inference"], row["network"]
+        cells += [
+            [
+                f"{name}, by inference",
+                *(cell(inference, metric, digits) for metric, digits in QUALITY),
+                " / ".join(f"{share:.0%}" for share in inference["covers"].values()),
+                over_limit(inference),
+                f"{1e3 * inference['cpu_seconds_per_image']:.0f}",
+                f"{inference['num_images']:,}",
+            ],
+            [
+                f"{name}, its networks",
+                *(cell(network, metric, digits) for metric, digits in QUALITY),
+                *("—", "—"),
+                f"{1e3 * network['cpu_seconds_per_image']:.1f}",
+                f"{inference['num_images']:,}",
+            ],
+        ]
+    head = ["model", "MSE", "PSNR (dB)", "SSIM", "50 % / 90 % intervals cover", "k̂ over limit", "CPU ms an image"]
+    return table([*head, "images"], cells)
 
 
 def elbo(row: dict[str, Any]) -> str:
