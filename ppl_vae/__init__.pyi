@@ -51,6 +51,7 @@ from .evaluation.quadrature import log_p_by_quadrature as log_p_by_quadrature
 from .evaluation.refinement import refine as refine
 from .evaluation.restoration import restore as restore
 from .evaluation.sandwich import bidirectional as bidirectional
+from .evaluation.scales import estimate_scale as estimate_scale
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build
 from .experiments.runs import load_run as load_run
