@@ -157,9 +157,9 @@ def restore_study(
     failed: dict[str, str],
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Rows of `restoration.json` in a study's folder, {noise: {model: row}}: each VAE by inference, against each noise.
+    """Rows of `inference.json` in a study's folder, {noise: {model: row}}: each VAE by inference, against each noise.
     Those that are there already, of as many images or more, are not made again; one that fails is in `failed`."""
-    path = folder / "restoration.json"
+    path = folder / "inference.json"
     rows: dict[str, Any] = read_json(path)["rows"] if path.is_file() else {}
     for noise, (name, run) in itertools.product(noises, runs.items()):
         wanted = min(num_images or len(run.dataset.test), len(run.dataset.test))

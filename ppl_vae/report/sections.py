@@ -72,8 +72,8 @@ def study_section(folder: Path) -> str:
 
 
 def restoration_lines(folder: Path) -> list[str]:
-    """What VAEs restore by inference, from `restoration.json` if there is one."""
-    if not (folder / "restoration.json").is_file():
+    """What VAEs restore by inference, from `inference.json` if there is one."""
+    if not (folder / "inference.json").is_file():
         return []
     lines = [
         "### By inference",
@@ -84,7 +84,7 @@ def restoration_lines(folder: Path) -> list[str]:
         "deviation of 0.2.",
         "",
     ]
-    for noise, rows in read_json(folder / "restoration.json")["rows"].items():
+    for noise, rows in read_json(folder / "inference.json")["rows"].items():
         lines += [f"{noise}:", "", restoration_table(rows), ""]
     if (folder / "figures" / "restoration.png").is_file():
         text = "Corrupted images, restored by inference, with their uncertainty and draws"

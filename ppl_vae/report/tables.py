@@ -29,7 +29,7 @@ def denoising_table(metrics: dict[str, Any]) -> str:
 
 
 def restoration_table(rows: dict[str, Any]) -> str:
-    """What `restoration.json` says of one noise: a row a VAE, by inference and by its networks alone."""
+    """What `inference.json` says of one noise: a row a VAE, by inference and by its networks alone."""
 
     def cell(row: dict[str, Any], metric: str, digits: int) -> str:
         return f"{number(row[metric]['mean'], digits)} ± {number(row[metric]['se'], digits)}"

@@ -42,7 +42,7 @@ def test_rows_are_kept_and_one_that_fails_does_not_stop_the_others(tmp_path, dat
         rows = restore_study(tmp_path, {"vae": run, "ae": ae}, noises, num_images=num_images, **options)
     assert [(noise, n) for noise, n in made if noise != "masking"] == [(noises[1], 2), (noises[1], 3)]
     assert [*failed] == ["vae, by inference"]
-    assert json.loads((tmp_path / "restoration.json").read_text())["rows"] == rows
+    assert json.loads((tmp_path / "inference.json").read_text())["rows"] == rows
     inference = rows[noises[1]]["vae"]["inference"]
     assert inference["num_images"] == 3
     assert 0 <= inference["covers"]["50%"] <= inference["covers"]["90%"] <= 1
