@@ -9,9 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.experiments.folders import with_exact
 from ppl_vae.experiments.listing import components
-from ppl_vae.report.markdown import is_exact, table
+from ppl_vae.report.markdown import table
 from ppl_vae.report.sections import study_section, swaps_section, versions
 from ppl_vae.system.files import read_json, write_json
 
@@ -67,58 +66,11 @@ def results_page(results: Path) -> str:
         for key, section in (("denoising", study_section), ("groups", swaps_section)):
             if key in metrics:
                 lines.append(section(folder).replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))
-    lines += ladder_section(results)
     if (results / "calibration" / "calibration.json").is_file():
         lines += calibration_section(results / "calibration")
     if (results / "benchmarks" / "benchmarks.json").is_file():
         lines += benchmark_section(results / "benchmarks")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def ladder_section(results: Path) -> list[str]:
-    """log p(x) of the study's models by importance sampling from the guide, and by the ladder."""
-    rows = []
-    for path in sorted(results.glob("study/*/*/log_likelihood-ladder.json")):
-        ladder, guide = read_json(path), read_json(path.with_name("log_likelihood.json"))
-        gap = "—" if "gap" not in ladder else f"{ladder['gap']:.3f} ± {ladder['gap_se']:.3f}"
-        exact = with_exact({"": guide}, lambda name, folder=path.parent: folder)[""]
-        rows.append(
-            [
-                f"{path.parent.parent.name}, {path.parent.name}",
-                f"{guide['log_p']:.2f}",
-                f"{guide['khat_over_limit'] / guide['num_images']:.1%}",
-                f"{ladder['log_p']:.2f} ± {ladder['mc_se']:.2f} ± {ladder['data_se']:.2f}",
-                f"{ladder['khat_over_limit'] / ladder['num_images']:.1%}",
-                ", ".join(f"{count:,} {name}" for name, count in ladder["rungs"].items()),
-                f"{ladder['num_images']:,}",
-                gap,
-                f"{exact['log_p']:.2f}" if is_exact(exact) else "",
-            ]
-        )
-    if not rows:
-        return []
-    head = [
-        "model",
-        "guide alone",
-        "k̂ over",
-        "ladder ± Monte Carlo ± data",
-        "k̂ over",
-        "rungs",
-        "images",
-        "gap",
-        "exact",
-    ]
-    return [
-        "## The ladder",
-        "",
-        "log p(x) in nats per image by importance sampling from the guide, and by the ladder, for each image the first "
-        "of guide, refined posterior and annealing whose pilot samples can be trusted. Beside each the share of images "
-        "whose Pareto k̂ is over its limit. The gap is what the ladder misses at most on data simulated from the model; "
-        "exact values are by quadrature. By `ppl-vae evaluate RUN --method ladder`.",
-        "",
-        table(head, rows),
-        "",
-    ]
 
 
 def calibration_section(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from ppl_vae.cli.terminal import say, show_denoising, show_log_likelihoods
 from ppl_vae.cli.training import folder_of
 from ppl_vae.components import UsageError, create
 from ppl_vae.data.noise import Noise
+from ppl_vae.experiments.folders import best_evaluations
 from ppl_vae.experiments.study import run_study
 from ppl_vae.experiments.swaps import run_swaps
 from ppl_vae.experiments.trust import run_trust
@@ -73,7 +74,7 @@ def _study(options: StudyOptions, name: str, folder: Path) -> dict[str, str]:
     draw_study(folder)
     show_denoising(f"{name}: removing {config.noise}", metrics["denoising"]["rows"])
     if metrics["log_likelihood"]:
-        show_log_likelihoods(name, metrics["log_likelihood"])
+        show_log_likelihoods(name, best_evaluations(metrics["log_likelihood"], folder.joinpath))
     say(f"Pictures: {folder / 'figures'} and {folder}/*/figures. Numbers: {folder / 'metrics.json'}")
     say(f"All on one page: ppl-vae report {folder} --output {folder.name}.html")
     return metrics["failed"]

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ppl_vae.data.catalogue import names
-from ppl_vae.report.markdown import number, unreliable
+from ppl_vae.report.markdown import is_exact, number, unreliable
 
 SHORTEST_NAME = 12
 
@@ -54,7 +54,14 @@ def show_denoising(title: str, rows: dict[str, Any]) -> None:
 def show_log_likelihoods(title: str, rows: dict[str, Any]) -> None:
     first = next(iter(rows.values()))
     cells = [
-        [name, row["measure"], *(number(row[key]) for key in ("log_p", "mc_se", "data_se", "elbo")), unreliable(row)]
+        [
+            name,
+            row["measure"],
+            number(row["log_p"]),
+            "exact" if is_exact(row) else number(row["mc_se"]),
+            *(number(row[key]) for key in ("data_se", "elbo")),
+            "—" if is_exact(row) else unreliable(row),
+        ]
         for name, row in rows.items()
     ]
     show_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pyro
@@ -23,7 +23,8 @@ DF, WIDTH = 10, 1.2  # of the Student-t's: heavier and wider than the normals th
 class Refined:
     """A guide for the data that it was fitted to: for each a mixture of the guide from which it began and of
     Student-t's with `df` degrees of freedom, `width` times as wide as the normals that were fitted, in unconstrained
-    space. A datum's posterior is found by the datum, so data come in any order; for others log q is NaN.
+    space (normals, where `df` is None). A datum's posterior is found by the datum, so data come in any order; for
+    others log q is NaN.
 
     Attributes:
         guide: where it began.
@@ -42,7 +43,7 @@ class Refined:
     factors: tuple[Tensor, ...]
     log_weights: Tensor
     share: Tensor
-    df: int = DF
+    df: int | None = DF
     width: float = WIDTH
 
     def __len__(self) -> int:
@@ -52,6 +53,15 @@ class Refined:
     def num_kept(self) -> int:
         """How many data keep the guide, since no fit of theirs is finite."""
         return int((self.share == 1).sum())
+
+    @property
+    def normals(self) -> Refined:
+        """Of each datum the best normal alone, as it was fitted; the guide where none is."""
+        rows, best = torch.arange(len(self), device=self.loc.device), self.log_weights.argmax(-1)
+        loc, *factors = (t[rows, best][:, None] for t in (self.loc, *self.factors))
+        share = (self.share == 1).to(self.share)
+        weights = torch.zeros_like(loc[..., 0])
+        return replace(self, loc=loc, factors=tuple(factors), log_weights=weights, share=share, df=None, width=1.0)
 
     def spread(self, *data: Tensor) -> Tensor:
         """L of each datum's heaviest component, whose covariance is L L^T, (data, size, size); above `FULL_SIZE`
@@ -94,8 +104,10 @@ class _Joint:
             uniform = torch.rand(2, num_samples, len(loc), 1, device=loc.device)
             component = (uniform[0] > self.log_weights.exp().cumsum(-1)[..., :-1]).sum(-1)[..., None, None]
             component = component.expand(-1, -1, 1, loc.shape[-1])
-            radius = torch.randn(self.refined.df, *of_guide.shape[:2], 1, device=loc.device).square().mean(0).sqrt()
-            steps = (self.normal.sample((num_samples,)) - loc) / radius[..., None]
+            steps = self.normal.sample((num_samples,)) - loc
+            if (df := self.refined.df) is not None:
+                radius = torch.randn(df, *of_guide.shape[:2], 1, device=loc.device).square().mean(0).sqrt()
+                steps = steps / radius[..., None]
             of_fit = (loc + self.refined.width * steps).gather(2, component)[:, :, 0]
             u = torch.where(uniform[1] < self.share[:, None], of_guide, of_fit)
             values, _ = unpack(u, self.sites)
@@ -166,8 +178,10 @@ def normal(loc: Tensor, factors: Any) -> Any:
     return LowRankMultivariateNormal(loc, *factors, validate_args=False)
 
 
-def student_t_log_prob(normal: Any, u: Tensor, df: int, width: float) -> Tensor:
-    """log density of `loc + width * e / sqrt(chi2(df) / df)`, where loc + e is normal."""
+def student_t_log_prob(normal: Any, u: Tensor, df: int | None, width: float) -> Tensor:
+    """log density of `loc + width * e / sqrt(chi2(df) / df)`, where loc + e is normal; without df, of width 1, its."""
+    if df is None:
+        return normal.log_prob(u)
     size, at_mode = u.shape[-1], normal.log_prob(normal.loc)
     squares = 2 * (at_mode - normal.log_prob(u)) / width**2
     constant = math.lgamma((df + size) / 2) - math.lgamma(df / 2) + size / 2 * math.log(2 / df) - size * math.log(width)

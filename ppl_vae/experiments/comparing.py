@@ -15,7 +15,7 @@ import torch
 from ppl_vae.evaluation.comparison import Comparison, Row, Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.config import read_config, read_shape
-from ppl_vae.experiments.evaluating import load_evaluation
+from ppl_vae.experiments.evaluating import evaluation_files, load_evaluation
 from ppl_vae.system.files import check
 
 
@@ -61,9 +61,10 @@ def compare_all(
 
 
 def compare_folders(
-    folders: Mapping[str, Path], *, method: str = "importance", on: str | None = None, **options: Any
+    folders: Mapping[str, Path], *, method: str | None = None, on: str | None = None, **options: Any
 ) -> Comparisons:
-    """The evaluations in run folders by name, by one method, on their own data or on another dataset. Runs that differ
+    """The evaluations in run folders by name, by one method, by default the ladder where all have it, and else
+    importance sampling, on their own data or on another dataset. Runs that differ
     in their seed alone are one row, the mean over the seeds. Runs that were not evaluated are left out.
 
     Raises `ValueError` for damaged files.
@@ -72,9 +73,13 @@ def compare_folders(
     seeds: Counter[Any] = Counter()
     num_dims: dict[str, int] = {}
     left_out: dict[str, str] = {}
+    places = {name: folder if on is None else folder / f"on-{on}" for name, folder in folders.items()}
+    if method is None:
+        have_it = all((place / evaluation_files("ladder")[0]).is_file() for place in places.values())
+        method = "ladder" if have_it else "importance"
     for name, folder in folders.items():
         try:
-            result = load_evaluation(folder if on is None else folder / f"on-{on}", method)
+            result = load_evaluation(places[name], method)
         except FileNotFoundError as error:
             left_out[name] = str(error)
             continue

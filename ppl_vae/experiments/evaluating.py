@@ -6,7 +6,7 @@ import dataclasses
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -36,8 +36,10 @@ from ppl_vae.system.files import check, read_json, to_json, write_checked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.training.monitoring import elbo_parts
 
+SIMULATED = 64  # data, to see what the ladder misses
 ELBO_DRAWS = 16  # of each image, and their spread its error
 
+METHODS = {"importance": "importance sampling from the guide", "ladder": "the ladder"}
 PER_IMAGE = ("log_p", "mc_se", "ess", "khat", "num_samples")
 
 
@@ -80,6 +82,29 @@ def evaluate_run(
     return result, summarise(run, result, data, seed)
 
 
+def ladder_run(
+    run: Run,
+    *,
+    num_samples: int,
+    num_images: int | None = None,
+    seed: int = 0,
+    tolerance: float = math.inf,
+    **options: Any,
+) -> tuple[LogLikelihood, dict[str, Any]]:
+    """The same by the ladder, and in the summary what it misses on `SIMULATED` data from the model, as far as that can
+    be told: the mean "gap" of its two bounds, in nats, or why there is "no_gap"."""
+    sizes: dict[str, Any] = {"num_samples": num_samples, "seed": seed, **options}
+    result, summary = evaluate_run(run, num_images=num_images, tolerance=tolerance, **sizes)
+    if result.complete:
+        try:
+            data, _ = held_out(run, SIMULATED, seed)
+            sandwich = certify(*run.programs, *data, num_data=SIMULATED, **sizes)
+            summary |= {"gap": sandwich.gap, "gap_se": sandwich.gap_se, "gap_num_data": SIMULATED}
+        except ValueError as error:  # an autoregressive likelihood, noise that the guide sees, too few samples
+            summary["no_gap"] = str(error)
+    return result, summary
+
+
 def anneal_run(
     run: Run, *, num_images: int | None = None, seed: int = 0, **options: Any
 ) -> tuple[LogLikelihood, dict[str, Any]]:
@@ -107,7 +132,7 @@ def gaps_run(
     num_samples: int,
     num_images: int | None = None,
     seed: int = 0,
-    num_steps: int = 500,
+    num_steps: int = 300,
     **options: Any,
 ) -> dict[str, Any]:
     """Where log p(x) - ELBO comes from on the first test data, and what latents tell of them, for JSON, in nats per
@@ -198,16 +223,6 @@ def rungs_of(rung: Tensor) -> dict[str, int]:
     return {name: count for kind, name in enumerate(RUNGS) if (count := int((rung == kind).sum()))}
 
 
-def certify_run(run: Run, *, num_data: int, num_samples: int, seed: int = 0, **options: Any) -> dict[str, float]:
-    """What the ladder misses on data simulated from the model, for JSON: the mean gap of its two bounds, in nats.
-
-    Raises `ValueError` as `certify` does.
-    """
-    data, _ = held_out(run, num_data, seed)
-    sandwich = certify(*run.programs, *data, num_data=num_data, num_samples=num_samples, seed=seed, **options)
-    return {"gap": sandwich.gap, "gap_se": sandwich.gap_se, "gap_num_data": num_data}
-
-
 def _accuracy(run: Run, x: Tensor) -> float | None:
     """The share of the first test data, as observed, whose class a semi-supervised model finds, of those that have a
     label; None for other models, and without labels."""
@@ -248,6 +263,30 @@ def save_evaluation(
     return folder / name
 
 
+def evaluate_once(
+    run: Run,
+    folder: Path,
+    method: str,
+    sizes: Mapping[str, int],
+    *,
+    say: Callable[[str], object] = lambda text: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The summary of a run's evaluation by importance sampling or the ladder: from its folder where one of just these
+    sizes is whole, and else computed, and written there unless there is one of more."""
+    if (known := evaluated(folder, method=method, **sizes)) is not None:
+        return known
+    evaluate = {"importance": evaluate_run, "ladder": ladder_run}[method]
+    say(f"by {METHODS[method]}")
+    result, summary = evaluate(run, **sizes, **options)
+    if not result.complete:
+        raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
+    settings = {"num_samples": sizes["num_samples"]}
+    if not outranks(folder / evaluation_files(method)[0], {**settings, "num_images": sizes["num_images"]}):
+        save_evaluation(folder, result, summary, method=method, settings=settings)
+    return summary
+
+
 def outranks(path: Path, settings: Mapping[str, float]) -> bool:
     """Whether the finished result at `path` is of more of something than `settings` (of a tolerance: less): it is then
     not to be replaced unasked. False for a damaged one, and where there is none."""
@@ -269,16 +308,20 @@ def output_of(run: Run, folder: Path) -> Path:
     return folder if run.has_its_own_data else folder / f"on-{run.dataset.name}"
 
 
-def evaluated(folder: Path, *, num_samples: int, num_images: int, seed: int) -> dict[str, Any] | None:
-    """The summary of the evaluation in a run folder, if it is just this one, by importance sampling, and whole."""
+def evaluated(
+    folder: Path, *, num_samples: int, num_images: int, seed: int, method: str = "importance"
+) -> dict[str, Any] | None:
+    """The summary of the evaluation in a run folder, if it is just this one, by importance sampling or the ladder, and
+    whole."""
+    bound = {"importance": "lower (importance-weighted", "ladder": "lower (by rung of a ladder"}[method]
     try:
-        check(folder, *evaluation_files())
-        summary = read_json(folder / evaluation_files()[0])
+        check(folder, *evaluation_files(method))
+        summary = read_json(folder / evaluation_files(method)[0])
     except (OSError, ValueError):  # one that is damaged is made again
         return None
     asked = {"num_samples": num_samples, "num_images": num_images, "seed": seed, "complete": True}
     same = all(summary.get(name) == value for name, value in asked.items())
-    return summary if same and summary.get("bound", "").startswith("lower (importance-weighted") else None
+    return summary if same and summary.get("bound", "").startswith(bound) else None
 
 
 def load_evaluation(folder: Path, method: str = "importance") -> LogLikelihood:

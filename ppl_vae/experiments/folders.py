@@ -18,7 +18,8 @@ def name_in(folder: Path, run: Path) -> str:
     return name_of(folder) if run == folder else run.relative_to(folder).as_posix()
 
 
-EXACT = "log_likelihood-quadrature.json"  # by `ppl-vae evaluate --method quadrature`
+PROTOCOL = "log_likelihood.json"  # importance sampling from the guide, as papers have it
+BETTER = ("log_likelihood-quadrature.json", "log_likelihood-ladder.json")  # by `ppl-vae evaluate --method`, best first
 RESULTS = ("log_likelihood*", "sandwich*", "gaps*", "denoising.*", "imputation.*", "samples.*")
 
 
@@ -53,14 +54,24 @@ def checked_json(folder: Path, name: str) -> dict[str, Any]:
     return read_json(folder / name)
 
 
-def with_exact(
-    evaluations: Mapping[str, dict[str, Any]], folder_of: Callable[[str], Path]
+def best_evaluation(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The summary of the best evaluation in a run folder, exact before the ladder's before importance sampling, of the
+    same data as a `known` one, if there is one, which is the last choice; None for no evaluation.
+
+    Of another method, its "guide" is the summary of importance sampling on the same data, if that is there.
+    """
+    guide = known or (checked_json(folder, PROTOCOL) if (folder / PROTOCOL).is_file() else None)
+    for name in BETTER:
+        if (folder / name).is_file():
+            found = checked_json(folder, name)
+            same = guide is not None and found.get("fingerprint") == guide.get("fingerprint")
+            if same or known is None:
+                return found | ({"guide": guide} if same else {})
+    return None if guide is None else dict(guide)
+
+
+def best_evaluations(
+    evaluations: Mapping[str, Mapping[str, Any]], folder_of: Callable[[str], Path]
 ) -> dict[str, dict[str, Any]]:
-    """Evaluations of runs by name, exact ones in the place of those where a folder has one of the same data."""
-    found = {}
-    for name, row in evaluations.items():
-        folder = folder_of(name)
-        has_exact = (folder / EXACT).is_file()
-        exact = checked_json(folder, EXACT) if has_exact else {}
-        found[name] = exact if has_exact and exact.get("fingerprint") == row.get("fingerprint") else row
-    return found
+    """`best_evaluation` of runs by name, of which importance sampling is known."""
+    return {name: best_evaluation(folder_of(name), row) or dict(row) for name, row in evaluations.items()}

@@ -17,7 +17,7 @@ from ppl_vae.components import create
 from ppl_vae.data.loading import load
 from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.denoising import denoise_all
-from ppl_vae.experiments.evaluating import evaluate_run, evaluated, evaluation_files, outranks, save_evaluation
+from ppl_vae.experiments.evaluating import evaluate_once
 from ppl_vae.experiments.imputing import NUM_SHOWN, pictures
 from ppl_vae.experiments.preparation import assemble, split_of
 from ppl_vae.experiments.restoring import NOISES, restore_images, restore_study
@@ -116,16 +116,12 @@ def _say_time(configs: dict, dataset: Any, output: Path, num_train: int, config:
 
 
 def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, say: Any) -> dict[str, Any]:
-    """log p(x) of a run, from its folder where the same was asked before."""
+    """log p(x) of a run by importance sampling from the guide, as papers have it, and by the ladder, each from its
+    folder where the same was asked before; the summary of the former."""
     num_samples, num_images = config.num_samples or 1, min(config.num_images or 1, len(run.dataset.test))
     asked = {"num_samples": num_samples, "num_images": num_images, "seed": config.seed}
-    if (known := evaluated(folder, **asked)) is not None:
-        return known
-    say(f"{config.dataset} {folder.name}: log p(x) of {num_images} test images, K = {num_samples}")
-    result, summary = evaluate_run(run, **asked, show_progress=show_progress)
-    if not result.complete:
-        raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
-    say(str(result))
-    if not outranks(folder / evaluation_files()[0], {k: asked[k] for k in ("num_samples", "num_images")}):
-        save_evaluation(folder, result, summary)
+    of = f"{config.dataset} {folder.name}: log p(x) of {num_images} test images, K = {num_samples}"
+    options: dict[str, Any] = {"say": lambda text: say(f"{of}, {text}"), "show_progress": show_progress}
+    summary = evaluate_once(run, folder, "importance", asked, **options)
+    evaluate_once(run, folder, "ladder", asked, **options)
     return summary

@@ -23,7 +23,7 @@ from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.experiments.comparing import mean_over_seeds
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.evaluating import evaluate_run, evaluated, load_evaluation, save_evaluation
+from ppl_vae.experiments.evaluating import evaluate_once, evaluated, evaluation_files, load_evaluation
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import history_of, versions
 from ppl_vae.experiments.settings import SwapsConfig
@@ -122,17 +122,20 @@ def run_one(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset,
     samples = io.BytesIO()
     np.savez_compressed(samples, samples=images.numpy())
     write_checked(folder, {"samples.npz": samples.getvalue()})
-    # the test images are observed under one seed, so that models of all seeds see the same
-    result, summary = evaluate_run(run, num_samples=config.num_samples, num_images=config.num_images, seed=0, **options)
-    if not result.complete:
-        raise KeyboardInterrupt  # and not kept: the next time it would be taken for a whole one
-    save_evaluation(folder, result, summary)
+    for method in ("importance", "ladder"):
+        evaluate_once(run, folder, method, _sizes(config, dataset), **options)
+
+
+def _sizes(config: SwapsConfig, dataset: Dataset) -> dict[str, int]:
+    """The test images are observed under one seed, so that models of all seeds see the same."""
+    num_images = min(config.num_images, len(dataset.test))
+    return {"num_samples": config.num_samples, "num_images": num_images, "seed": 0}
 
 
 def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
-    num_images = min(config.num_images, len(dataset.test))
-    if evaluated(folder, num_samples=config.num_samples, num_images=num_images, seed=0) is None:
+    sizes = _sizes(config, dataset)
+    if any(evaluated(folder, method=method, **sizes) is None for method in ("importance", "ladder")):
         return False
     try:
         check(folder, "config.json", "metrics.json", "samples.npz")  # what is damaged is made again
@@ -183,7 +186,7 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
     """The rows of `compare`, best first, of each model's mean over its seeds; all numbers in `unit`."""
     num_dims = math.prod(dataset.image_shape)
     factor = 1.0 if unit == "nats" else -1 / (num_dims * math.log(2))
-    results = {name: [load_evaluation(folder) for folder in folders] for name, folders in runs.items()}
+    results = {name: [load_evaluation(folder, "ladder") for folder in folders] for name, folders in runs.items()}
     comparison = compare(
         {name: mean_over_seeds(of_seeds) for name, of_seeds in results.items()},
         unit=unit,
@@ -192,7 +195,7 @@ def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, 
     )
     rows = []
     for row in comparison.rows:
-        summaries = [read_json(folder / "log_likelihood.json") for folder in runs[row.name]]
+        summaries = [read_json(folder / evaluation_files("ladder")[0]) for folder in runs[row.name]]
         to_mass = num_dims * math.log(256) if summaries[0]["measure"] == "density" else 0.0
         elbos = [history_of(folder)["validation_elbo"] for folder in runs[row.name]]
         per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]], dtype=torch.float64)

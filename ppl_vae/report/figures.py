@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae import plots
+from ppl_vae.experiments.folders import best_evaluations
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import read_json
 from ppl_vae.system.signals import stoppable
@@ -41,7 +42,7 @@ def draw_study(folder: Path) -> list[Path]:
     plots.denoising_dots(axes, list(rows), quality)
     plots.save(fig, figures / "denoising-quality.png", title=f"{name}: quality of denoising, mean and s.e.")
 
-    likelihoods = metrics["log_likelihood"]
+    likelihoods = best_evaluations(metrics["log_likelihood"], folder.joinpath)
     for measure in sorted({row["measure"] for row in likelihoods.values()}):
         part = {k: row for k, row in likelihoods.items() if row["measure"] == measure}
         means, errors = ([row[key] for row in part.values()] for key in ("log_p", "data_se"))

@@ -19,7 +19,7 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.folders import checked_json, is_run, name_in, name_of, runs_of, with_exact
+from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, name_in, name_of, runs_of
 from ppl_vae.experiments.settings import StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
 from ppl_vae.report.explorer import Explorer, explorer
@@ -120,9 +120,8 @@ def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPa
     (config, shape, _), metrics = read_config(folder / "config.json"), checked_json(folder, "metrics.json")
     things = "image" if len(shape) == 3 else "vector"
     text = [table(["after the last epoch", f"nats per {things}"], _after_training(metrics["last_epoch"]))]
-    if (folder / "log_likelihood.json").is_file():
-        rows = {folder.name: checked_json(folder, "log_likelihood.json")}
-        row = {"log_likelihood": with_exact(rows, lambda name: folder)}
+    if (evaluation := best_evaluation(folder)) is not None:
+        row = {"log_likelihood": {folder.name: evaluation}}
         text += [likelihood_table(row), likelihood_caption(row).replace("image", things)]
     if (folder / "gaps.json").is_file():
         text += ["\n".join("- " + line for line in gaps_lines(checked_json(folder, "gaps.json")))]
@@ -185,7 +184,7 @@ def command_of(words: str, config: Any, default: Any) -> str:
 def _comparison(folders: Sequence[Path]) -> str:
     """Paired differences of the runs that are given by themselves, a table for each group that compares; "" for fewer
     than two."""
-    runs = {name_of(f): f for f in folders if is_run(f) and (f / "log_likelihood.json").is_file()}
+    runs = {name_of(f): f for f in folders if is_run(f) and best_evaluation(f) is not None}
     if len(runs) < 2:
         return ""
     found = compare_folders(runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.experiments.folders import with_exact
+from ppl_vae.experiments.folders import best_evaluations
 from ppl_vae.report.markdown import is_exact, number
 from ppl_vae.report.tables import (
     denoising_table,
@@ -31,7 +31,7 @@ OVERFITTED = 1.0  # nats per image
 def study_section(folder: Path) -> str:
     """One study, from its `metrics.json`; paths are relative to the folder above it."""
     metrics = read_json(folder / "metrics.json")
-    metrics["log_likelihood"] = with_exact(metrics["log_likelihood"], folder.joinpath)
+    metrics["log_likelihood"] = best_evaluations(metrics["log_likelihood"], folder.joinpath)
     config = metrics["config"]
     lines = [
         f"## {config['dataset']}",
@@ -128,19 +128,31 @@ def verdict(metrics: dict[str, Any]) -> str:
 def likelihood_caption(metrics: dict[str, Any]) -> str:
     rows = metrics["log_likelihood"].values()
     exact = "± MC is exact: by quadrature. " if any(map(is_exact, rows)) else ""
-    row = next((row for row in rows if not is_exact(row)), None)
-    if row is None:
+    sampled_rows = sorted((row for row in rows if not is_exact(row)), key=lambda row: "rungs" not in row)
+    if not sampled_rows:
         return f"Nats per image; {exact}± data: sd / √N over these images."
-    return (
-        f"Nats per image, the first {row['num_images']} test images, one training run each; importance sampling with "
-        f"K = {row['num_samples']} from the guide, a lower bound in expectation. ± MC: the Monte Carlo error, by the "
-        "jackknife over groups of samples, times 1 / (1 - share of images with k̂ over its limit); ± data: sd / √N "
-        f"over these images. {exact}"
-        "Probabilities (mass, of binarised pixels) and densities (of dequantised ones) are not comparable. Where most "
-        "images have k̂ over its limit, min(0.7, 1 - 1 / log10 K), the values are lower bounds with different gaps, "
-        "which do not rank models of one kind "
-        "either. The guide of a -denoising model sees only the noisy image."
+    row = sampled_rows[0]
+    guide = next((row["guide"] for row in rows if "guide" in row), row)
+    sampled = f"importance sampling from the guide with K = {guide['num_samples']}"
+    if "rungs" in row:
+        sampled = (
+            f"the ladder with K = {row['num_samples']}, for each image the first of guide, refined posterior and "
+            f"annealing whose pilot samples can be trusted, and beside it {sampled}. Gap: what the ladder misses at "
+            "most on data simulated from the model"
+        )
+    text = (
+        f"Nats per image, the first {row['num_images']} test images, one training run each; {sampled}; all lower "
+        "bounds in expectation. ± MC: the Monte Carlo error, by the jackknife over groups of samples, times "
+        "1 / (1 - share of images with k̂ over its limit, min(0.7, 1 - 1 / log10 K)); ± data: sd / √N over these "
+        f"images. {exact}Probabilities (mass, of binarised pixels) and densities (of dequantised ones) are not "
+        "comparable. The guide of a -denoising model sees only the noisy image."
     )
+    if any((row["khat_over_limit"] or 0) > row["num_images"] / 2 for row in sampled_rows):
+        text += (
+            " Where most images have k̂ over its limit, the values are lower bounds with different gaps, which do not "
+            "rank models of one kind either."
+        )
+    return text
 
 
 def gaps_lines(gaps: dict[str, Any]) -> list[str]:

@@ -64,34 +64,27 @@ def elbo(row: dict[str, Any]) -> str:
 
 
 def likelihood_table(metrics: dict[str, Any]) -> str:
-    """log p(x) per test image with both errors, and the ELBO with its parts, in nats, a row a VAE."""
-    rows = [
-        [
-            name,
-            row["likelihood"],
-            row["measure"],
-            number(row["log_p"]),
-            "exact" if is_exact(row) else number(row["mc_se"]),
-            number(row["data_se"]),
-            elbo(row),
-            *(number(row[key]) for key in ("reconstruction", "kl")),
-            "—" if is_exact(row) else unreliable(row),
-        ]
-        for name, row in metrics["log_likelihood"].items()
-    ]
-    header = [
-        "model",
-        "likelihood",
-        "kind",
-        "log p(x)",
-        "± MC",
-        "± data",
-        "ELBO",
-        "reconstruction",
-        "KL",
-        "k̂ over limit",
-    ]
-    return table(header, rows)
+    """log p(x) per test image with both errors and what it misses on simulated data, importance sampling from the guide
+    beside it where another method is better, and the ELBO with its parts, in nats, a row a VAE."""
+    evaluations = metrics["log_likelihood"]
+    has_guide = any("guide" in row for row in evaluations.values())
+    rows = []
+    for name, row in evaluations.items():
+        cells = [name, row["likelihood"], row["measure"], number(row["log_p"])]
+        cells += ["exact" if is_exact(row) else number(row["mc_se"]), number(row["data_se"])]
+        cells += ["—" if is_exact(row) else unreliable(row)]
+        if has_guide:
+            guide = row.get("guide", row)
+            cells += [gap_of(row), number(guide["log_p"]), unreliable(guide)]
+        rows.append([*cells, elbo(row), *(number(row[key]) for key in ("reconstruction", "kl"))])
+    header = ["model", "likelihood", "kind", "log p(x)", "± MC", "± data", "k̂ over limit"]
+    header += ["gap", "from the guide", "k̂ over limit"] if has_guide else []
+    return table([*header, "ELBO", "reconstruction", "KL"], rows)
+
+
+def gap_of(row: dict[str, Any]) -> str:
+    """What the ladder misses on simulated data, with its error."""
+    return f"{number(row['gap'], 3)} ± {number(row['gap_se'], 3)}" if "gap" in row else "—"
 
 
 def swap_table(group: dict[str, Any]) -> str:

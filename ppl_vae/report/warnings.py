@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.experiments.folders import checked_json, name_in, name_of, runs_of, with_exact
+from ppl_vae.experiments.folders import best_evaluation, best_evaluations, checked_json, name_in, name_of, runs_of
 from ppl_vae.training.monitoring import COLLAPSED
 
 
@@ -17,15 +17,15 @@ def warnings_of(folder: Path) -> list[str]:
     found = [f"{name}: {part} failed: {why}" for part, why in metrics.get("failed", {}).items()]
     evaluations = dict(metrics.get("log_likelihood", {}))
     for run in runs_of(folder):
-        if (run / "log_likelihood.json").is_file():
-            evaluations.setdefault(name_in(folder, run), checked_json(run, "log_likelihood.json"))
+        if (evaluation := best_evaluation(run)) is not None:
+            evaluations.setdefault(name_in(folder, run), evaluation)
         kl = checked_json(run, "metrics.json").get("last_epoch", {}).get("validation_kl")
         if kl is not None and 0 < kl < COLLAPSED:  # an autoencoder has no KL
             found.append(
                 f"{name_in(folder, run)}: posterior collapse: KL(q(z|x) || p(z)) is {kl:.2g} nats, so latents hold no "
                 "information on x"
             )
-    found += _of_evaluations(name, with_exact(evaluations, lambda run: folder if run == name else folder / run))
+    found += _of_evaluations(name, best_evaluations(evaluations, lambda run: folder if run == name else folder / run))
     if metrics.get("config", {}).get("seeds", [0])[1:] == [] or "denoising" in metrics:
         found.append(f"{name}: one training run of each model, so the spread between seeds is not known")
     return found

@@ -67,6 +67,8 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
             f"on {summary['gap_num_data']} data simulated from the model this evaluation misses at most "
             f"{number(gap)} ± {number(summary['gap_se'])} nats"
         )
+    elif "no_gap" in summary:
+        yield f"no bound from above: {summary['no_gap']}"
     if (accuracy := summary.get("accuracy")) is not None:
         yield f"accuracy of the class: {accuracy:.2%} of the test labels"
     over, num_images = summary["khat_over_limit"], summary["num_images"]

@@ -7,25 +7,32 @@ import math
 import re
 from collections.abc import Callable
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_pairs import OBLIQUE, ORTHOGONAL, Linear, Net, X, exact, program, randn, standard, within
 from torch.distributions import kl_divergence
 
-from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap, refine
+from ppl_vae.evaluation.gaps import Gaps, gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.quadrature import log_p_by_quadrature
+from ppl_vae.system.hashing import fingerprint
 
 
 def test_exact_posterior_leaves_no_gap_and_refinement_stays_there():
-    pair = Linear(ORTHOGONAL)
-    gaps = gap_decomposition(pair.model, pair.guide, X, log_p=pair.log_p(X), num_steps=200)
-    for gap in (gaps.total, gaps.approximation, gaps.amortisation):
-        # an exact posterior's weights do not vary: no error but rounding
-        assert gap.values.abs().max() < 2e-5
-        assert gap.mc_se.max() < 2e-5
-    refined = refine(pair.model, pair.guide, X, num_steps=200)
-    torch.testing.assert_close(refined.mean, pair.posterior(X).mean, rtol=0, atol=1e-4)
-    torch.testing.assert_close(refined.stddev, pair.posterior(X).stddev, rtol=1e-4, atol=0)
+    pair = Linear(OBLIQUE)
+
+    def posterior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(pair.posterior(x).mean, pair.posterior(x).covariance_matrix))
+
+    gaps = gap_decomposition(pair.model, posterior, X, log_p=pair.log_p(X))
+    # an exact posterior's weights do not vary: no error but rounding, and the steps of Adam that rounding sets off
+    assert gaps.total.values.abs().max() < 2e-5
+    assert gaps.total.mc_se.max() < 2e-5
+    for gap in (gaps.approximation, gaps.amortisation):
+        assert gap.values.abs().max() < 2e-3
 
 
 def test_overconfident_guide_has_an_amortisation_gap_of_its_kl_alone():
@@ -36,7 +43,7 @@ def test_overconfident_guide_has_an_amortisation_gap_of_its_kl_alone():
     )
     kl = kl_divergence(q, posterior).double()
     assert kl.min() > 0.9
-    gaps = gap_decomposition(pair.model, pair.guide, X, log_p=pair.log_p(X), num_steps=200, num_samples=400)
+    gaps = gap_decomposition(pair.model, pair.guide, X, log_p=pair.log_p(X), num_samples=400)
     assert within(gaps.total, kl)
     assert within(gaps.amortisation, kl, 1e-3)
     assert within(gaps.approximation, torch.zeros(10), 1e-3)
@@ -45,46 +52,54 @@ def test_overconfident_guide_has_an_amortisation_gap_of_its_kl_alone():
     assert gaps.total.mc_se_of_mean < 0.05
 
 
-def test_oblique_posterior_has_the_approximation_gap_of_the_best_diagonal_gaussian():
+def test_a_diagonal_guide_of_an_oblique_posterior_loses_by_amortisation_alone():
+    """A normal with full covariance has no approximation gap to a normal posterior."""
     pair = Linear(OBLIQUE, shift=0.1)
-    # the mean is exact and the variances 1 / precision_ii: KL = (sum log precision_ii - log det precision) / 2
-    truth = 0.5 * (pair.precision.diag().log().sum() - pair.precision.logdet())
-    assert truth > 0.2
-    refined = refine(pair.model, pair.guide, X, num_steps=200, num_samples=400, seed=1)
-    torch.testing.assert_close(refined.stddev, pair.precision.diag().rsqrt().expand(10, 2), rtol=0.05, atol=0)
-    gaps = gap_decomposition(
-        pair.model, pair.guide, X, log_p=pair.log_p(X), num_steps=200, num_samples=400, seed=1, chunk=4
-    )
-    assert within(gaps.approximation, truth.expand(10), 5e-3)
+    gaps = gap_decomposition(pair.model, pair.guide, X, log_p=pair.log_p(X), num_samples=400, seed=1)
     q = torch.distributions.MultivariateNormal(pair.q(X).mean, torch.diag_embed(pair.q(X).variance))
     assert within(gaps.total, kl_divergence(q, pair.posterior(X)).double())
+    assert within(gaps.approximation, torch.zeros(10), 2e-3)
     torch.testing.assert_close(
         gaps.total.values, gaps.approximation.values + gaps.amortisation.values, rtol=0, atol=1e-12
     )
 
 
-def test_refinement_starts_from_the_guide():
-    pair = Linear(OBLIQUE, shift=0.3, width=0.4)
-    start = refine(pair.model, pair.guide, X, num_steps=0, chunk=3)
-    torch.testing.assert_close(start.mean, pair.q(X).mean)
-    torch.testing.assert_close(start.stddev, pair.q(X).stddev)
+def test_a_skew_posterior_has_the_approximation_gap_of_the_best_normal():
+    """z ~ N(0, 1), x ~ Poisson(e^z): of N(m, s^2) the ELBO is x m - e^(m + s^2 / 2) - log x! - KL, and its best m and
+    s are found on a grid."""
+    x = torch.tensor([0.0, 1.0, 4.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(pyro.sample("z", dist.Normal(0.0, 1.0)).exp()), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 0.5))
+
+    m, s = torch.meshgrid(torch.linspace(-2, 2, 1001), torch.linspace(0.2, 1.2, 501), indexing="ij")
+    kl = (m**2 + s**2 - 1) / 2 - s.log()
+    elbos = [x_i * m - (m + s**2 / 2).exp() - torch.lgamma(x_i + 1) - kl for x_i in x]
+    exact_log_p = log_p_by_quadrature(model, x)
+    lacking = exact_log_p - torch.stack([elbo.max() for elbo in elbos]).double()
+    assert lacking.min() > 0.005
+    gaps = gap_decomposition(model, guide, x, log_p=exact(exact_log_p, fingerprint(x)), num_samples=10_000)
+    assert within(gaps.approximation, lacking, 1e-3)
 
 
-def test_errors_of_the_gaps_are_those_of_their_parts():
+def test_errors_of_the_gaps_are_those_of_their_parts_and_what_other_seeds_change():
     pair = Linear(ORTHOGONAL, width=0.5)
-    log_p = dataclasses.replace(pair.log_p(X), mc_se=torch.full((10,), 3.0).double())
-    gaps = gap_decomposition(pair.model, pair.guide, X, log_p=log_p, num_steps=1)
-    refined = refine(pair.model, pair.guide, X, num_steps=1)
-    torch.testing.assert_close(gaps.total.mc_se, (9 + refined.guide_elbo.mc_se**2).sqrt())
-    torch.testing.assert_close(gaps.approximation.mc_se, (9 + refined.elbo.mc_se**2).sqrt())
-    torch.testing.assert_close(gaps.amortisation.mc_se, (refined.guide_elbo.mc_se**2 + refined.elbo.mc_se**2).sqrt())
-
-
-def test_standard_error_of_the_elbo_is_what_other_seeds_change():
-    pair = Linear(ORTHOGONAL, width=0.5)
-    runs = [refine(pair.model, pair.guide, X[:1], num_steps=0, num_samples=20, seed=s).guide_elbo for s in range(60)]
-    spread = torch.stack([run.values for run in runs]).std().item()
-    assert spread == pytest.approx(torch.stack([run.mc_se for run in runs]).mean().item(), rel=0.3)
+    known = dataclasses.replace(pair.log_p(X), mc_se=torch.full((10,), 3.0).double())
+    gaps, unsure = (gap_decomposition(pair.model, pair.guide, X, log_p=p) for p in (pair.log_p(X), known))
+    for name in ("total", "approximation"):
+        with_error = (9 + getattr(gaps, name).mc_se ** 2).sqrt()
+        torch.testing.assert_close(getattr(unsure, name).mc_se, with_error)
+    parts = (gaps.total.mc_se**2 + gaps.approximation.mc_se**2).sqrt()
+    torch.testing.assert_close(gaps.amortisation.mc_se, parts)
+    few = {"log_p": pair.log_p(X), "num_samples": 20, "num_steps": 1}
+    runs = [gap_decomposition(pair.model, pair.guide, X, seed=s, **few).total for s in range(40)]
+    spread = torch.stack([run.values for run in runs]).std(0).mean().item()
+    assert spread == pytest.approx(torch.stack([run.mc_se for run in runs]).mean().item(), rel=0.15)
 
 
 def test_generalisation_gap_is_unpaired():
@@ -129,12 +144,19 @@ def test_any_pair_of_modules_is_left_as_it_was(flow: bool):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+def gap(pair: Linear, **options: int) -> Gaps:
+    return gap_decomposition(pair.model, pair.guide, X, log_p=pair.log_p(X), **options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: refine(p.model, p.guide, X, num_steps=0, num_samples=1), "num_samples: expected at least 2"),
-        (lambda p: refine(p.model, p.guide, X, X[1:]), "argument 1: expected 10 rows; got 9"),
-        (lambda p: refine(program(("y", standard(2))), p.guide, X), "site 'y': expected it in both"),
+        (lambda p: gap(p, num_samples=1), "num_samples: expected at least 2"),
+        (lambda p: gap_decomposition(p.model, p.guide, X, X[1:], log_p=p.log_p(X)), "argument 1: expected 10 rows"),
+        (
+            lambda p: gap_decomposition(program(("y", standard(2))), p.guide, X, log_p=p.log_p(X)),
+            "site 'y': expected it in both",
+        ),
         (lambda p: gap_decomposition(p.model, p.guide, X, log_p=p.log_p(X[1:])), "log_p: expected that of x, with fin"),
     ],
 )

@@ -415,19 +415,15 @@ def test_a_comparison_has_the_exact_differences(make: Make) -> None:
 
 @cases(two_observed, label)
 def test_gaps_and_quadrature(make: Make) -> None:
-    """A diagonal normal of the exact mean lacks the same KL for each datum, of which refinement can mend a part."""
+    """A diagonal normal of the exact mean lacks the same KL for each datum, all of which refinement can mend."""
     case = make()
     assert case.posterior is not None
     log_p = log_p_by_quadrature(case.model, *case.data)
     torch.testing.assert_close(log_p, case.exact, atol=1e-6, rtol=0)
     estimate = log_likelihood(case.model, case.posterior, *case.data, num_samples=50)
-    gaps = gap_decomposition(case.model, case.guide, *case.data, log_p=estimate, num_samples=1000, num_steps=100)
+    gaps = gap_decomposition(case.model, case.guide, *case.data, log_p=estimate, num_samples=1000)
     assert ((gaps.total.values - divergence(case)).abs() < 5 * gaps.total.mc_se + 1e-6).all()
-    # the best diagonal normal has the precisions of the posterior
-    p = law(case.posterior, case)
-    best = dist.MultivariateNormal(p.mean, precision_matrix=p.precision_matrix * torch.eye(2))
-    lacking = torch.distributions.kl_divergence(best, p)
-    assert ((gaps.approximation.values - lacking).abs() < 5 * gaps.approximation.mc_se + 0.003).all()
+    assert (gaps.approximation.values.abs() < 5 * gaps.approximation.mc_se + 0.003).all()
 
 
 @pytest.mark.parametrize(
@@ -437,7 +433,6 @@ def test_gaps_and_quadrature(make: Make) -> None:
         (discrete, bidirectional, "site 'c': expected a continuous latent site"),
         (two_observed, bidirectional, r"the model: expected one observed site, of x itself; got \['x', 'y'\]"),
         (two_observed, lambda *pair: impute(*pair, seen=torch.tensor([True, False])), "expected one observed site"),
-        (two_constrained, lambda *pair: gap_decomposition(*pair, log_p=log_likelihood(*pair)), "expected one latent"),
         (two_constrained, lambda m, g, x: log_p_by_quadrature(m, x), "expected one latent site; got 'z1', 'z2'"),
         (two_constrained, lambda m, g, x: active_units(g, x), "expected one latent site; got 'z1', 'z2'"),
         (two_constrained, aggregate_posterior, "expected one latent site; got 'z1', 'z2'"),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from linear_pairs import X, program, standard
 
-from ppl_vae.evaluation.gaps import refine
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
 
 NORMAL = standard(2)
@@ -26,7 +25,6 @@ NORMAL = standard(2)
 def test_refuses_guides_without_one_real_latent_site(guide: Callable[..., None], message: str):
     model = program(("z", NORMAL))
     for call in (
-        lambda: refine(model, guide, X),
         lambda: active_units(guide, X),
         lambda: aggregate_posterior(model, guide, X),
     ):
