@@ -3,6 +3,7 @@ import signal
 
 import pytest
 import torch
+from ladders import make_quick
 from stopping import TRAIN, results
 
 from ppl_vae.cli import running, training
@@ -18,6 +19,11 @@ def sigint():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def quick_ladder(monkeypatch):
+    make_quick(monkeypatch)
 
 
 @pytest.fixture

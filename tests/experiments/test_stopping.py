@@ -17,6 +17,8 @@ from ppl_vae.experiments.runs import Run, unfinished
 from ppl_vae.system.files import locked
 from ppl_vae.system.signals import SIGNALS
 
+pytestmark = pytest.mark.usefixtures("quick_ladder")
+
 
 @pytest.mark.parametrize("by", SIGNALS, ids=lambda s: s.name)
 def test_a_signal_ends_the_step_and_says_how_to_go_on(by, ppl_vae, undisturbed, tmp_path, monkeypatch):

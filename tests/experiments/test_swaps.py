@@ -14,7 +14,7 @@ from ppl_vae.components import choices
 from ppl_vae.data.loading import load
 from ppl_vae.distributions import LevelCategorical
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import swaps
+from ppl_vae.experiments import evaluating, swaps
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import assemble, build
 from ppl_vae.experiments.runs import history_of
@@ -27,6 +27,8 @@ from ppl_vae.report.sections import swaps_section
 from ppl_vae.report.tables import swap_table
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
+
+pytestmark = pytest.mark.usefixtures("quick_ladder")
 
 SMALL = SwapsConfig(latent_size=2, epochs=1, num_images=6, num_samples=3, seeds=(0, 1), train_images=60)
 KEPT = ("base", "prior-laplace", "likelihood-gaussian-learned", "likelihood-discretized-logistic")
@@ -116,16 +118,16 @@ def test_an_evaluation_is_of_the_weights_beside_it_and_of_all_test_images_at_mos
         assert row["num_images"] == 7
         return row["value"]
 
-    before, evaluate = run(1), swaps.evaluate_run
+    before, evaluate = run(1), evaluating.evaluate_run
 
     def interrupted(*args, **options):
         result, summary = evaluate(*args, **options)
         return dataclasses.replace(result, complete=False), summary
 
-    monkeypatch.setattr(swaps, "evaluate_run", interrupted)
+    monkeypatch.setattr(evaluating, "evaluate_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(3)
-    monkeypatch.setattr(swaps, "evaluate_run", evaluate)
+    monkeypatch.setattr(evaluating, "evaluate_run", evaluate)
     assert run(3) > before
     by_epoch = history_of(tmp_path / "base" / "seed-0")["validation_elbo"]
     (row,) = json.loads((tmp_path / "metrics.json").read_text())["groups"]["prior"]["rows"]

@@ -22,13 +22,17 @@ def test_tables_show_the_numbers():
         "khat_over_limit": 3,
         "num_images": 9,
     }
-    assert "| vae | bernoulli | mass | -90.13 | 0.10 | 0.20 | -95.00 | -70.00 | 25.00 | 3/9 |" in likelihood_table(
+    assert "| vae | bernoulli | mass | -90.13 | 0.10 | 0.20 | 3/9 | -95.00 | -70.00 | 25.00 |" in likelihood_table(
         {"log_likelihood": {"vae": row}}
     )
     exact = row | {"bound": "exact (by quadrature)", "mc_se": 0.0, "khat_over_limit": 0}
-    assert "| -90.13 | exact | 0.20 | -95.00 | -70.00 | 25.00 | — |" in likelihood_table(
+    assert "| -90.13 | exact | 0.20 | — | -95.00 | -70.00 | 25.00 |" in likelihood_table(
         {"log_likelihood": {"2d": exact}}
     )
+    ladder = row | {"log_p": -88.5, "khat_over_limit": 0, "gap": 0.0031, "gap_se": 0.002, "guide": row}
+    lines = likelihood_table({"log_likelihood": {"vae": ladder, "other": row}}).splitlines()
+    assert "| -88.50 | 0.10 | 0.20 | 0/9 | 0.003 ± 0.002 | -90.13 | 3/9 | -95.00 |" in lines[2]
+    assert "| -90.13 | 0.10 | 0.20 | 3/9 | — | -90.13 | 3/9 | -95.00 |" in lines[3]
 
 
 def test_an_error_that_is_not_known_is_said_to_be():
