@@ -61,7 +61,8 @@ def gap_decomposition(
     if num_samples < 2:
         raise ValueError(f"num_samples: expected at least 2, for a standard error; got {num_samples}")
     refined = refine(model, guide, *data, num_steps=num_steps, seed=seed, **options).normals
-    q, best = (_elbo(model, program, data, num_samples, seed_of(seed, i)) for i, program in enumerate((guide, refined)))
+    q = _elbo(model, guide, data, num_samples, seed_of(seed, 0))
+    best = _elbo(model, refined, data, num_samples, seed_of(seed, 1))
     estimate = PerDatum.of(log_p)
     return Gaps(estimate - q, estimate - best, best - q)
 

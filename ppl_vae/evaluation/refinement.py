@@ -27,6 +27,7 @@ LOC_RATE, SCALE_RATE = 0.5, 0.05  # of Adam: of the mean in units of the start's
 ELBO_DRAWS = 32  # fresh ones, after a fit
 ROUNDS = (1, 3)  # times num_steps; the second for data whose pilot samples have too large a k-hat
 PILOT_SAMPLES, PILOT_KHAT, MORE_STARTS = 256, 0.5, 4
+UPHILL_STEPS, UPHILL_RATE = 200, 0.1  # of Adam, to begin the second round; in units of the spread of guide and prior
 MIN_SPREAD = 1e-6  # of a start, where the guide is a point but for rounding
 SMALL_SIZE, SMALL_STARTS = 2, 6  # so many starts in up to so many dimensions
 GUIDE_SHARE, EQUAL_SHARE, WIDE_SHARE = 0.05, 0.1, 0.1  # of the mixture: the guide's, equal weights', the prior's
@@ -56,8 +57,9 @@ def refine(
     by Adam from the mean of the guide at x, with path gradients, whose noise vanishes as q becomes exact. Draws to
     weigh, and weights, are others than those that it was fitted by: so E[w] = p(x) holds exactly, and the log is a
     lower bound in expectation. Data whose k-hat in a pilot is over the limit are fitted again, in three times as
-    many steps and from four starts at least: the fit before, and draws of guide and prior that the model likes and
-    that lie far apart, for posteriors with several modes. A mode that no start finds shows in no k-hat. So in one or
+    many steps and from four starts at least: the fit before, and, uphill from there and from draws of guide and prior
+    that the model likes and that lie far apart, places near a maximum of log p(x, u), for guides that are far off and
+    posteriors with several modes. A mode that no start finds shows in no k-hat. So in one or
     two dimensions, where it is cheap, there are six starts from the first, and a component as wide as the prior.
 
     Geoffrey Roeder, Yuhuai Wu, David Duvenaud: Sticking the Landing, 2017, arXiv:1703.09194. Yoon Kim, Sam Wiseman,
@@ -178,10 +180,27 @@ class _Fits:
             log_p = self.log_joint(draws, *data)[0].nan_to_num(nan=-math.inf)
             better = draws.gather(0, log_p.topk(len(draws) // 2, 0).indices[..., None].expand(-1, -1, draws.shape[-1]))
             scale, distance = draws.std(0), torch.tensor(math.inf)
-            for _ in range(num_starts - 1):
+            if self.rounds[1:]:
+                chosen.append(chosen[0])  # once more, to go uphill
+            while len(chosen) < num_starts:
                 distance = torch.minimum(distance, ((better - chosen[-1]) / scale).square().sum(-1))
                 chosen.append(better[distance.argmax(0), everyone])
+            if self.rounds[1:]:
+                chosen[1:] = self._uphill(torch.stack(chosen[1:]), scale, data)
         return torch.stack(chosen, 1), self.spread[rows, None].expand(-1, num_starts, -1)
+
+    def _uphill(self, u: Tensor, scale: Tensor, data: list[Tensor]) -> Tensor:
+        """Places (starts, data, size) near a maximum of log p(x, u), by Adam from u: a guide may be off by many of
+        its standard deviations, in which the steps of a fit are measured."""
+        shift = torch.zeros_like(u)  # in units of the spread of all draws, so that one rate is right for all
+        adam = torch.optim.Adam([shift], lr=UPHILL_RATE)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, UPHILL_STEPS)
+        for _ in range(UPHILL_STEPS):
+            shift.grad = -scale * self.log_joint(u + scale * shift, *data)[1]
+            adam.step()
+            cosine.step()
+        found = u + scale * shift
+        return found.where(found.isfinite().all(-1, keepdim=True), u)
 
     def _draws(self, program: Program, data: list[Tensor]) -> Tensor:
         trace = guide_trace_of(program, *data, num_samples=START_DRAWS)
