@@ -22,7 +22,7 @@ TEXT = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
 CODE = "\n\n".join(cell.source for cell in CELLS if cell.cell_type == "code")
 SMALL = {
     "train": "--dataset mnist-mini --train-images 60 --epochs 1 --batch-size 16 --latent-size 2",
-    "evaluate": "--num-samples 30 --num-images 5",
+    "evaluate": "--method importance --num-samples 30 --num-images 5",
     "denoise": "--num-images 5",
 }
 

@@ -172,7 +172,9 @@ def test_and_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "got 'logistic' (did you mean" in done.stderr
     assert "(if it is one of yours, name its module with --plugin)" in done.stderr
     path = list(sys.path)
-    main(["evaluate", "run", "--plugin", "mine.py", "--num-samples", "30", "--num-images", "5"])
+    main(
+        ["evaluate", "run", "--plugin", "mine.py", "--method", "importance", "--num-samples", "30", "--num-images", "5"]
+    )
     assert "5 test images of mnist-mini" in capsys.readouterr().out
     assert sys.path == path
     del sys.modules["plugin_mine"]

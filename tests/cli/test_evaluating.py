@@ -44,7 +44,7 @@ def summary(folder, stem="log_likelihood"):
 
 
 def test_the_first_line_says_what_it_is(ppl_vae, run):
-    status, out, err = ppl_vae("evaluate", "run", "--num-samples", 30, "--num-images", 5)
+    status, out, err = ppl_vae("evaluate", "run", "--method", "importance", "--num-samples", 30, "--num-images", 5)
     assert status == 0, err
     first, *others = out.splitlines()
     found = load_evaluation(run)
@@ -68,7 +68,7 @@ def test_quadrature_is_exact_and_says_so(ppl_vae, run):
 
 def test_each_method_keeps_its_own_files_and_nothing_larger_is_replaced_unasked(ppl_vae, run):
     few = ("evaluate", "run", "--num-images", 4)
-    assert ppl_vae(*few, "--num-samples", 60)[0] == 0
+    assert ppl_vae(*few, "--method", "importance", "--num-samples", 60)[0] == 0
     assert ppl_vae(*few, "--tolerance", 5, "--num-samples", 30)[0] == 0
     annealed = ("--method", "annealed", "--num-chains", 3, "--num-steps")
     assert ppl_vae(*few, *annealed, 4)[0] == 0
@@ -76,8 +76,8 @@ def test_each_method_keeps_its_own_files_and_nothing_larger_is_replaced_unasked(
     written = {stem: [(run / f"{stem}{end}").read_bytes() for end in (".json", ".npz")] for stem in stems}
     assert [summary(run, stem)["method"] for stem in stems] == ["importance", "tolerance", "annealed"]
     for options in (
-        ("--num-images", 3, "--num-samples", 60),
-        ("--num-images", 4, "--num-samples", 59),
+        ("--num-images", 3, "--method", "importance", "--num-samples", 60),
+        ("--num-images", 4, "--method", "importance", "--num-samples", 59),
         ("--num-images", 4, "--tolerance", 6, "--num-samples", 30),
         ("--num-images", 4, *annealed, 3),
     ):
@@ -87,14 +87,15 @@ def test_each_method_keeps_its_own_files_and_nothing_larger_is_replaced_unasked(
         assert "log p(x) = " in out
         assert "Written" not in out
     assert {stem: [(run / f"{stem}{end}").read_bytes() for end in (".json", ".npz")] for stem in stems} == written
-    assert ppl_vae("evaluate", "run", "--num-images", 5, "--num-samples", 60)[0] == 0
+    sampled = ("evaluate", "run", "--method", "importance")
+    assert ppl_vae(*sampled, "--num-images", 5, "--num-samples", 60)[0] == 0
     assert summary(run)["num_images"] == 5
-    assert ppl_vae("evaluate", "run", "--num-images", 2, "--num-samples", 30, "--overwrite")[0] == 0
+    assert ppl_vae(*sampled, "--num-images", 2, "--num-samples", 30, "--overwrite")[0] == 0
     assert (summary(run)["num_images"], summary(run)["num_samples"]) == (2, 30)
 
 
 def test_what_is_interrupted_is_shown_named_partial_and_130(ppl_vae, run, monkeypatch):
-    few = ("evaluate", "run", "--num-images", 4, "--num-samples", 30)
+    few = ("evaluate", "run", "--method", "importance", "--num-images", 4, "--num-samples", 30)
     assert ppl_vae(*few)[0] == 0
     before = (run / "log_likelihood.npz").read_bytes()
     evaluate_run = evaluating.evaluate_run
@@ -144,6 +145,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(ppl_vae, run, monkeypa
 def test_results_go_to_another_folder(ppl_vae, run):
     for command in ("evaluate", "denoise", "impute", "sample"):
         options = ("--num-samples", 30) if command in ("evaluate", "impute") else ()
+        options += ("--method", "importance") if command == "evaluate" else ()
         status, _, err = ppl_vae(command, "run", "--num-images", 4, *options, "--output", "elsewhere")
         assert status == 0, err
     names = {path.name for path in (run.parent / "elsewhere").rglob("*") if path.is_file()}
@@ -182,7 +184,7 @@ def test_data_are_asked_for_where_they_are_needed(ppl_vae, run, tmp_path):
     assert (run / "figures" / "samples.png").is_file()
     assert "No reconstructions: own.npz" in out
     assert ppl_vae("sample", "run", "--output", "samples.png")[0] == 0
-    few = ("--num-images", 4, "--num-samples", 30)
+    few = ("--method", "importance", "--num-images", 4, "--num-samples", 30)
     status, _, err = ppl_vae("evaluate", "run", *few)
     assert status == 1
     assert "If the data have moved, say where they are by --dataset" in one_line(err)
@@ -192,7 +194,7 @@ def test_data_are_asked_for_where_they_are_needed(ppl_vae, run, tmp_path):
 
 
 def test_other_data_are_evaluated_apart_and_never_taken_for_those_of_the_training(ppl_vae, run, tmp_path):
-    few = ("--num-images", 4, "--num-samples", 30)
+    few = ("--method", "importance", "--num-images", 4, "--num-samples", 30)
     assert ppl_vae("evaluate", "run", *few)[0] == 0
     before = (run / "log_likelihood.npz").read_bytes()
     other = np.random.default_rng(1).integers(0, 256, (80, 6, 6), dtype=np.uint8)
@@ -212,7 +214,7 @@ def test_other_data_are_evaluated_apart_and_never_taken_for_those_of_the_trainin
 
 def test_a_new_run_in_the_folder_leaves_no_results_of_the_old_one(ppl_vae, run):
     few = ("evaluate", "run", "--num-images", 3, "--num-samples", 30)
-    assert ppl_vae(*few)[0] == ppl_vae(*few, "--tolerance", 5)[0] == 0
+    assert ppl_vae(*few, "--method", "importance")[0] == ppl_vae(*few, "--tolerance", 5)[0] == 0
     (run / "on-other").mkdir()
     (run / "on-other" / "log_likelihood.json").write_text("{}")
     again = ("train", "--model", "dense-vae", *OWN, *TINY, "--output", "run", "--overwrite")
@@ -230,7 +232,7 @@ def test_labels_that_are_missing_are_minus_one_and_the_accuracy_is_told(ppl_vae,
     train = ("train", "--model", "dense-m2", *options, "--learning-rate", 0.01, "--alpha", 20, "--output", "run")
     status, _, err = ppl_vae(*train)
     assert status == 0, err
-    status, out, err = ppl_vae("evaluate", "run", "--num-samples", 30)
+    status, out, err = ppl_vae("evaluate", "run", "--method", "importance", "--num-samples", 30)
     assert status == 0, err
     assert "accuracy of the class: 100.00% of the test labels" in out
     status, _, err = ppl_vae("train", "--model", "dense-cvae", *options, "--output", "other")

@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         patch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **kwargs: [])
         for name, options in models.items():
             main(["train", "--model", "dense-vae", *TINY, *OWN, *options, "--output", name])
-            main(["evaluate", name, "--num-samples", "30", "--num-images", "6"])
+            main(["evaluate", name, "--method", "importance", "--num-samples", "30", "--num-images", "6"])
         main(["train", "--model", "dense-ae", *TINY, *OWN, "--output", "ae"])
     return folder
 

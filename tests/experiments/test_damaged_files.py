@@ -46,7 +46,7 @@ def evaluated(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main(TRAIN)
-        main([*EVALUATE, "--num-samples", "3", "--num-images", "5"])
+        main([*EVALUATE, "--method", "importance", "--num-samples", "3", "--num-images", "5"])
         main(COMPARE)
     return folder / "run"
 
