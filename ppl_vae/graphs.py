@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode, make_fx
@@ -48,7 +50,8 @@ class Replay:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.graph = make_fx(run, DECOMPOSITIONS, tracing_mode="real")(*(t.detach() for t in args))
+            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):  # or each operation makes one
+                self.graph = make_fx(run, DECOMPOSITIONS, tracing_mode="real")(*(t.detach() for t in args))
         self.first = tuple(t.detach() for t in kept[-1])
         self.constants = _lift_constants(self.graph)
         # The callers' keys say what a graph is good for, so that its guards need not be looked up at each call.
