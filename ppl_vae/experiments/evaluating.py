@@ -151,9 +151,9 @@ def gaps_run(
     trained = run.on(seen)
     train_log_p, _ = evaluate_run(trained, num_samples=num_samples, seed=seed, **options)
     generalisation, units = generalisation_gap(train_log_p, log_p), active_units(program[1], *data)
-    codes = aggregate_posterior(*program, *data, seed=seed)
+    aggregate = aggregate_posterior(*program, *data, seed=seed)
     parts = {name: getattr(gaps, name) for name in ("total", "approximation", "amortisation")}
-    parts |= {name: getattr(codes, name) for name in ("kl", "mutual_information", "marginal_kl")}
+    parts |= {name: getattr(aggregate, name) for name in ("kl", "mutual_information", "marginal_kl")}
     return {
         **{k: {"mean": part.mean, "mc_se": part.mc_se_of_mean} for k, part in parts.items()},
         "generalisation": dataclasses.asdict(generalisation),

@@ -163,8 +163,22 @@ def build(config: TrainConfig, event_shape: Shape, num_classes: int = 0) -> Mode
     return assemble(config, of_images=len(event_shape) == 3).build(event_shape, num_classes)
 
 
+class Assembled:
+    """What is made of an assembly."""
+
+    assembly: Assembly
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.assembly.config
+
+    @property
+    def observe(self) -> Observe:
+        return self.assembly.observe
+
+
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(Assembled):
     """All that training needs, made from a config and a dataset. `train` and `validation` are images, uint8, or
     vectors, with the labels that the programs are given beside them: none, for most models."""
 
@@ -174,14 +188,6 @@ class Prepared:
     model: Model
     train: tuple[Tensor, ...]
     validation: tuple[Tensor, ...]
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.assembly.config
-
-    @property
-    def observe(self) -> Observe:
-        return self.assembly.observe
 
     def initialise(self) -> None:
         """Gives the model what it starts from in the training data."""

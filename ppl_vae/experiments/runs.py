@@ -19,11 +19,10 @@ from torch import Tensor
 from ppl_vae.components import UnknownComponentError
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.loading import load
-from ppl_vae.data.observation import Observe
 from ppl_vae.experiments.architectures import Model
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import check_run
-from ppl_vae.experiments.preparation import Assembly, assemble, at_most, split_of
+from ppl_vae.experiments.preparation import Assembled, Assembly, assemble, at_most, split_of
 from ppl_vae.networks import Shape
 from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.system.files import check, read_json
@@ -35,7 +34,7 @@ CHECKPOINTS = "checkpoints"  # their folder in that of a run
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Assembled):
     """A trained model with how it was trained, and its data, which are loaded when they are first asked for."""
 
     assembly: Assembly
@@ -74,14 +73,6 @@ class Run:
         except ValueError:  # of other sizes
             return False
         return stored is None or stored == fingerprint(*parts)
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.assembly.config
-
-    @property
-    def observe(self) -> Observe:
-        return self.assembly.observe
 
     @property
     def programs(self) -> tuple[Program, Program]:

@@ -112,8 +112,7 @@ def fit(
     held_out = tensors_of(model, guide, *held_out)
     monitored = _monitored(data, held_out, encode, seed)
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, clip_norm)
-    if isinstance(elbo, CompiledTrace_ELBO) and compiled is None:
-        compiled = True
+    compiled = True if compiled is None and isinstance(elbo, CompiledTrace_ELBO) else compiled
     num_steps = len(x) // batch_size if drop_last and len(x) > batch_size else math.ceil(len(x) / batch_size)
     first = tuple(t[:batch_size] for t in monitored["train"])
     settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
@@ -126,13 +125,8 @@ def fit(
         generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
         state = TrainingState(modules, optim, generator, num_steps, x.device, bare=bare)
         step = Step(model, guide, objective, optim, compiled=bool(compiled))
-        steps = _Steps(
-            step, state, data, encode, batch_size, num_planned=epochs * num_steps if compiled is None else None
-        )
-        for part in (data, held_out) if held_out else (data,):
-            check_batches(model, guide, part, partial(encode, generator=Generator().manual_seed(seed)), batch_size)
-        if min(batch_size, len(x) - (num_steps - 1) * batch_size) == 1:
-            steps.check_single(tuple(t[:1] for t in first))
+        steps = _Steps(step, state, data, encode, batch_size, epochs * num_steps if compiled is None else None)
+        steps.check(first, held_out, seed)
 
         def save() -> None:
             if checkpoints is not None:
@@ -158,14 +152,7 @@ def fit(
                         raise Stopped(f"stopped {_place(state, epochs)}", reason, History(state.rows))
                     if checkpoints is not None and checkpoints.is_due():
                         save()
-            if not state.is_finite():  # read once an epoch, so that no step waits for a loss
-                raise steps.diverged(batches)
-            row: dict[str, float] = {"epoch": epoch, "loss": state.losses.sum().item() / sum(map(len, batches))}
-            for name, arguments in monitored.items():
-                row |= {f"{name}_{k}": v for k, v in mean_parts(model, guide, arguments, seed, objective).items()}
-            if not math.isfinite(row["train_elbo"]):
-                raise steps.diverged(batches, row["train_elbo"])
-            row["seconds"] = time.perf_counter() - start
+            row = steps.measured(batches, monitored, seed) | {"seconds": time.perf_counter() - start}
             state.end_epoch(row)
             end_epoch(optim, row["loss"])
             report(0, _line(row, epochs))
@@ -241,8 +228,17 @@ class _Steps:
             self.step.compiled = repays(self.num_planned, self.step.flops)
         return loss
 
-    def check_single(self, datum: tuple[Tensor, ...]) -> None:
-        """Raises `ValueError` for a batch of one datum that BatchNorm can't take; leaves buffers as they were."""
+    def check(self, first: tuple[Tensor, ...], held_out: tuple[Tensor, ...], seed: int) -> None:
+        """Raises `ValueError` for data that the programs can't score, all of them looked at, and for a last batch of
+        one that BatchNorm can't take. `first` are the first data, encoded."""
+        for part in (self.data, held_out) if held_out else (self.data,):
+            encode = partial(self.encode, generator=Generator().manual_seed(seed))
+            check_batches(self.step.model, self.step.guide, part, encode, self.batch_size)
+        if min(self.batch_size, len(self.data[0]) - (len(self.state.losses) - 1) * self.batch_size) == 1:
+            self._check_single(tuple(t[:1] for t in first))
+
+    def _check_single(self, datum: tuple[Tensor, ...]) -> None:
+        """Leaves buffers as they were."""
         model, guide = self.step.model, self.step.guide
         if not any(isinstance(m, _BatchNorm) for module in modules_of(model, guide) for m in module.modules()):
             return
@@ -269,6 +265,21 @@ class _Steps:
             for i, rows in enumerate((*batches, *batches)[:num_steps]):
                 self.take(rows, first=i == 0)
         self.state.load_state_dict(saved)
+
+    def measured(
+        self, batches: Sequence[Tensor], monitored: Mapping[str, tuple[Tensor, ...]], seed: int
+    ) -> dict[str, float]:
+        """The row of an epoch whose steps are taken, but for its seconds. Raises `DivergedError`."""
+        state, step = self.state, self.step
+        if not state.is_finite():  # read once an epoch, so that no step waits for a loss
+            raise self.diverged(batches)
+        row: dict[str, float] = {"epoch": state.epoch, "loss": state.losses.sum().item() / sum(map(len, batches))}
+        for name, arguments in monitored.items():
+            parts = mean_parts(step.model, step.guide, arguments, seed, step.objective)
+            row |= {f"{name}_{k}": v for k, v in parts.items()}
+        if not math.isfinite(row["train_elbo"]):
+            raise self.diverged(batches, row["train_elbo"])
+        return row
 
     def diverged(self, batches: Sequence[Tensor], elbo: float | None = None) -> DivergedError:
         """The error of an epoch with a loss or, after its last step, a parameter or an ELBO that is not finite."""
