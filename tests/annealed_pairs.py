@@ -1,4 +1,4 @@
-"""Pairs that the tests of annealing and of bounds from both sides share."""
+"""Pairs that the tests of annealing, of bounds from both sides and of refinement share."""
 
 from __future__ import annotations
 
@@ -60,3 +60,15 @@ def nothing(z: object, x: Tensor) -> None: ...
 
 STANDARD = sample_z(dist.Normal(0.0, 1.0))
 MODEL, GUIDE = single(STANDARD, observe), single(STANDARD, nothing)
+
+
+def two_modes(x: Tensor) -> None:
+    """z ~ N(1, 1), x ~ N(z^2, 0.2): near 4 there is a mode at z = 2, and one at -2 of e^-4 times its mass."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(1.0, 1.0))
+        pyro.sample("x", dist.Normal(z.square(), 0.2), obs=x)
+
+
+def the_lesser_mode(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(-x.sqrt(), 0.05))

@@ -290,7 +290,7 @@ def test_the_bound_rises_with_k_to_log_p():
 @pytest.mark.parametrize("cls", [Linear, Flow, Chain])
 @pytest.mark.parametrize("objective", [StickingTheLanding(), StickingTheLanding(4), DoublyReparameterized(4)])
 def test_the_path_gradient_is_zero_at_the_exact_posterior(cls, objective):
-    """Trap 21: for each draw, where `Trace_ELBO`'s is zero on average only."""
+    """For each draw, where `Trace_ELBO`'s is zero on average only."""
     _, grads = loss_and_grads(objective, cls())
     _, pyros = loss_and_grads(Trace_ELBO(), cls())
     for name in grads.keys() - {"b"}:
@@ -384,7 +384,7 @@ def test_evaluation_is_at_the_present_weight_and_no_step():
 
 
 def test_weights_do_not_leak_into_log_p(ppca):
-    """Trap 17."""
+    """Log p(x) and the ELBO that is reported have the whole KL, also inside of a weight."""
     pair, x = ppca()
 
     def evaluate():
@@ -514,7 +514,7 @@ def test_what_is_not_reparameterised_is_refused(cls):
 
 @pytest.mark.parametrize("cls", [AnalyticKL, FreeBits])
 def test_a_kl_without_a_closed_form_is_refused(cls):
-    """Trap 20."""
+    """It is an error, and no estimate from samples in its place."""
     flow, chain = Flow(), Chain()
     message = "site 'z': expected a closed-form KL for .*; got TransformedDistribution to Normal, which has none"
     refused(cls(), flow.model, flow.guide, flow.x, message)

@@ -33,10 +33,10 @@ def test_each_datum_stands_on_the_first_rung_that_will_do(ppca):
     assert torch.equal(result.rung, wide)
     error = result.log_p - pair.exact.log_prob(x).double()
     assert abs(error.mean()) < 5 * result.mc_se_of_mean
-    for memory in (2000,):  # the chunks do not matter here either
-        again = log_likelihood_within(model, guide, x, wide, **options, memory=memory)
-        assert torch.equal(again.num_samples, result.num_samples)
-        torch.testing.assert_close(again.log_p, result.log_p, atol=1e-5, rtol=0)
+    # the chunks do not matter here either
+    again = log_likelihood_within(model, guide, x, wide, **options, memory=20_000)
+    assert torch.equal(again.num_samples, result.num_samples)
+    torch.testing.assert_close(again.log_p, result.log_p, atol=1e-5, rtol=0)
 
 
 def test_no_datum_stays_on_a_guide_that_is_too_narrow_for_many(ppca):
@@ -90,19 +90,19 @@ def test_it_is_a_lower_bound_whatever_the_pilots_saw():
 
 @pytest.mark.parametrize("width", [0.7, 1.5])
 def test_its_errors_are_within_their_bars(ppca, width, monkeypatch):
-    """Of 200 repeats: the mean of w is p(x), and intervals of 95 % cover, though pilots choose K from 50 to 400."""
+    """Of 120 repeats: the mean of w is p(x), and intervals of 95 % cover, though pilots choose K from 50 to 400."""
     monkeypatch.setattr(adaptive, "ANNEALING_STEPS", ())
     pair, x = ppca(D=4, L=2, N=1, width=width)
     exact = pair.exact.log_prob(x).double()
-    x = x.expand(200, -1)
+    x = x.expand(120, -1)
     result = log_likelihood_within(pair.model, pair.guide, x, tolerance=0.1, num_samples=50, max_samples=400)
     error = result.log_p - exact
     ratio = error.exp()
     assert len(result.num_samples.unique()) > 1
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 200**0.5
-    assert error.mean() < 3 * error.std() / 200**0.5
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 120**0.5
+    assert error.mean() < 3 * error.std() / 120**0.5
     covered = (error.abs() < 1.96 * PerDatum.of(result).mc_se).double().mean()
-    assert covered > 0.95 - 4 * (0.95 * 0.05 / 200) ** 0.5
+    assert covered > 0.95 - 4 * (0.95 * 0.05 / 120) ** 0.5
 
 
 def test_an_unknown_khat_is_not_a_good_one(ppca):

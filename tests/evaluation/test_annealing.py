@@ -6,7 +6,20 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from annealed_pairs import GUIDE, MODEL, STANDARD, Build, Learnt, normal, nothing, observe, sample_z, single
+from annealed_pairs import (
+    GUIDE,
+    MODEL,
+    STANDARD,
+    Build,
+    Learnt,
+    normal,
+    nothing,
+    observe,
+    sample_z,
+    single,
+    the_lesser_mode,
+    two_modes,
+)
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -136,18 +149,6 @@ def test_several_and_constrained_sites(make: Callable[[], Pair], start: annealin
     assert result.mc_se.max() < 0.15
     assert ((result.log_p - exact(x)).abs() < 4 * result.mc_se).all()
     assert result.measure == ("mass" if make is proportions else "density")
-
-
-def two_modes(x: Tensor) -> None:
-    """z ~ N(1, 1), x ~ N(z^2, 0.2): near 4 there is a mode at z = 2, and one at -2 of e^-4 times its mass."""
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", dist.Normal(1.0, 1.0))
-        pyro.sample("x", dist.Normal(z.square(), 0.2), obs=x)
-
-
-def the_lesser_mode(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(-x.sqrt(), 0.05))
 
 
 def test_a_mode_that_the_guide_does_not_see() -> None:

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from annealed_pairs import the_lesser_mode, two_modes
 from linear_pairs import OBLIQUE, Linear, program, randn
 from torch import Tensor
 
@@ -117,17 +118,6 @@ def test_what_fills_up_a_block_keeps_its_fit(monkeypatch: pytest.MonkeyPatch) ->
     fits = refined.loc[torch.searchsorted(refined.keys, keys_of(X[:6]))]
     first, again = (fits - pair.posterior(X[:6]).mean[:, None]).abs().amax(-1).T
     assert (again < first + 0.5).all()
-
-
-def two_modes(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", dist.Normal(1.0, 1.0))
-        pyro.sample("x", dist.Normal(z.square(), 0.2), obs=x)
-
-
-def the_lesser_mode(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(-x.sqrt(), 0.05))
 
 
 def test_a_mode_that_the_guide_does_not_see() -> None:
