@@ -73,6 +73,10 @@ def _study(options: StudyOptions, name: str, folder: Path) -> dict[str, str]:
     metrics = run_study(config, folder, data_dir=options.data_dir, say=say, after_run=draw_run)
     draw_study(folder)
     show_denoising(f"{name}: removing {config.noise}", metrics["denoising"]["rows"])
+    for noise, rows in metrics["restoration"].items():
+        first = next(iter(rows.values()))
+        each = {f"{name}, by inference": row["inference"] for name, row in rows.items()}
+        show_denoising(f"{name}: removing {noise} by inference, {first['inference']['num_images']} images", each)
     if metrics["log_likelihood"]:
         show_log_likelihoods(name, best_evaluations(metrics["log_likelihood"], folder.joinpath))
     say(f"Pictures: {folder / 'figures'} and {folder}/*/figures. Numbers: {folder / 'metrics.json'}")

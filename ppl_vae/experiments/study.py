@@ -81,7 +81,7 @@ def run_study(
     metrics["denoising"], restored = denoise_all(runs, dataset, config.noise, seed=config.seed)
     noises = (config.noise,) if config.short else tuple(dict.fromkeys((config.noise, *NOISES)))
     asked: dict[str, Any] = {"num_images": config.num_restored, "seed": config.seed}
-    restore_study(output, runs, noises, failed=failed, say=say, **asked)
+    restored_rows = restore_study(output, runs, noises, failed=failed, say=say, **asked)
     shown = next((name for name in ("dense-vae", *runs) if name in runs and runs[name].model.has_log_p), None)
     if shown is not None:
         with attempted(f"{shown}, by inference", failed, say):
@@ -93,7 +93,7 @@ def run_study(
     metrics["failed"] = failed
     write_whole(output / "denoising.npz", pictures(restored))
     write_json(output / "metrics.json", metrics)
-    return metrics
+    return metrics | {"restoration": restored_rows}  # which have a file of their own
 
 
 def _say_time(configs: dict, dataset: Any, output: Path, num_train: int, config: StudyConfig, say: Any) -> None:

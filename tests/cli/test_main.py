@@ -37,6 +37,7 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
         "SSIM",
         "log p(x)",
         "k̂ over",
+        "by inference",
         "Pictures: ",
     ):
         assert text in out
