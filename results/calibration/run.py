@@ -2,8 +2,8 @@
 
     python results/calibration/run.py [--data-dir FOLDER_OF_MNIST]
 
-On linear-Gaussian data with five latent dimensions, and on the study's VAE of two against quadrature. It takes some
-minutes and writes calibration.json here; `python results/render.py` makes a table of it.
+On linear-Gaussian data with five latent dimensions and with fifty, and on the study's VAE of two against quadrature. It
+takes some minutes and writes calibration.json here; `python results/render.py` makes a table of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from ppl_vae.programs import seeded
 from ppl_vae.system.files import write_json
 
 HERE = Path(__file__).parent
-NUM_DATA, SIZE, DIMS, NOISE = 400, 5, 12, 0.5
+NUM_DATA, NOISE = 400, 0.5
+SIZE, LARGE = 5, 50  # latent dimensions, with twice as many of x and two
 SAMPLES = (50, 200, 1000)
 ROUNDING = 1e-5  # nats, of float32: an error below it is none
 GUIDES = {  # shift of the mean and factor on the standard deviations, in those of the exact posterior
@@ -44,20 +45,21 @@ Estimator = Callable[..., LogLikelihood]
 class Linear:
     """z ~ N(0, I), x = W z + 0.5 e, and a guide around the exact posterior."""
 
-    def __init__(self, guide: str, seed: int):
-        with seeded(seed):
-            self.W = torch.randn(DIMS, SIZE)
-        self.covariance = torch.linalg.inv(torch.eye(SIZE) + self.W.T @ self.W / NOISE**2)
+    def __init__(self, guide: str, size: int = SIZE, factor: float = 1.0):
+        self.size, self.dims = size, 2 * size + 2
+        with seeded(0):
+            self.W = factor * torch.randn(self.dims, size)
+        self.covariance = torch.linalg.inv(torch.eye(size) + self.W.T @ self.W / NOISE**2)
         self.shift, self.width = GUIDES[guide]
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(torch.zeros(SIZE), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.size), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z @ self.W.T, NOISE).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         std = self.covariance.diag().sqrt()
-        mean = x @ self.W @ self.covariance / NOISE**2 + self.shift * std / math.sqrt(SIZE)
+        mean = x @ self.W @ self.covariance / NOISE**2 + self.shift * std / math.sqrt(self.size)
         with pyro.plate("data", len(x), dim=-1):
             if self.width is None:  # the diagonal normal of least KL(q || p)
                 pyro.sample("z", dist.Normal(mean, torch.linalg.inv(self.covariance).diag().rsqrt()).to_event(1))
@@ -65,12 +67,12 @@ class Linear:
                 pyro.sample("z", dist.MultivariateNormal(mean, self.width**2 * self.covariance))
 
     def log_p(self, x: Tensor) -> Tensor:
-        covariance = (self.W @ self.W.T + NOISE**2 * torch.eye(DIMS)).double()
-        return torch.distributions.MultivariateNormal(torch.zeros(DIMS).double(), covariance).log_prob(x.double())
+        covariance = (self.W @ self.W.T + NOISE**2 * torch.eye(self.dims)).double()
+        return torch.distributions.MultivariateNormal(torch.zeros(self.dims).double(), covariance).log_prob(x.double())
 
     def data(self) -> Tensor:
         with seeded(1):
-            return torch.randn(NUM_DATA, SIZE) @ self.W.T + NOISE * torch.randn(NUM_DATA, DIMS)
+            return torch.randn(NUM_DATA, self.size) @ self.W.T + NOISE * torch.randn(NUM_DATA, self.dims)
 
 
 def estimators(num_samples: int) -> dict[str, Estimator]:
@@ -109,23 +111,33 @@ def share_over(result: LogLikelihood) -> float | None:
 
 
 def linear_rows() -> Iterator[dict]:
-    pairs = {guide: Linear(guide, seed=0) for guide in GUIDES}
-    other, x = Linear("wide", seed=0), pairs["exact"].data()
-    other.W = 1.1 * other.W
-    other.covariance = torch.linalg.inv(torch.eye(SIZE) + other.W.T @ other.W / NOISE**2)
+    pairs = {guide: Linear(guide) for guide in GUIDES}
+    other, x = Linear("wide", factor=1.1), pairs["exact"].data()
     for guide, pair in pairs.items():
         exact = pair.log_p(x)
         for K in SAMPLES:
             for method, estimate in estimators(K).items():
                 result = estimate(pair.model, pair.guide, x)
                 over = share_over(result)
-                yield row("linear-Gaussian", guide, method, K, PerDatum.of(result), exact, over_limit=over)
+                yield row("linear, 5-d", guide, method, K, PerDatum.of(result), exact, over_limit=over)
                 if method == "importance":
                     # of other samples: those of one seed would miss both by the same
                     theirs = pv.log_likelihood(other.model, other.guide, x, num_samples=K, seed=1)
                     difference = PerDatum.of(result) - PerDatum.of(theirs)
                     truth = exact - other.log_p(x)
-                    yield row("linear-Gaussian", guide, "compare", K, difference, truth, over_limit=over)
+                    yield row("linear, 5-d", guide, "compare", K, difference, truth, over_limit=over)
+
+
+def large_rows() -> Iterator[dict]:
+    K = SAMPLES[-1]
+    for guide in ("wide", "narrow", "shifted"):
+        pair = Linear(guide, size=LARGE)
+        x = pair.data()
+        exact = pair.log_p(x)
+        for method in ("importance", "ladder"):
+            result = estimators(K)[method](pair.model, pair.guide, x)
+            over = share_over(result)
+            yield row("linear, 50-d", guide, method, K, PerDatum.of(result), exact, over_limit=over)
 
 
 def vae_rows(data_dir: Path | None) -> Iterator[dict]:
@@ -143,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="where torchvision's MNIST is")
     options = parser.parse_args()
-    rows = [*linear_rows(), *vae_rows(options.data_dir)]
+    rows = [*linear_rows(), *large_rows(), *vae_rows(options.data_dir)]
     write_json(HERE / "calibration.json", {"rows": rows, "interval": 0.95, "seed": 0, "versions": versions()})
 
 

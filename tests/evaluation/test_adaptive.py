@@ -105,6 +105,16 @@ def test_its_errors_are_within_their_bars(ppca, width, monkeypatch):
     assert covered > 0.95 - 4 * (0.95 * 0.05 / 120) ** 0.5
 
 
+def test_its_intervals_cover_in_ten_dimensions(ppca):
+    """Of 200 data, each with a fit and samples of its own. results/calibration has more of them."""
+    pair, x = ppca(D=20, L=10, N=200, width=0.6)
+    exact = pair.exact.log_prob(x).double()
+    result = log_likelihood_within(pair.model, pair.guide, x, num_samples=400)
+    error = result.log_p - exact
+    assert abs(error.mean()) < 3 * result.mc_se_of_mean + 1e-5  # float32
+    assert (error.abs() < 1.96 * result.mc_se + 1e-5).double().mean() >= 0.92
+
+
 def test_an_unknown_khat_is_not_a_good_one(ppca):
     pair, x = ppca(N=3, width=1.0)
     result = log_likelihood_within(pair.model, pair.guide, x, tolerance=10.0, num_samples=10)
