@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -19,6 +20,12 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 collect_ignore = ["fuzz.py"]  # a command, of an extra
+
+
+def pytest_collection_finish():
+    """Leaves what has been imported to the end: else each full collection looks at all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass

@@ -157,8 +157,9 @@ def test_notebooks_have_their_output_and_their_mathematics(pages):
 @pytest.mark.parametrize("name", ["pdoc", "nbconvert"])
 def test_without_the_extra_one_line_says_so(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
+    shutil.copy(NOTEBOOK, tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path), "--notebooks", str(NOTEBOOK.parent)])
+        main([str(tmp_path / "site"), "--notebooks", str(tmp_path)])
     assert re.fullmatch(
         rf"error: expected the extra docs \(pip install -e '.\[docs\]'\); got .*{name}.*", stop.value.code
     )
