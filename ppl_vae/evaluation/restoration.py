@@ -17,7 +17,7 @@ from ppl_vae.evaluation.corrupted import Clean, CorruptedGuide, CorruptedModel, 
 from ppl_vae.evaluation.hamiltonian import latent_sites
 from ppl_vae.evaluation.importance import LogWeights
 from ppl_vae.evaluation.modes import refine_modes
-from ppl_vae.evaluation.results import LogMeanExp, PerDatum, khat_warnings, num_over_limit, widening
+from ppl_vae.evaluation.results import LogMeanExp, PerDatum, num_over_limit, widening
 from ppl_vae.graphs import Compiled
 from ppl_vae.programs import Constants, Program, evaluating, model_trace_of, seeded, sum_of_sites, trace_of
 
@@ -62,7 +62,12 @@ class Restoration:
             f"{len(self)} images restored; median ESS {self.ess.median().item():.1f} of {self.num_samples}; log p(y) = "
             f"{self.log_p.mean:.3f} nats per image, Monte Carlo s.e. {self.log_p.mc_se_of_mean:.3f}"
         )
-        return text + khat_warnings(self.khat, torch.tensor(self.num_samples), len(self))
+        if self.num_unreliable:
+            text += (
+                f"\nwarning: k-hat over its limit for {self.num_unreliable} of {len(self)} images: log p(y) may be too "
+                "low and std too small. Take more num_samples, num_starts or num_newton"
+            )
+        return text
 
 
 def restore(
