@@ -211,3 +211,22 @@ def test_discrete_latents_are_refused() -> None:
     coin = ("z", lambda x: dist.Bernoulli(torch.tensor(0.5)))
     with pytest.raises(ValueError, match="site 'z': expected a continuous latent site; got one on boolean"):
         refine(_observing(program(coin)), program(coin), X[:, 0])
+
+
+def test_a_guide_that_is_off_by_many_of_its_standard_deviations():
+    """z ~ N(0, I), x ~ N(z, 0.001), and a guide of the right width that is 3 off, 3,000 standard deviations."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.001).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + 3, 0.001).to_event(1))
+
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    exact = dist.Normal(torch.zeros(4), (1 + 1e-6) ** 0.5).to_event(1).log_prob(x).double()
+    result = log_likelihood(model, refine(model, guide, x), x, num_samples=300)
+    assert result.num_unreliable == 0
+    assert ((result.log_p - exact).abs() < 4 * result.mc_se + 2e-3).all()  # float32
