@@ -91,15 +91,15 @@ def ladder_run(
     tolerance: float = math.inf,
     **options: Any,
 ) -> tuple[LogLikelihood, dict[str, Any]]:
-    """The same by the ladder, and in the summary what it misses on `SIMULATED` data from the model, as far as that can
-    be told: the mean "gap" of its two bounds, in nats, or why there is "no_gap"."""
+    """The same by the ladder, and in the summary what it misses on as many data from the model, up to `SIMULATED`, as
+    far as that can be told: the mean "gap" of its two bounds, in nats, or why there is "no_gap"."""
     sizes: dict[str, Any] = {"num_samples": num_samples, "seed": seed, **options}
     result, summary = evaluate_run(run, num_images=num_images, tolerance=tolerance, **sizes)
     if result.complete:
         try:
-            data, _ = held_out(run, SIMULATED, seed)
-            sandwich = certify(*run.programs, *data, num_data=SIMULATED, **sizes)
-            summary |= {"gap": sandwich.gap, "gap_se": sandwich.gap_se, "gap_num_data": SIMULATED}
+            data, _ = held_out(run, num_data := min(SIMULATED, len(result)), seed)
+            sandwich = certify(*run.programs, *data, num_data=num_data, **sizes)
+            summary |= {"gap": sandwich.gap, "gap_se": sandwich.gap_se, "gap_num_data": num_data}
         except ValueError as error:  # an autoregressive likelihood, noise that the guide sees, too few samples
             summary["no_gap"] = str(error)
     return result, summary

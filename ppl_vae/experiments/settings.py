@@ -32,9 +32,9 @@ class StudyConfig:
     batch_size: Count | None = None
     """Default: 128 on full sets, 64 on small ones."""
     num_images: Count | None = None
-    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 200 on small ones."""
+    """Test images whose log p(x) is estimated. Default: 1000 on full sets, 50 on small ones."""
     num_samples: Count | None = None
-    """Importance samples for each of them. Default: 500 on full sets, 100 on small ones."""
+    """Importance samples for each of them. Default: 500."""
     num_restored: Count | None = None
     """Test images that VAEs restore by inference. Default: 200 on full sets, at 9 noises; 20 on small ones."""
     seed: int = 0
@@ -52,8 +52,8 @@ class StudyConfig:
             "autoencoder_epochs": 20 if full else 10,
             "vae_epochs": 15 if full else 12,
             "batch_size": 128 if full else 64,
-            "num_images": 1000 if full else 200,
-            "num_samples": 500 if full else 100,
+            "num_images": 1000 if full else 50,
+            "num_samples": 500,
             "num_restored": 200 if full else 20,
         }
         return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
