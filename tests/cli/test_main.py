@@ -322,7 +322,6 @@ def images(n=12, size=(9, 7)):
 def test_failures_are_one_line_and_status_1(ppl_vae, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
-    np.save(tmp_path / "floats.npy", images() / 2.0)
     np.save(tmp_path / "own.npy", images())
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "mixed").mkdir()
@@ -333,7 +332,6 @@ def test_failures_are_one_line_and_status_1(ppl_vae, tmp_path):
         (["evaluate", "empty"], "expected a finished run, with config.json"),
         (["train", "--dataset", "empty"], "expected images"),
         (["train", "--dataset", "./nothing.npy"], "got nothing there"),
-        (["train", "--dataset", "floats.npy"], "float"),
         (["train", "--dataset", "torn.npz"], "torn.npz"),
         (["train", "--dataset", "mixed"], "05.png: expected height x width 9x7"),
         (["train", *TINY, "--output", "file"], "file"),
@@ -520,11 +518,6 @@ def test_a_mistake_in_a_plugin_is_one_line(tmp_path, monkeypatch, capsys, argume
     [
         (np.zeros(20), "expected vectors (N, D), or images (N, H, W)"),
         (np.zeros((2, 3, 4, 5, 6)), "got shape (2, 3, 4, 5, 6)"),
-        (np.full((20, 5, 5), 254), "got int64 from 254 to 254 (round, and store as uint8; or store them as vect"),
-        (
-            np.full((20, 5, 5), 0.5),
-            "from 0.5 to 0.5 (multiply by 255 if they are in [0, 1], round, and store as uint8; or store",
-        ),
     ],
 )
 def test_arrays_of_another_shape_or_type(tmp_path, capsys, array, message):
