@@ -49,7 +49,8 @@ def estimate_scale(
     **options: Any,
 ) -> ScaleEstimate:
     """log p(y | scale) of corrupted images, by `restore` at each scale of a grid: its highest point is the scale that
-    made them, within the error, where clean images are like those of the model.
+    made them, within the error, where clean images are like those of the model. By how much they differ counts as
+    noise, unless `misfit` says it: a misfit of 0.2 makes 0.28 of a noise of 0.2.
 
     Arguments:
         scales: three at least, above 0.
