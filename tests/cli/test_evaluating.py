@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import OWN, TINY, one_line, save_own
+from ladders import make_quick
 
 from ppl_vae.cli import evaluating
 from ppl_vae.cli.main import main
@@ -35,8 +36,9 @@ def run(trained, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def few_simulated(monkeypatch):
-    monkeypatch.setattr(evaluating, "SIMULATED", 4)
+def quick(monkeypatch):
+    make_quick(monkeypatch)
+    monkeypatch.setattr(evaluating, "SIMULATED", 4)  # data of a sandwich
 
 
 def summary(folder, stem="log_likelihood"):
