@@ -54,4 +54,5 @@ def raising_at(step, *signals):
     return observe
 
 
-IN_TRAINING = 3  # the encodings before are of what is monitored, and of what the prior begins from
+# the encodings before are of what is monitored, of what the prior begins from, and of the look at all batches
+IN_TRAINING = 3 + 20

@@ -68,7 +68,10 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
     Param store, random generators, buffers, gradients and training mode are left as they were found.
     Raises `ValueError` for empty data, or data of unequal length.
     """
-    data = tensors_of(model, guide, x, *args)
+    try:
+        data = tensors_of(model, guide, x, *args)
+    except ValueError:  # numbers that would be rounded are a finding, as they come
+        data = tensors_of(_nothing, _nothing, x, *args)
     found: list[Finding] = []
     with warnings.catch_warnings(), programs.seeded(0), programs.evaluating(model, guide):
         warnings.simplefilter("ignore")
@@ -77,6 +80,10 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
     if len(data[0]) == 1:
         found.append(Finding("data", "", "expected two data or more; got 1", "Independence was not checked", "warning"))
     return Report(summary, tuple(dict.fromkeys(found)))
+
+
+def _nothing(*data: Tensor) -> None:
+    """A program without parameters, whose dtype data would have to have."""
 
 
 def _examine(found: list[Finding], model: Program, guide: Program, data: Data, buffers: list[Buffer]) -> str:

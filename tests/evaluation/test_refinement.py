@@ -159,10 +159,11 @@ def test_compiled_it_is_the_same(graphs: list[Any]) -> None:
 
 
 def test_many_dimensions_have_a_covariance_of_low_rank() -> None:
+    """Of 150, in 10 of which the posterior differs from the prior."""
     D = 150
-    pair = Linear(0.05 * randn(40, D, seed=2), width=2.0)
-    x = 0.7 * randn(3, 40, seed=3)
-    refined = refine(pair.model, pair.guide, x, num_steps=40)
+    pair = Linear(0.05 * randn(10, D, seed=2), width=2.0)
+    x = 0.7 * randn(3, 10, seed=3)
+    refined = refine(pair.model, pair.guide, x)
     assert [f.shape[2:] for f in refined.factors] == [(D, 32), (D,)]
     estimate = log_likelihood(pair.model, refined, x, num_samples=1000)
     assert ((estimate.log_p - pair.log_p(x).log_p).abs() < 5 * estimate.mc_se).all()

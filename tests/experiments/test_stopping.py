@@ -142,7 +142,7 @@ def test_an_experiment_goes_on_in_the_midst_of_what_it_was_at(ppl_vae, few_swaps
 
     monkeypatch.setattr(training, "train", recorded)
     with monkeypatch.context() as patch:
-        patch.setattr(Observe, "__call__", raising_at(IN_TRAINING + 14, signal.SIGTERM))
+        patch.setattr(Observe, "__call__", raising_at(IN_TRAINING - 8 + 14, signal.SIGTERM))  # its look takes 12
         status, err = ppl_vae(*command)
     assert status == 143
     assert "stopped in epoch 2 of 2, after 5 of 10 steps" in err
