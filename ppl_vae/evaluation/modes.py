@@ -12,8 +12,8 @@ from ppl_vae.contract import check_scores_any, check_structure, tensors_of
 from ppl_vae.evaluation.chunks import BLOCK_DATA, rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack
 from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
-from ppl_vae.evaluation.refined import Refined, keys_of
-from ppl_vae.evaluation.refinement import EQUAL_SHARE, GUIDE_SHARE, MIN_SPREAD
+from ppl_vae.evaluation.refined import Refined, mixture_of
+from ppl_vae.evaluation.refinement import MIN_SPREAD
 from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.programs import Constants, Program, evaluating, guide_trace_of, seeded, sum_of_sites
 from ppl_vae.system.progress import progress
@@ -115,14 +115,7 @@ def refine_modes(
                 fits.append([t.transpose(0, 1)[: len(rows)] for t in fit])
                 report()
     elbo, loc, tril = (torch.cat(t) for t in zip(*fits, strict=True))
-    fitted = elbo.isfinite()
-    equal = fitted.to(elbo) / fitted.sum(-1, keepdim=True)
-    log_weights = ((1 - EQUAL_SHARE) * elbo.softmax(-1) + EQUAL_SHARE * equal).log().to(loc)
-    any_fit = fitted.any(-1)
-    log_weights = log_weights.where(any_fit[:, None], -math.log(elbo.shape[1]))
-    keys, order = keys_of(*data).sort()
-    loc, tril, log_weights, share = (t[order] for t in (loc, tril, log_weights, any_fit.to(loc)))
-    return Refined(guide, sites, keys, loc, (tril,), log_weights, 1 - (1 - GUIDE_SHARE) * share)
+    return mixture_of(guide, sites, data, elbo, loc, tril)
 
 
 def _climb(value: Value, v: Tensor, num_steps: int) -> Tensor:

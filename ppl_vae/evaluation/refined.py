@@ -17,6 +17,7 @@ from ppl_vae.programs import Program, alone, guide_trace_of, model_trace_of, sum
 
 MIX = -0x61C8864680B583EB  # odd: it spreads the bits of a value, of which floats use few
 DF, WIDTH = 10, 1.2  # of the Student-t's: heavier and wider than the normals that were fitted
+GUIDE_SHARE, EQUAL_SHARE = 0.05, 0.1  # of the mixture: the guide's, and equal weights' of the rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,31 @@ class Refined:
         with pyro.plate("data", len(data[0]), dim=-1):
             values = {name: pyro.sample(name, _Site(joint, name, torch.Size([len(data[0])]))) for name in self.sites}
             pyro.factor("log_q", joint.log_prob(values), has_rsample=False)
+
+
+def mixture_of(
+    guide: Program,
+    sites: Sites,
+    data: tuple[Tensor, ...],
+    elbo: Tensor,
+    loc: Tensor,
+    *factors: Tensor,
+    wide_share: float = 0.0,
+) -> Refined:
+    """The guide of normals that were fitted to data: weighted by their ELBOs (data, fits), -inf for one that diverged,
+    with equal weights in part. With a share for it, the last of them is no fit but as wide as the prior."""
+    fitted = elbo.isfinite()
+    has_fit = fitted.any(-1)
+    equal = fitted.to(elbo) / fitted.sum(-1, keepdim=True)
+    log_weights = ((1 - EQUAL_SHARE) * elbo.softmax(-1) + EQUAL_SHARE * equal).log().to(loc)
+    if wide_share:
+        log_weights = log_weights + math.log1p(-wide_share)
+        log_weights[:, -1] = math.log(wide_share)
+    share = torch.where(has_fit, GUIDE_SHARE, 1.0)
+    log_weights = log_weights.where(has_fit[:, None], -math.log(log_weights.shape[1]))
+    keys, order = keys_of(*data).sort()
+    loc, share, log_weights, *factors_of = (t[order] for t in (loc, share, log_weights, *factors))
+    return Refined(guide, sites, keys, loc, tuple(factors_of), log_weights, share)
 
 
 class _Joint:

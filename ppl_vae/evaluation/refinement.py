@@ -15,7 +15,7 @@ from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack
 from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.refined import Refined, keys_of
+from ppl_vae.evaluation.refined import Refined, mixture_of
 from ppl_vae.graphs import flop_counter, repays
 from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded
 from ppl_vae.system.progress import Report, progress
@@ -30,7 +30,7 @@ PILOT_SAMPLES, PILOT_KHAT, MORE_STARTS = 256, 0.5, 4
 UPHILL_STEPS, UPHILL_RATE = 200, 0.1  # of Adam, to begin the second round; in units of the spread of guide and prior
 MIN_SPREAD = 1e-6  # of a start, where the guide is a point but for rounding
 SMALL_SIZE, SMALL_STARTS = 2, 6  # so many starts in up to so many dimensions
-GUIDE_SHARE, EQUAL_SHARE, WIDE_SHARE = 0.05, 0.1, 0.1  # of the mixture: the guide's, equal weights', the prior's
+WIDE_SHARE = 0.1  # of the mixture: the prior's
 FULL_SIZE, RANK = 128, 32  # above so many dimensions the covariance is diagonal plus one of this rank
 
 
@@ -252,18 +252,11 @@ class _Fits:
                 places = rows[:, None].expand_as(fitted)[fitted], columns.expand_as(fitted)[fitted]
                 for t, part in zip((elbo, loc, *factors), fit, strict=True):
                     t[places] = part[fitted]
-        fitted = elbo.isfinite()
-        equal = fitted.to(elbo) / fitted.sum(-1, keepdim=True)
-        log_weights = ((1 - EQUAL_SHARE) * elbo.softmax(-1) + EQUAL_SHARE * equal).log().to(loc)
         if self.wide is not None:
             loc[:, -1], factors[0][:, -1] = self.wide[0], self.wide[1].diag_embed()
-            log_weights = log_weights + math.log1p(-WIDE_SHARE)
-            log_weights[:, -1] = math.log(WIDE_SHARE)
-        share = torch.where(fitted.any(-1), GUIDE_SHARE, 1.0)
-        log_weights = log_weights.where(fitted.any(-1, keepdim=True), -math.log(log_weights.shape[1]))
-        keys, order = keys_of(*self.data).sort()
-        loc, share, log_weights, *factors = (t[order] for t in (loc, share, log_weights, *factors))
-        return Refined(self.guide, self.log_joint.sites, keys, loc, tuple(factors), log_weights, share)
+        wide_share = 0.0 if self.wide is None else WIDE_SHARE
+        sites = self.log_joint.sites
+        return mixture_of(self.guide, sites, self.data, elbo, loc, *factors, wide_share=wide_share)
 
 
 def _no_fits(num_data: int, num_fits: int, size: int, like: Tensor) -> tuple[Tensor, ...]:
