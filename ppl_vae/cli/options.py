@@ -196,8 +196,8 @@ class CompareCommand:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of evaluated runs, or folders of such folders."""
     method: Literal["importance", "ladder", "tolerance", "annealed", "quadrature"] | None = None
-    """Which of their evaluations: see `ppl-vae evaluate`. Default: the ladder's where all have one, else importance
-    sampling's."""
+    """Which of their evaluations: see `ppl-vae evaluate`. Default: the ladder's where all that were evaluated have
+    one, else importance sampling's."""
     dataset: str | None = None
     """Their evaluations on this dataset, as by `ppl-vae evaluate RUN --dataset`. Default: on the data of the
     training."""

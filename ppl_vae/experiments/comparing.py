@@ -63,8 +63,8 @@ def compare_all(
 def compare_folders(
     folders: Mapping[str, Path], *, method: str | None = None, on: str | None = None, **options: Any
 ) -> Comparisons:
-    """The evaluations in run folders by name, by one method, by default the ladder where all have it, and else
-    importance sampling, on their own data or on another dataset. Runs that differ
+    """The evaluations in run folders by name, by one method, by default the ladder where all that were
+    evaluated have it, and else importance sampling, on their own data or on another dataset. Runs that differ
     in their seed alone are one row, the mean over the seeds. Runs that were not evaluated are left out.
 
     Raises `ValueError` for damaged files.
@@ -75,8 +75,11 @@ def compare_folders(
     left_out: dict[str, str] = {}
     places = {name: folder if on is None else folder / f"on-{on}" for name, folder in folders.items()}
     if method is None:
-        have_it = all((place / evaluation_files("ladder")[0]).is_file() for place in places.values())
-        method = "ladder" if have_it else "importance"
+        by_ladder, sampled = (
+            {name for name, place in places.items() if (place / evaluation_files(m)[0]).is_file()}
+            for m in ("ladder", "importance")
+        )
+        method = "ladder" if by_ladder >= sampled else "importance"
     for name, folder in folders.items():
         try:
             result = load_evaluation(places[name], method)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from commands import OWN, TINY, one_line, save_own
+from ladders import make_quick
 from PIL import Image
 
 from ppl_vae.cli.main import main
@@ -60,6 +62,22 @@ def test_unlike_runs_have_tables_of_their_own_and_seeds_are_averaged(here, runs,
     assert float(differences[1]) == pytest.approx(-abs(mean - laplace.mean))
     with Image.open(picture) as image:
         assert min(image.size) > 100
+
+
+def test_the_ladders_are_compared_where_all_that_were_evaluated_have_one(here, runs, tmp_path, monkeypatch):
+    make_quick(monkeypatch)
+    monkeypatch.chdir(shutil.copytree(runs, tmp_path / "copy"))
+    names = ["a", "laplace", "ae"]  # an autoencoder has none, and is in the way of nothing
+    for name in names[:2]:
+        assert here("evaluate", name, "--num-samples", 40, "--num-images", 6)[0] == 0
+        method = "by rung of a ladder" if name == "laplace" else "importance-weighted"
+        status, out, err = here("compare", *names)
+        assert status == 0, err
+        assert method in out
+        assert "ae is left out" in out
+    for name in names[:2]:
+        (tmp_path / "copy" / name / "log_likelihood.json").unlink()
+    assert "by rung of a ladder" in here("compare", *names)[1]
 
 
 @pytest.mark.parametrize("suffix", ["json", "md"])
