@@ -66,3 +66,21 @@ def test_sizes_below_one_are_refused(name):
     pair = Scaled()
     with pytest.raises(ValueError, match=f"{name}: expected at least 1; got 0"):
         refine_modes(pair.model, pair.guide, torch.zeros(2), **{name: 0})
+
+
+def test_modes_weigh_by_their_mass_and_not_by_their_height() -> None:
+    """Half of the posterior is N(-3, 0.2), and half N(3, 1), a fifth as high."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            parts = dist.Normal(torch.tensor([-3.0, 3.0]), torch.tensor([0.2, 1.0]))
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts))
+            pyro.sample("x", dist.Normal(0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full((len(x),), 3.0), 1.0))
+
+    refined = refine_modes(model, guide, torch.zeros(2), num_newton=8)
+    torch.testing.assert_close(refined.loc[..., 0].sort(1).values, torch.tensor([[-3.0, 3.0]] * 2), rtol=0, atol=0.1)
+    assert (refined.log_weights.exp() - 0.5).abs().max() < 0.1

@@ -21,7 +21,7 @@ from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.evaluation.quadrature import log_p_by_quadrature
 from ppl_vae.evaluation.refined import keys_of
 from ppl_vae.evaluation.refinement import refine
-from ppl_vae.programs import seeded
+from ppl_vae.programs import guide_trace_of, seeded, sum_of_sites
 
 X = 1.3 * randn(10, 4, seed=1)
 W3 = torch.cat([OBLIQUE, torch.tensor([[0.3], [0.8], [-0.4], [0.6]])], 1)
@@ -231,3 +231,15 @@ def test_a_guide_that_is_off_by_many_of_its_standard_deviations():
     result = log_likelihood(model, refine(model, guide, x), x, num_samples=300)
     assert result.num_unreliable == 0
     assert ((result.log_p - exact).abs() < 4 * result.mc_se + 2e-3).all()  # float32
+
+
+def test_its_normals_alone_are_the_best_ones_without_the_guide() -> None:
+    pair = Linear(W3, width=0.1)
+    refined = refine(pair.model, pair.guide, X, num_starts=2)
+    with seeded(0):
+        trace = guide_trace_of(refined.normals, X, num_samples=5)
+    order, best = keys_of(X).sort().indices, refined.log_weights.argmax(-1)
+    at = torch.arange(len(X)), best
+    q = dist.MultivariateNormal(refined.loc[at], scale_tril=refined.factors[0][at])
+    log_q = sum_of_sites(trace, (5, len(X)))[:, order]
+    torch.testing.assert_close(log_q.float(), q.log_prob(trace.nodes["z"]["value"][:, order]), rtol=1e-4, atol=1e-3)
