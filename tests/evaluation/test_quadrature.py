@@ -59,6 +59,22 @@ def test_what_has_no_sure_sum_is_refused():
         log_p_by_quadrature(normal(1.0, 1e-12)[0], torch.full((1, 2), 0.1).double())
 
 
+def test_a_narrow_mode_that_one_grid_misses_is_found_by_finer_ones():
+    prior = dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
+    spike = dist.Normal(torch.tensor([0.5, 0.0]).double(), 0.02).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.factor("f", torch.logaddexp(torch.zeros(()).double(), math.log(5) + spike.log_prob(z)))
+            pyro.sample("x", dist.Normal(torch.zeros_like(z[..., 0]), 1.0), obs=x)
+
+    x = torch.tensor([0.3]).double()
+    widened = dist.Normal(spike.mean, math.hypot(1.0, 0.02)).to_event(1)
+    exact = dist.Normal(0.0, 1.0).log_prob(x) + (5 * widened.log_prob(prior.mean).exp()).log1p()
+    torch.testing.assert_close(log_p_by_quadrature(model, x), exact, atol=1e-6, rtol=1e-6)
+
+
 def test_further_arguments_come_with_their_data():
     def model(x, y):
         with pyro.plate("data", len(x)):
