@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import check_options, log_likelihood
 from ppl_vae.evaluation.refinement import refine
-from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, RUNGS, LogLikelihood, over_limit
+from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, over_limit, rungs_of
 from ppl_vae.programs import Program
 from ppl_vae.system.hashing import fingerprint
 
@@ -104,7 +105,7 @@ def log_likelihood_within(
     rung = torch.tensor([kind for kind, _ in rungs])[number]
     if posteriors == [guide]:
         rung[rung == REFINED] = GUIDE
-    counts = ", ".join(f"{int((rung == kind).sum())} {name}" for kind, name in enumerate(RUNGS) if (rung == kind).any())
+    counts = ", ".join(f"{count} {name}" for name, count in rungs_of(rung).items())
     return replace(result, rung=rung, bound=f"lower (by rung of a ladder: {counts}; in expectation)")
 
 
@@ -120,21 +121,55 @@ def refined_or_guide(model: Program, guide: Program, *data: Tensor, **options: A
 def climb(
     rungs: Sequence[Rung], data: tuple[Tensor, ...], tolerance: float, *, seed: int
 ) -> tuple[LogLikelihood, Tensor]:
-    """log p(x) of each datum by the first rung, of rungs ever dearer, at which a pilot run has an error of at most
-    `tolerance` and a k-hat below its limit, or by the last one; and the number of its rung, shape (data,).
+    """log p(x) of each datum by the rung that `choose` finds for it, and the number of this rung, shape (data,).
 
-    More than `MAX_SHARE` over the limit on the first rung, by some of the data, send all data to the second. The
-    estimates are of another run, whose samples the choice has not seen. A rung but the first that raises a
-    `ValueError` ends the ladder below it. An interrupt ends the work, with the pilots' estimates where there are no
-    others.
+    The estimates are of another run, whose samples the choice has not seen. An interrupt ends the work, with the
+    pilots' estimates where there are no others.
+    """
+    rung_of, pilots, complete = choose(rungs, data, tolerance, seed=seed)
+    results = [*pilots]
+    with suppress(KeyboardInterrupt):
+        for number in rung_of.unique().tolist() if complete else []:
+            complete = False
+            index = (rung_of == number).nonzero()[:, 0]
+            result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, True, number))
+            results.append((index.cpu(), result))
+            if not result.complete:
+                break
+            complete = True
+    if not results:
+        raise KeyboardInterrupt
+    first = results[0][1]
+    fields = {name: getattr(first, name).new_zeros(len(data[0])) for name in PER_DATUM}
+    for index, result in results:
+        for name, values in fields.items():
+            values[index[result.done]] = getattr(result, name)[result.done]
+    return replace(
+        first,
+        **fields,
+        fingerprint=fingerprint(data[0]),
+        decoder_rows=sum(result.decoder_rows for _, result in results),
+        complete=complete,
+    ), rung_of.cpu()
+
+
+def choose(
+    rungs: Sequence[Rung], data: tuple[Tensor, ...], tolerance: float, *, seed: int, max_share: float = MAX_SHARE
+) -> tuple[Tensor, list[tuple[Tensor, LogLikelihood]], bool]:
+    """For each datum the first rung, of rungs ever dearer, at which a pilot run has an error of at most `tolerance` and
+    a k-hat below its limit, or the last one: its number, shape (data,); the pilot runs, with the indices of their data;
+    and whether the work came to its end, which an interrupt keeps it from.
+
+    More than `max_share` over the limit on the first rung, by some of the data, send all data to the second. A k-hat
+    that is unknown is none below the limit. A rung but the first that raises a `ValueError` ends the ladder below it.
     """
     rest = torch.arange(len(data[0]), device=data[0].device)
     rung_of = torch.zeros_like(rest)
-    runs: list[list[tuple[Tensor, LogLikelihood]]] = [[], []]
+    pilots: list[tuple[Tensor, LogLikelihood]] = []
 
-    def run(number: int, index: Tensor, fresh: bool) -> LogLikelihood:
-        result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, fresh, number))
-        runs[fresh].append((index.cpu(), result))
+    def run(number: int, index: Tensor) -> LogLikelihood:
+        result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, False, number))
+        pilots.append((index.cpu(), result))
         if not result.complete:
             raise KeyboardInterrupt
         return result
@@ -144,10 +179,10 @@ def climb(
 
     try:
         some = rest[:: -(-len(rest) // VERDICT_DATA)]
-        is_poor = len(rungs) > 1 and bad(run(0, some, fresh=False)).double().mean() > MAX_SHARE
+        is_poor = len(rungs) > 1 and max_share < 1 and bad(run(0, some)).double().mean() > max_share
         for number in range(int(is_poor), len(rungs)):
             try:
-                pilot = run(number, rest, fresh=False)
+                pilot = run(number, rest)
             except ValueError:
                 if number == 0:
                     raise
@@ -157,22 +192,6 @@ def climb(
             rest = rest[~sure.to(rest.device)]
             if not len(rest):
                 break
-        for number in rung_of.unique().tolist():
-            run(number, (rung_of == number).nonzero()[:, 0], fresh=True)
-        complete = True
     except KeyboardInterrupt:
-        complete = False
-    if not runs[0]:
-        raise KeyboardInterrupt
-    first, results = runs[0][0][1], [result for of_stage in runs for _, result in of_stage]
-    fields = {name: getattr(first, name).new_zeros(len(data[0])) for name in PER_DATUM}
-    for index, result in (*runs[0], *runs[1]):
-        for name, values in fields.items():
-            values[index[result.done]] = getattr(result, name)[result.done]
-    return replace(
-        first,
-        **fields,
-        fingerprint=fingerprint(data[0]),
-        decoder_rows=sum(result.decoder_rows for result in results),
-        complete=complete,
-    ), rung_of.cpu()
+        return rung_of, pilots, False
+    return rung_of, pilots, True

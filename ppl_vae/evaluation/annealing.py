@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae.contract import check_scores_any, measure_of, tensors_of
 from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
-from ppl_vae.evaluation.hamiltonian import AnnealingPath, Densities, latent_sites, pack, path_of, size_of
+from ppl_vae.evaluation.hamiltonian import AnnealingPath, Densities, latent_sites, pack, path_of, size_of, unpack
 from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.refined import Refined
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
@@ -24,6 +24,9 @@ from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import progress
 
 Start = Literal["guide", "prior", "better"]
+
+Each = Callable[[Tensor, dict[str, Tensor], Tensor], object]
+"""`each(rows, values, log_w)`: values of the latent sites (chains, rows, *event), and their log-weights."""
 
 # Noise is sampled for a block of so many data from a seed of its own, whatever the chunks it is evaluated in.
 BLOCK_DATA = 128
@@ -150,8 +153,11 @@ def anneal(
     memory: int | None,
     compiled: bool | None,
     show_progress: bool,
+    each: Each | None = None,
 ) -> list[LogLikelihood]:
-    """The lower bound of log p(x) and, where exact samples z (data, *event) of p(z|x) are given, the upper one."""
+    """The lower bound of log p(x) and, where exact samples z (data, *event) of p(z|x) are given, the upper one.
+
+    `each` is told where the chains of a block end: weighted samples of p(z|x)."""
     if memory is not None and memory <= 0:
         raise ValueError(f"memory: expected bytes above 0; got {memory}")
     num_data = len(data[0])
@@ -182,11 +188,15 @@ def anneal(
                 # tuned before, and apart from the chains that are weighted
                 for index, path, tuned in _best([(path, _tune(path, settings.betas)) for path in paths]):
                     part = first + index
-                    bounds["lower"].add(_log_weights(path, path.draw(settings.num_chains), tuned), part)
+                    log_w, ends_at = _log_weights(path, path.draw(settings.num_chains), tuned)
+                    bounds["lower"].add(log_w, part)
+                    if each is not None:
+                        trace, _ = unpack(ends_at, sites)
+                        each(part, {name: trace.nodes[name]["value"] for name in sites}, log_w)
                     if z is not None:
                         u = pack({name: value[None, part] for name, value in z.items()}, sites)
                         u = u.expand(settings.num_chains, -1, -1)
-                        bounds["upper"].add(_log_weights(path, u, tuned.reversed()), part)
+                        bounds["upper"].add(_log_weights(path, u, tuned.reversed())[0], part)
     results = []
     for name, weights in bounds.items():
         done, estimates = weights.count > 0, weights.estimates()
@@ -233,16 +243,16 @@ class Tuned(NamedTuple):
         return self._replace(betas=self.betas.flip(0), steps=self.steps.flip(0))
 
 
-def _log_weights(path: AnnealingPath, u: Tensor, tuned: Tuned) -> Tensor:
-    """log w (chains, data) of chains from u. Where betas descend, with the steps in reverse, it is log 1/w: the same
-    kernels between the same weights, backwards."""
+def _log_weights(path: AnnealingPath, u: Tensor, tuned: Tuned) -> tuple[Tensor, Tensor]:
+    """log w (chains, data) of chains from u, and where they end. Where betas descend, with the steps in reverse, it is
+    log 1/w: the same kernels between the same weights, backwards."""
     point, steps = path.at(u), iter(tuned.steps)
     log_w = torch.zeros_like(point.log_p, dtype=torch.float64)
     for before, beta in pairwise(tuned.betas):
         log_w += (beta - before) * (point.log_p - point.log_r)
         if (step := next(steps, None)) is not None:
             point, _ = path.move(point, beta.to(u), step, tuned.spread)
-    return log_w
+    return log_w, point.u
 
 
 def _best(paths: list[tuple[AnnealingPath, Tuned]]) -> Iterator[tuple[Tensor, AnnealingPath, Tuned]]:

@@ -110,6 +110,11 @@ class Pixels:
         variance = self.mean * (1 - self.mean) if self.are_bits else 0 * self.mean + self.spread**2
         return torch.where(seen, given.mean, self.mean), torch.where(seen, given.variance, variance)
 
+    def averaged(self) -> tuple[Tensor, Tensor]:
+        """E[x | y, z] and E[x^2 | y, z]."""
+        mean, variance = self.moments()
+        return mean, variance + mean.square()
+
     def sample(self) -> Tensor:
         """x ~ p(x | y, z)."""
         if self.how.clean == "mean":

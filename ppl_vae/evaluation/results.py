@@ -125,6 +125,11 @@ class LogLikelihood:
         return text + khat_warnings(self.khat[self.done], samples, len(self))
 
 
+def rungs_of(rung: Tensor) -> dict[str, int]:
+    """How many data stand on each rung of the ladder that has any, by its name in `RUNGS`."""
+    return {name: count for kind, name in enumerate(RUNGS) if (count := int((rung == kind).sum()))}
+
+
 def over_limit(khat: Tensor, num_samples: Tensor) -> Tensor:
     """Which k-hats, shape (data,), are over the limit of their numbers of samples; not those that are unknown."""
     return khat > torch.as_tensor(khat_limit(num_samples))

@@ -26,7 +26,7 @@ from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.gaps import gap_decomposition, generalisation_gap
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.information import active_units, aggregate_posterior
-from ppl_vae.evaluation.results import RUNGS, LogLikelihood
+from ppl_vae.evaluation.results import LogLikelihood, rungs_of
 from ppl_vae.evaluation.sandwich import Sandwich, bidirectional
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.models import SemiSupervisedVAE
@@ -216,11 +216,6 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "accuracy": _accuracy(run, data[0]),
         **({} if result.rung is None else {"rungs": rungs_of(result.rung)}),
     }
-
-
-def rungs_of(rung: Tensor) -> dict[str, int]:
-    """How many data stand on each rung of the ladder that has any."""
-    return {name: count for kind, name in enumerate(RUNGS) if (count := int((rung == kind).sum()))}
 
 
 def _accuracy(run: Run, x: Tensor) -> float | None:

@@ -17,6 +17,7 @@ from ppl_vae.components import create
 from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
 from ppl_vae.evaluation.restoration import Restoration, restore
+from ppl_vae.evaluation.results import rungs_of
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.system.files import read_json, to_json, write_json, write_whole
@@ -78,6 +79,7 @@ def quality_of(result: Restoration, clean: Tensor, seconds: float) -> dict[str, 
         "covers": covers,
         "log_p": result.log_p.mean,
         "khat_over_limit": result.num_unreliable,
+        "rungs": rungs_of(result.rung),
         "num_images": len(result),
         "cpu_seconds_per_image": seconds / len(result),
     }
@@ -113,7 +115,8 @@ def restore_images(
     summary = {
         "corruption": repr(corruption),
         "num_images": len(result),
-        "num_samples": result.num_samples,
+        "num_samples": options.get("num_samples", 256),
+        "rungs": rungs_of(result.rung),
         "seed": seed,
         "log_p": {"mean": result.log_p.mean, "mc_se": result.log_p.mc_se_of_mean},
         "khat_over_limit": result.num_unreliable,
@@ -124,7 +127,10 @@ def restore_images(
     content = io.BytesIO()
     np.savez_compressed(
         content,
-        **{name: getattr(result, name).numpy() for name in ("mean", "std", "samples", "khat", "ess")},
+        **{
+            name: getattr(result, name).numpy()
+            for name in ("mean", "std", "samples", "khat", "ess", "num_samples", "rung")
+        },
         log_p=result.log_p.values.numpy(),
     )
     write_whole(output / "restoration.npz", content.getvalue())

@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal
 from ppl_vae.data.encodings import Levels
 from ppl_vae.data.noise import GaussianNoise, Noise, NoNoise, SaltAndPepper
 from ppl_vae.data.operators import Blur, Downsampling, Missing, Then
+from ppl_vae.evaluation import weighing
 from ppl_vae.evaluation.restoration import restore
 from ppl_vae.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models import VAE, Autoencoder
@@ -53,8 +54,8 @@ def check(result, expected):
     assert ((result.log_p.values - expected.log_p).abs() <= 5 * result.log_p.mc_se + 1e-4).all()
     assert ((result.mean - expected.mean).abs() <= 5 * scale / result.ess.min().sqrt()).all()
     assert ((result.std / scale - 1).abs() <= 5 / result.ess.min().sqrt()).all()
-    assert result.num_unreliable == 0
-    assert ((result.samples.mean(0) - expected.mean).abs() <= 6 * scale / math.sqrt(len(result.samples))).all()
+    error = scale * math.sqrt(1 / len(result.samples) + 1 / result.ess.min())
+    assert ((result.samples.mean(0) - expected.mean).abs() <= 5 * error).all()
 
 
 @pytest.mark.parametrize("clean", ["mean", "drawn"])
@@ -67,7 +68,8 @@ def test_pixels_and_their_uncertainty_are_those_of_a_normal(clean, operator):
     expected = exact(pair, y.flatten(1)[:, seen], torch.eye(D, dtype=torch.float64)[seen], clean == "drawn")
     result = restore(pair.model, pair.guide, y, corruption=noise, clean=clean, num_draws=400, **FAST)
     check(result, expected)
-    assert str(result).startswith("5 images restored; median ESS")
+    assert result.num_unreliable == 0
+    assert str(result).startswith("5 images restored (5 refined); median ESS")
 
 
 @pytest.mark.parametrize("operator", [Blur(0.7), Downsampling(2)])
@@ -77,6 +79,60 @@ def test_operators_are_inverted(operator):
     y = corruption(images(pair), torch.Generator().manual_seed(2))
     result = restore(pair.model, pair.guide, y, corruption=corruption, num_draws=400, **FAST)
     check(result, exact(pair, y, matrix_of(operator), False))
+    assert result.num_unreliable == 0
+
+
+def narrow_for_some(pair, widths):
+    """A guide with the exact posterior given y, times a width for each image."""
+    W = pair.W.detach()
+    covariance = (torch.eye(2) + W.T @ W / S_Y**2).inverse()
+
+    def guide(y, width):
+        with pyro.plate("data", len(y), dim=-1):
+            mean = (y.flatten(1) - 0.5) @ W @ covariance / S_Y**2
+            scale = width[:, None, None] * torch.linalg.cholesky(covariance)
+            pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=scale))
+
+    return guide
+
+
+def test_images_whose_khat_is_over_its_limit_are_annealed(monkeypatch):
+    """Samples of posteriors that are too narrow miss large weights, however many: chains from there do not."""
+    pair, widths = Linear(), torch.tensor([0.3, 1.1, 1.1, 0.3, 1.1])
+    monkeypatch.setattr(weighing, "refine_modes", lambda *pair, **options: narrow_for_some(Linear(), widths))
+    monkeypatch.setattr(weighing, "ANNEALING_STEPS", (15,))
+
+    def model(x, width):
+        return pair.model(x)
+
+    def guide(x, width):
+        return pair.guide(x)
+
+    y = GaussianNoise(S_Y)(images(pair), torch.Generator().manual_seed(2))
+    options = {"corruption": GaussianNoise(S_Y), "num_samples": 400, "num_draws": 400}
+    alone = restore(model, guide, y, widths, **options, climb=False)
+    assert alone.num_unreliable == 2
+    assert "warning: k-hat over its limit for 2 of 5 images" in str(alone)
+    result = restore(model, guide, y, widths, **options)
+    assert result.rung.tolist() == [2, 1, 1, 2, 1]
+    assert result.num_samples.tolist() == [128, 400, 400, 128, 400]
+    assert "5 images restored (3 refined, 2 annealed)" in str(result)
+    expected = exact(pair, y, torch.eye(D, dtype=torch.float64), False)
+    check(result, expected)
+    too_small = alone.std[::3] / expected.std[::3]
+    assert too_small.mean() < 0.8
+    assert (result.std / expected.std)[::3].mean() > 0.85
+
+
+def test_an_unknown_khat_is_no_small_one():
+    pair = Linear()
+    y = GaussianNoise(S_Y)(images(pair), torch.Generator().manual_seed(2))
+    options = {"corruption": GaussianNoise(S_Y), **FAST, "num_samples": 20}
+    alone = restore(pair.model, pair.guide, y, **options, climb=False)
+    assert alone.khat.isnan().all()
+    assert alone.num_unreliable is None
+    assert "warning: k-hat unknown for 5 of 5 images" in str(alone)
+    assert restore(pair.model, pair.guide, y, **options).num_samples.tolist() == [80] * 5
 
 
 def test_images_that_the_model_sees_as_levels_are_in_their_units():
@@ -193,7 +249,7 @@ def test_an_autoencoder_has_no_prior_of_images():
 def test_the_same_seed_gives_the_same_images():
     vae = tiny()
     y = torch.rand(2, *EVENT, generator=torch.Generator().manual_seed(0))
-    options = {"corruption": GaussianNoise(0.2), "num_steps": 5, "num_samples": 64}
+    options = {"corruption": GaussianNoise(0.2), "num_steps": 5, "num_samples": 64, "climb": False}
     one, same, other = (restore(vae.model, vae.guide, y, seed=seed, **options) for seed in (3, 3, 4))
     assert torch.equal(one.mean, same.mean)
     assert torch.equal(one.samples, same.samples)
