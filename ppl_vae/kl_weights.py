@@ -21,6 +21,7 @@ class KLWeight(Component, nn.Module, ABC):
     """
 
     step: Tensor
+    warm_up: int = 0  # steps until beta stays: what waits for a better ELBO begins to count there
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +29,9 @@ class KLWeight(Component, nn.Module, ABC):
 
     @abstractmethod
     def beta(self, step: Tensor) -> Tensor: ...
+
+    def begin(self, num_steps: int) -> None:
+        """Is told how many steps an epoch has, before the first."""
 
     def forward(self) -> Tensor:
         beta = self.beta(self.step)
@@ -57,24 +61,31 @@ class Constant(KLWeight):
 
 
 class LinearWarmUp(KLWeight):
-    """beta = min(1, t / steps) at step t = 0, 1, ...: from 0 to 1, and 1 from step `steps` on.
+    """beta = min(1, t / steps) at step t = 0, 1, ...: from 0 to 1, and 1 from step `steps` on. With `epochs`, the steps
+    are those of so many epochs, as `fit` counts them.
 
     Samuel R. Bowman et al.: Generating Sentences from a Continuous Space, 2016, arXiv:1511.06349.
     Casper Kaae Sønderby et al.: Ladder Variational Autoencoders, 2016, arXiv:1602.02282.
-    Raises `ValueError` unless steps >= 1.
+    Raises `ValueError` unless steps >= 1 and epochs >= 0.
     """
 
-    def __init__(self, steps: int = 10_000):
+    def __init__(self, steps: int = 10_000, epochs: int = 0):
         super().__init__()
         if steps < 1:
             raise ValueError(f"kl weight linear-warm-up: expected steps >= 1; got {steps}")
-        self.steps = steps
+        if epochs < 0:
+            raise ValueError(f"kl weight linear-warm-up: expected epochs >= 0; got {epochs}")
+        self.warm_up, self.epochs = steps, epochs
+
+    def begin(self, num_steps: int) -> None:
+        if self.epochs:
+            self.warm_up = self.epochs * num_steps
 
     def beta(self, step: Tensor) -> Tensor:
-        return (step / self.steps).clamp(max=1)
+        return (step / self.warm_up).clamp(max=1)
 
     def extra_repr(self) -> str:
-        return f"steps={self.steps}"
+        return f"epochs={self.epochs}" if self.epochs else f"steps={self.warm_up}"
 
 
 class CyclicalWarmUp(KLWeight):

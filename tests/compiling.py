@@ -11,7 +11,8 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import seeded
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
-from ppl_vae.training.optimizers import OneOptimizer, adam, cosine
+from ppl_vae.training.optimizers import OneOptimizer, adam
+from ppl_vae.training.schedules import Cosine
 
 SHAPE = (1, 4, 4)
 
@@ -84,7 +85,7 @@ ADAMS = {
     ),
     "coupled": lambda: OneOptimizer(torch.optim.Adam, lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6),
     "clipped": lambda: adam(1e-2, clip_norm=0.5),
-    "schedule": lambda: adam(1e-2, schedule=cosine(12, warm_up=3), clip_norm=0.5, weight_decay=0.1),
+    "schedule": lambda: adam(1e-2, schedule=Cosine().warmed(3).by_step(12), clip_norm=0.5, weight_decay=0.1),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import AfterValidator, Field, ValidationError
@@ -113,7 +113,14 @@ class TrainConfig:
         ),
     ] = None
     objective: Annotated[str, one_of("objective", "What training maximises.")] = "elbo"
-    kl_weight: Annotated[str, one_of("kl_weight", "beta, the weight of the KL in training alone.")] = "constant"
+    kl_weight: Annotated[
+        str,
+        one_of(
+            "kl_weight",
+            "beta, the weight of the KL in training alone; what is monitored has beta = 1. To warm up for 100 epochs: "
+            "linear-warm-up:epochs=100.",
+        ),
+    ] = "constant"
     noise: Annotated[str, one_of("noise", "Added to the images that the encoder sees, to learn to remove it.")] = (
         "no-noise"
     )
@@ -125,14 +132,29 @@ class TrainConfig:
     """Of vectors under a density on the real line: the model learns them with mean 0 and standard deviation 1. log p(x)
     stays that of x in its own units."""
     epochs: Count = 15
+    """At most, with --patience."""
+    patience: Count | None = None
+    """Early stopping: training ends when the ELBO of the validation data has not been better for so many epochs, and
+    the weights are those after the best one. With as many as --epochs none is left out, and the best are kept. Epochs
+    of a --kl-weight linear-warm-up are not counted. Default: all epochs, and the last weights."""
     batch_size: Count = 128
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), arg(aliases=["--lr"])] = 1e-3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the weights, the split, the order of the data, and all noise."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Of the learning rate: constant, or down to 0 by half a cosine or linearly."""
+    schedule: Annotated[
+        Spec,
+        one_of(
+            "schedule",
+            "Of the learning rate: constant; down to 0 at the last epoch, by half a cosine or linearly; times FACTOR "
+            "after each of the epochs AT; or times FACTOR at each plateau, which is PATIENCE epochs without a better "
+            "ELBO of the validation data.",
+        ),
+    ] = "constant"
     warm_up_steps: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = 0
-    """Steps in which the learning rate rises from 0 at first."""
+    """Steps in which the learning rate rises from 0 at first. (The KL's warm-up is --kl-weight linear-warm-up.)"""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep, and monitor, an exponential moving average of the weights instead of the last step's own: over about
+    1 / (1 - DECAY) steps; 0.999, say, for epochs of hundreds of steps. Default: none."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Of AdamW; at 0 it is Adam."""
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -148,7 +170,7 @@ class TrainConfig:
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 
 
-BY_NAME = ("likelihood", "prior", "posterior", "encoding", "objective", "kl_weight")
+BY_NAME = ("likelihood", "prior", "posterior", "encoding", "objective", "kl_weight", "schedule")
 
 
 def check_names(config: TrainConfig) -> None:

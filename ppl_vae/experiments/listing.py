@@ -12,6 +12,7 @@ from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
+from ppl_vae.training.schedules import Schedule
 
 BASES: dict[str, type[Component]] = {
     "network": Network,
@@ -22,6 +23,7 @@ BASES: dict[str, type[Component]] = {
     "objective": Objective,
     "kl_weight": KLWeight,
     "noise": Noise,
+    "schedule": Schedule,
 }
 
 

@@ -32,6 +32,7 @@ from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
 from ppl_vae.programs import seeded
 from ppl_vae.system.hashing import chunks
+from ppl_vae.training.schedules import Schedule
 
 NUM_FIRST = 10_000  # training images that a prior may begin from; the split has put them in random order
 
@@ -120,6 +121,7 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     make_posterior = parse(Posterior, config.posterior, given=("latent_size",))
     make_prior = parse(Prior, config.prior, given=("latent_size", "event_shape", "encoder", "posterior"))
     objective = create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
+    create(Schedule, config.schedule)  # refused before anything is loaded
     assembly = Assembly(
         resolved,
         kind,

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from ppl_vae.components import create
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import TrainConfig
@@ -25,7 +26,8 @@ from ppl_vae.system.signals import stoppable
 from ppl_vae.training.checkpoints import Checkpoints, difference
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
-from ppl_vae.training.optimizers import SCHEDULES, OneOptimizer, adam
+from ppl_vae.training.optimizers import OneOptimizer, adam
+from ppl_vae.training.schedules import Schedule
 
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
@@ -89,7 +91,9 @@ def train(
                 elbo=prepared.assembly.objective,
                 epochs=config.epochs,
                 batch_size=config.batch_size,
-                optim=_optimizer(config, len(prepared.train[0])),
+                optim=_optimizer(config),
+                ema_decay=config.ema_decay,
+                patience=config.patience,
                 seed=config.seed,
                 compiled=config.compiled,
                 checkpoints=checkpoints,
@@ -153,14 +157,13 @@ def _stored(prepared: Prepared) -> dict[str, Any]:
     return {**sizes, **dataclasses.asdict(prepared.config)}
 
 
-def _optimizer(config: TrainConfig, num_data: int) -> OneOptimizer:
-    num_steps = config.epochs * math.ceil(num_data / config.batch_size)
+def _optimizer(config: TrainConfig) -> OneOptimizer:
     constant = config.schedule == "constant" and not config.warm_up_steps
     return adam(
         config.learning_rate,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
-        schedule=None if constant else SCHEDULES[config.schedule](num_steps, warm_up=config.warm_up_steps),
+        schedule=None if constant else create(Schedule, config.schedule).warmed(config.warm_up_steps),
     )
 
 

@@ -61,6 +61,10 @@ class Checkpoints:
         """The files, the newest first."""
         return sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True)
 
+    def path(self, num_steps: int) -> Path:
+        """Of the file after so many steps."""
+        return self.folder / f"checkpoint-{num_steps:012}.safetensors"
+
     def is_due(self, epoch: int | None = None) -> bool:
         """Whether to write one now: after `epoch`, if that is given, or else after a step."""
         if epoch is not None and self.every_epochs is not None and epoch % self.every_epochs == 0:
@@ -73,7 +77,7 @@ class Checkpoints:
         Raises `OSError` where it can't be written: those before are there then.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"checkpoint-{num_steps:012}.safetensors"
+        path = self.path(num_steps)
         write_whole(path, to_bytes({**state, "config": dict(self.config), "version": torch.__version__}))
         for old in self.paths()[KEPT:]:
             old.unlink()

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from ppl_vae.contract import check_training, plain_trace, tensors_of
 from ppl_vae.graphs import repays
+from ppl_vae.kl_weights import KLWeight
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import Program, evaluating, mode, modules_of, own_param_store, seeded
 from ppl_vae.system.files import locked
@@ -32,7 +33,9 @@ from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
 from ppl_vae.training.monitoring import blame, first_nonfinite, mean_parts, warn_of_end
 from ppl_vae.training.optimizers import OneOptimizer, end_epoch, learning_rate_of, pyro_optimizer
+from ppl_vae.training.schedules import Schedule
 from ppl_vae.training.state import TrainingState
+from ppl_vae.training.stopping import is_over
 
 Encode = Callable[..., tuple[Tensor, ...]]
 """encode(*batch, generator=...) -> the programs' arguments: from stored data to what the programs observe."""
@@ -56,7 +59,11 @@ def fit(
     batch_size: int = 128,
     drop_last: bool = False,
     learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    schedule: Schedule | None = None,
+    ema_decay: float | None = None,
+    patience: int | None = None,
     seed: int = 0,
     compiled: bool | None = None,
     checkpoints: Checkpoints | None = None,
@@ -79,8 +86,15 @@ def fit(
         optim: a `PyroOptim`, or a class of torch.optim; by default fused Adam. A scheduler of `pyro.optim` is stepped
             after each epoch.
         drop_last: whether an epoch ends before a last batch that is shorter.
-        learning_rate, clip_norm: of the default optimiser, or of a class; gradients of a larger norm, over all
-            parameters together, are scaled down to `clip_norm`.
+        learning_rate, weight_decay, clip_norm: of the default optimiser, which with weight decay is AdamW, or of a
+            class; gradients of a larger norm, over all parameters together, are scaled down to `clip_norm`.
+        schedule: of the learning rate, by epochs: `Cosine()`, `Plateau()` or another of `ppl_vae.training.schedules`;
+            `Cosine().warmed(500)` rises from 0 in the first 500 steps.
+        ema_decay: the weights that are monitored and kept are an exponential moving average of the steps' own, which
+            reaches about 1 / (1 - ema_decay) steps back (`ppl_vae.training.averaging`); BatchNorm's statistics too.
+        patience: early stopping: training ends when the ELBO of the validation data has not been better for so many
+            epochs, those of a warm-up of the KL not counted. The weights are then those after the best epoch,
+            `history.best_epoch`. With as many as `epochs` none is left out, and the best are kept all the same.
         seed: of the order of the data and of all noise. The same seed gives the same weights, bit for bit, on
             one machine.
         compiled: whether steps are traced and compiled (`ppl_vae.training.compilation`), which takes 20 seconds once
@@ -91,7 +105,8 @@ def fit(
         resume: whether to resume from the newest checkpoint, if there is one. Weights and history are bit for bit
             those of a run that was not stopped, but for `seconds`, compiled or not. The first two or three steps are
             taken again before the state is loaded, since they decide what is traced.
-        stop: called after each step; a true value ends training by `Stopped`, after a checkpoint.
+        stop: called after each step; a true value ends training by `Stopped`, after a checkpoint. The weights are then
+            the last step's own.
         metrics: a logging callback, such as `ppl_vae.training.trackers.TensorBoard`: called after each epoch with a
             copy of its row of the history. Random numbers that it takes change nothing here.
 
@@ -99,23 +114,21 @@ def fit(
     bare parameters.
 
     Raises `ValueError`, before the first step, for a pair that breaks the contract of `check_training`, data that are
-    empty, of unequal length or outside of their support, a last batch of one for BatchNorm, checkpoints of another run
-    or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`; `OSError` where a checkpoint can't be
-    written, and where another process trains in its folder; and `DivergedError` when the loss, a parameter or the ELBO
-    that is logged turns NaN or infinite, with what is to blame and what to try: the weights are then those after the
-    last epoch for which it was finite. Warns by `RuntimeWarning` of a posterior that has collapsed, with a KL next to
-    0, and of a run that ends far below where it began.
+    empty, of unequal length or outside of their support, a last batch of one for BatchNorm, patience without validation
+    data, checkpoints of another run or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`;
+    `OSError` where a checkpoint can't be written, and where another process trains in its folder; and `DivergedError`
+    when the loss, a parameter or the ELBO that is logged turns NaN or infinite, with what is to blame and what to try:
+    the weights are then those after the last epoch for which it was finite, or the best. Warns by `RuntimeWarning` of a
+    posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it began.
     """
-    _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    data = tensors_of(model, guide, x, *args)
-    x, held_out = data[0], () if validation is None else validation if isinstance(validation, tuple) else (validation,)
-    held_out = tensors_of(model, guide, *held_out)
+    _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
+    data, held_out = _tensors(model, guide, (x, *args), validation, patience)
     monitored = _monitored(data, held_out, encode, seed)
-    objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, clip_norm)
+    options = {"weight_decay": weight_decay or None, "clip_norm": clip_norm, "schedule": schedule}
+    objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, **options)
     compiled = True if compiled is None and isinstance(elbo, CompiledTrace_ELBO) else compiled
-    num_steps = len(x) // batch_size if drop_last and len(x) > batch_size else math.ceil(len(x) / batch_size)
+    num_steps = max(1, len(data[0]) // batch_size) if drop_last else math.ceil(len(data[0]) / batch_size)
     first = tuple(t[:batch_size] for t in monitored["train"])
-    settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
     with (
         nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
@@ -123,35 +136,29 @@ def fit(
         progress(description, epochs * num_steps, enabled=show_progress) as report,
     ):
         generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
-        state = TrainingState(modules, optim, generator, num_steps, x.device, bare=bare)
+        keeping: dict[str, Any] = {"ema_decay": ema_decay, "keep_best": patience is not None}
+        state = TrainingState(modules, optim, generator, num_steps, data[0].device, bare, **keeping)
+        _plan(objective, optim, epochs, state)
         step = Step(model, guide, objective, optim, compiled=bool(compiled))
         steps = _Steps(step, state, data, encode, batch_size, epochs * num_steps if compiled is None else None)
         steps.check(first, held_out, seed)
-
-        def save() -> None:
-            if checkpoints is not None:
-                checkpoints.save({**settings, **state.state_dict()}, state.num_steps)
-
-        if checkpoints is not None:
-            settings |= _settings(objective, optim, (*data, *held_out))
-            if (saved := _checkpoint(checkpoints, resume, settings)) is not None:
-                steps.resume(saved)
-                report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
-        for epoch in range(state.epoch, epochs + 1):
+        settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
+        saving = _Saving(checkpoints, steps, {**settings, "ema_decay": ema_decay, "patience": patience})
+        if saving.resumes(resume, (*data, *held_out)):
+            report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
+        while state.epoch <= epochs and not is_over(state.rows, patience, state.since):
             start = time.perf_counter() - state.seconds
             batches = steps.batches()
             with mode(model, guide, training=True):
                 for rows in batches[state.step :]:
-                    state.losses[state.step] = steps.take(rows, first=state.num_steps == 0)
-                    state.step, state.seconds = state.step + 1, time.perf_counter() - start
+                    state.end_step(steps.take(rows, first=state.num_steps == 0), start)
                     report()
                     if state.num_steps == 1 and not state.losses[0].isfinite():
                         break  # no step can make it better: the rest of the epoch is spared
                     if reason := stop():
-                        save()
+                        saving.save()
                         raise Stopped(f"stopped {_place(state, epochs)}", reason, History(state.rows))
-                    if checkpoints is not None and checkpoints.is_due():
-                        save()
+                    saving.save_if_due()
             row = steps.measured(batches, monitored, seed) | {"seconds": time.perf_counter() - start}
             state.end_epoch(row)
             end_epoch(optim, row["loss"])
@@ -159,10 +166,21 @@ def fit(
             if metrics is not None:
                 with torch.random.fork_rng():
                     metrics(dict(row))
-            if checkpoints is not None and checkpoints.is_due(epoch):
-                save()
-    warn_of_end(state.rows, first[0])
+            saving.save_if_due(state.epoch - 1)
+        saving.save_last()
+        state.restore(state.kept)
+    warn_of_end(state.rows[: state.kept_epoch], first[0])
     return History(state.rows)
+
+
+def _plan(objective: ELBO, optim: PyroOptim, epochs: int, state: TrainingState) -> None:
+    """Tells the weight of the KL and the learning rate's schedule what an epoch is."""
+    num_steps = len(state.losses)
+    if isinstance(kl_weight := getattr(objective, "kl_weight", None), KLWeight):
+        kl_weight.begin(num_steps)
+        state.since = math.ceil(kl_weight.warm_up / num_steps)
+    if isinstance(optim, OneOptimizer):
+        optim.plan(epochs * num_steps, num_steps, state.rows, state.since)
 
 
 @contextmanager
@@ -274,9 +292,10 @@ class _Steps:
         if not state.is_finite():  # read once an epoch, so that no step waits for a loss
             raise self.diverged(batches)
         row: dict[str, float] = {"epoch": state.epoch, "loss": state.losses.sum().item() / sum(map(len, batches))}
-        for name, arguments in monitored.items():
-            parts = mean_parts(step.model, step.guide, arguments, seed, step.objective)
-            row |= {f"{name}_{k}": v for k, v in parts.items()}
+        with state.averaged():
+            for name, arguments in monitored.items():
+                parts = mean_parts(step.model, step.guide, arguments, seed, step.objective)
+                row |= {f"{name}_{k}": v for k, v in parts.items()}
         if not math.isfinite(row["train_elbo"]):
             raise self.diverged(batches, row["train_elbo"])
         return row
@@ -293,16 +312,70 @@ class _Steps:
         return self.restored(what, self.batch(batches[bad[0] if bad else -1]))
 
     def restored(self, what: str, batch: tuple[Tensor, ...]) -> DivergedError:
-        """An error, with what is to blame; the weights are then those after the epoch before."""
+        """An error, with what is to blame; the weights are then those that are kept."""
         state, pair = self.state, (self.step.model, self.step.guide)
         after = first_nonfinite(*pair, *batch)
         state.restore(state.weights)
         before = first_nonfinite(*pair, *batch)
+        state.restore(state.kept)
         return DivergedError(
             f"epoch {state.epoch}, {what}{blame(before, after, batch, learning_rate_of(self.step.optim))}. The weights "
-            f"are those after epoch {state.epoch - 1}",
+            f"are those after epoch {state.kept_epoch}",
             History(state.rows),
         )
+
+
+@dataclass
+class _Saving:
+    """Checkpoints of the state of a training, if they are wanted, and the settings that must be the same in a run that
+    resumes."""
+
+    checkpoints: Checkpoints | None
+    steps: _Steps
+    settings: dict[str, Any]
+
+    def resumes(self, resume: bool, data: tuple[Tensor, ...]) -> bool:
+        """Whether there is a checkpoint to resume from; if so, takes on its state."""
+        if self.checkpoints is None:
+            return False
+        optim = self.steps.step.optim
+        if not isinstance(optim, OneOptimizer):
+            raise ValueError(
+                f"optim: expected a OneOptimizer, whose state checkpoints can hold; got {type(optim).__name__}"
+            )
+        objective = type(self.steps.step.objective).__name__
+        self.settings |= {"objective": objective, "optimiser": repr(optim), "data": fingerprint(*data)}
+        if not resume and (paths := self.checkpoints.paths()):
+            raise ValueError(f"checkpoints: expected resume=True, or a folder without checkpoints; got {paths[0]}")
+        saved = self.checkpoints.load(**self.settings) if resume else None
+        if saved is not None:
+            self.steps.resume(saved)
+        return saved is not None
+
+    def save(self) -> None:
+        if self.checkpoints is not None:
+            state = self.steps.state
+            self.checkpoints.save({**self.settings, **state.state_dict()}, state.num_steps)
+
+    def save_if_due(self, epoch: int | None = None) -> None:
+        """After `epoch`, if that is given, or else after a step."""
+        if self.checkpoints is not None and self.checkpoints.is_due(epoch):
+            self.save()
+
+    def save_last(self) -> None:
+        """Unless it is there."""
+        if self.checkpoints is not None and not self.checkpoints.path(self.steps.state.num_steps).exists():
+            self.save()
+
+
+def _tensors(
+    model: Program, guide: Program, data: tuple[Any, ...], validation: Any, patience: int | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The data and the held-out data, which are () for none."""
+    if validation is None and patience is not None:
+        raise ValueError("patience: expected validation data beside it, whose ELBO decides; got none")
+    held_out = () if validation is None else validation if isinstance(validation, tuple) else (validation,)
+    return tensors_of(model, guide, *data), tensors_of(model, guide, *held_out)
 
 
 def _monitored(
@@ -313,24 +386,6 @@ def _monitored(
     if held_out:
         parts["validation"] = held_out
     return {name: encode(*part, generator=Generator().manual_seed(seed)) for name, part in parts.items()}
-
-
-def _checkpoint(checkpoints: Checkpoints, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to resume from, if there is one."""
-    if resume:
-        return checkpoints.load(**settings)
-    if paths := checkpoints.paths():
-        raise ValueError(f"checkpoints: expected resume=True, or a folder without checkpoints; got {paths[0]}")
-    return None
-
-
-def _settings(objective: ELBO, optim: PyroOptim, data: tuple[Tensor, ...]) -> dict[str, str]:
-    """What must be the same in a run that resumes."""
-    if not isinstance(optim, OneOptimizer):
-        raise ValueError(
-            f"optim: expected a OneOptimizer, whose state checkpoints can hold; got {type(optim).__name__}"
-        )
-    return {"objective": type(objective).__name__, "optimiser": repr(optim), "data": fingerprint(*data)}
 
 
 def _place(state: TrainingState, epochs: int) -> str:
@@ -358,7 +413,7 @@ def _line(row: dict[str, float], epochs: int) -> str:
     return f"epoch {row['epoch']:.0f}/{epochs}  {name} {parts}  {row['seconds']:.1f} s, {duration(left)} left"
 
 
-def _check(**positive: float) -> None:
+def _check(**positive: float | None) -> None:
     for name, value in positive.items():
-        if not (value > 0 and math.isfinite(value)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}: expected a number above 0; got {value}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,17 @@ class History:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 1, of the highest `validation_elbo`, the first of equal ones; without validation data, of the
+        highest `train_elbo`. 0 where there are no epochs.
+
+        >>> History([{"validation_elbo": elbo} for elbo in (-9.0, -7.0, math.nan, -7.0, -8.0)]).best_epoch
+        2
+        """
+        elbos = [-math.inf if math.isnan(elbo := monitored(row)) else elbo for row in self.rows]
+        return elbos.index(max(elbos)) + 1 if elbos else 0
 
     def to_csv(self) -> str:
         text = io.StringIO(newline="")
@@ -46,9 +59,14 @@ class History:
             raise ValueError(f"{path}: expected columns of numbers, with their names; got {str(error)[:100]}") from None
 
 
+def monitored(row: Mapping[str, float]) -> float:
+    """The ELBO that decides of an epoch, of the validation data where there are some."""
+    return row["validation_elbo"] if "validation_elbo" in row else row["train_elbo"]
+
+
 class DivergedError(ArithmeticError):
     """The loss, a parameter or the ELBO is NaN or infinite. `history` holds the epochs before; the weights are those
-    after the last of them."""
+    after the last of them, or, with early stopping, after the best."""
 
     def __init__(self, message: str, history: History):
         super().__init__(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-Schedule = Callable[[int], float]
-"""From the number of steps taken to the factor of the learning rate."""
+from ppl_vae.training.schedules import Schedule
 
 
 class OneOptimizer(PyroOptim):
@@ -28,7 +27,8 @@ class OneOptimizer(PyroOptim):
 
     Arguments:
         constructor, kwargs: of the torch optimiser.
-        schedule: the factor of its learning rate, from the number of steps taken.
+        schedule: of its learning rate: for `fit`, one of `ppl_vae.training.schedules`, in epochs; or the factor from
+            the number of steps taken, such as `Cosine().by_step(1000)`.
         clip_norm: the largest norm of all gradients together; larger ones are scaled down to it.
 
     `get_state` and `set_state` carry everything that a run continues from, whether compiled or not.
@@ -39,7 +39,7 @@ class OneOptimizer(PyroOptim):
         self,
         constructor: Callable[..., Optimizer],
         *,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         **kwargs: Any,
     ):
@@ -50,12 +50,14 @@ class OneOptimizer(PyroOptim):
         self._settings = f"{getattr(constructor, '__name__', constructor)}, {kwargs}"
         self.schedule, self.clip_norm, self.num_steps = schedule, clip_norm, 0
         self.optimizer: Optimizer | None = None
+        self._factor: Callable[[int], float] | None = None if isinstance(schedule, Schedule) else schedule
         self._seen: set[Tensor] = set()
         self._base_lr: list[float] = []
         self._loaded: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"OneOptimizer({self._settings}, clip_norm={self.clip_norm})"
+        schedule = f", schedule={self.schedule}" if isinstance(self.schedule, Schedule) else ""
+        return f"OneOptimizer({self._settings}, clip_norm={self.clip_norm}{schedule})"
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         params = list(params)
@@ -96,11 +98,20 @@ class OneOptimizer(PyroOptim):
             self.optimizer.load_state_dict(state["optimizer"])
         self._base_lr, self._loaded = list(state["base_lr"]), None
 
+    def plan(self, num_steps: int, per_epoch: int, rows: Sequence[Mapping[str, float]], since: int) -> None:
+        """Says what its schedule is over: see `Schedule.by_step`."""
+        if isinstance(self.schedule, Schedule):
+            self._factor = self.schedule.by_step(num_steps, per_epoch, rows, since)
+
     def begin_step(self) -> None:
-        """Counts a step, and sets its learning rate."""
+        """Counts a step, and sets its learning rate. Raises `ValueError` for a schedule in epochs outside of `fit`."""
         assert self.optimizer is not None
         if self.schedule is not None:
-            factor = self.schedule(self.num_steps)
+            if self._factor is None:
+                raise ValueError(
+                    f"schedule: expected {self.schedule}.by_step(num_steps) outside of fit; got it as it is"
+                )
+            factor = self._factor(self.num_steps)
             for group, lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
                 group["lr"] = factor * lr
         self.num_steps += 1
@@ -164,64 +175,22 @@ def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0, **options: A
     return OneOptimizer(torch.optim.Adam, lr=learning_rate, fused=True, **options)
 
 
-def cosine(num_steps: int, *, warm_up: int = 0) -> Schedule:
-    """From 0 to 1 in `warm_up` steps, then down to 0 at `num_steps` by half a cosine.
-
-    Ilya Loshchilov, Frank Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, 2016, arXiv:1608.03983.
-    Raises `ValueError` unless 0 <= warm_up < num_steps.
-
-    >>> [round(cosine(4)(step), 3) for step in range(5)]
-    [1.0, 0.854, 0.5, 0.146, 0.0]
-    """
-    return _after_warm_up(lambda done: 0.5 + 0.5 * math.cos(math.pi * done), num_steps, warm_up)
-
-
-def linear(num_steps: int, *, warm_up: int = 0) -> Schedule:
-    """The same, but down along a line.
-
-    >>> [linear(5, warm_up=1)(step) for step in range(6)]
-    [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    return _after_warm_up(lambda done: 1 - done, num_steps, warm_up)
-
-
-def constant(num_steps: int, *, warm_up: int = 0) -> Schedule:
-    """From 0 to 1 in `warm_up` steps, and 1 from there."""
-    return _after_warm_up(lambda done: 1.0, num_steps, warm_up)
-
-
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant, "cosine": cosine, "linear": linear}
-
-
-def _after_warm_up(factor_of: Callable[[float], float], num_steps: int, warm_up: int) -> Schedule:
-    """A factor of the share of the steps after the warm-up that are done."""
-    if not 0 <= warm_up < num_steps:
-        raise ValueError(f"schedule: expected 0 <= warm_up < num_steps; got {warm_up} and {num_steps}")
-
-    def factor(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return factor_of(min(1.0, (step - warm_up) / (num_steps - warm_up)))
-
-    return factor
-
-
-def pyro_optimizer(
-    optim: PyroOptim | type[Optimizer] | None, learning_rate: float, clip_norm: float | None
-) -> PyroOptim:
+def pyro_optimizer(optim: PyroOptim | type[Optimizer] | None, learning_rate: float, **options: Any) -> PyroOptim:
     """The optimiser that `fit` is given: a `PyroOptim` itself; a class of torch.optim, or Adam for None, of that
-    learning rate and norm of gradients. Raises `ValueError` for another, and a `clip_norm` beside a `PyroOptim`."""
+    learning rate and with the options that are not None. Raises `ValueError` for another, and for an option beside
+    a `PyroOptim`."""
+    options = {name: value for name, value in options.items() if value is not None}
     if optim is None:
-        return adam(learning_rate, clip_norm=clip_norm)
+        return adam(learning_rate, **options)
     if isinstance(optim, type) and issubclass(optim, Optimizer):
-        return OneOptimizer(optim, lr=learning_rate, clip_norm=clip_norm)
+        return OneOptimizer(optim, lr=learning_rate, **options)
     if not isinstance(optim, PyroOptim):
         is_torchs, name = isinstance(optim, Optimizer), type(optim).__name__
         got = f"an instance of {name}" if is_torchs else name
         remedy = f"OneOptimizer(torch.optim.{name if is_torchs else 'Adam'}, lr=1e-3)"
         raise ValueError(f"optim: expected a PyroOptim or a class of torch.optim; got {got}. Give {remedy}")
-    if clip_norm is not None:
-        raise ValueError("clip_norm: expected it in the optimiser, adam(1e-3, clip_norm=...); got it beside one")
+    for name in options:
+        raise ValueError(f"{name}: expected it in the optimiser, adam(1e-3, {name}=...); got it beside one")
     return optim
 
 

@@ -73,14 +73,16 @@ def test_a_model_trained_in_python_is_saved_as_a_run(tmp_path, dataset):
         ({"weight_decay": 0.01, "clip_norm": 2.0}, torch.optim.AdamW, [1, 1, 1]),
         ({"schedule": "linear", "warm_up_steps": 2}, torch.optim.Adam, [0.5, 1, 1, 0.5]),
         ({"schedule": "cosine"}, torch.optim.Adam, [1, 0.5 + 0.5 * 0.5**0.5, 0.5]),
+        ({"schedule": "steps:at=1,factor=0.25"}, torch.optim.Adam, [1, 1, 0.25, 0.25]),
     ],
 )
 def test_the_optimiser_is_what_the_config_says(change, optimizer, factors):
-    optim = _optimizer(dataclasses.replace(CONFIG, epochs=2, batch_size=50, **change), 100)
+    optim = _optimizer(dataclasses.replace(CONFIG, **change))
     assert optim.pt_optim_constructor is optimizer
     assert optim.clip_norm == change.get("clip_norm")
     assert optim.pt_optim_args.get("weight_decay", 0.0) == change.get("weight_decay", 0.0)
-    found = [1.0 if optim.schedule is None else optim.schedule(step) for step in range(len(factors))]
+    factor = (lambda step: 1.0) if optim.schedule is None else optim.schedule.by_step(4, per_epoch=2)
+    found = [factor(step) for step in range(len(factors))]
     assert found == pytest.approx(factors)
 
 

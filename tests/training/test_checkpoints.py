@@ -18,8 +18,9 @@ from ppl_vae.programs import seeded
 from ppl_vae.system.files import LockedError, locked
 from ppl_vae.training.checkpoints import Checkpoints, from_file, to_bytes
 from ppl_vae.training.fitting import fit
-from ppl_vae.training.history import DivergedError, Stopped
-from ppl_vae.training.optimizers import OneOptimizer, adam, cosine
+from ppl_vae.training.history import DivergedError, History, Stopped
+from ppl_vae.training.optimizers import OneOptimizer, adam
+from ppl_vae.training.schedules import Cosine, Plateau
 
 EVERY_STEP = 1e-9  # minutes
 NUM_STEPS = 4  # an epoch, the last one shorter
@@ -68,7 +69,7 @@ def train(x, pair=None, epochs=4, **options):
     arguments = {
         "encode": noisy,
         "elbo": Elbo().weighted(LinearWarmUp(10)),
-        "optim": adam(1e-2, schedule=cosine(NUM_STEPS * epochs), clip_norm=0.5, weight_decay=0.1),
+        "optim": adam(1e-2, schedule=Cosine().by_step(NUM_STEPS * epochs), clip_norm=0.5, weight_decay=0.1),
         "validation": x[:5],
     } | options
     history = fit(
@@ -174,6 +175,37 @@ def test_another_optimiser_goes_on(x, tmp_path, graphs):
     assert same(again, expected)
 
 
+def lasting(**options):
+    """Options that have a state of their own, at a learning rate at which the validation ELBO goes up and down."""
+    optim = adam(0.3, schedule=Plateau(patience=1, factor=0.5).warmed(2))
+    return {"optim": optim, "elbo": Elbo().weighted(LinearWarmUp(epochs=1)), "epochs": 7} | options
+
+
+@pytest.mark.parametrize("options", [{"patience": 7}, {"ema_decay": 0.8, "patience": 3}])
+def test_averages_the_best_weights_plateaus_and_patience_go_on_from_the_middle_of_an_epoch(options, x, tmp_path):
+    expected = train(x, **lasting(**options))
+    assert not same(expected, train(x, **lasting()))
+    best, num_epochs = History(expected[-1]).best_epoch, len(expected[-1])
+    assert 1 < best < num_epochs == min(best + options["patience"], 7)
+    for step in (NUM_STEPS - 1, NUM_STEPS * (num_epochs - 1) + 2):
+        checkpoints = Checkpoints(tmp_path / str(step))
+        with pytest.raises(Stopped):
+            train(x, **lasting(**options), checkpoints=checkpoints, stop=stop_at(step))
+        resumed = {"checkpoints": checkpoints, "resume": True}
+        assert same(train(x, Pair(seed=9), **lasting(**options), **resumed), expected), step
+    assert same(train(x, Pair(seed=8), **lasting(**options), **resumed), expected)  # one that is done is done
+
+
+def test_they_go_on_compiled(x, tmp_path, graphs):
+    options = lambda: lasting(ema_decay=0.8, patience=3, compiled=True)  # noqa: E731
+    expected = train(x, **options())
+    for step in (2, 10):
+        checkpoints = Checkpoints(tmp_path / str(step))
+        with pytest.raises(Stopped):
+            train(x, **options(), checkpoints=checkpoints, stop=stop_at(step))
+        assert same(train(x, Pair(seed=9), **options(), checkpoints=checkpoints, resume=True), expected), step
+
+
 def test_a_run_that_diverges_after_it_went_on_keeps_the_epoch_before(x, tmp_path):
     def poisoned(x, generator=None):
         (y,) = noisy(x, generator)
@@ -235,6 +267,7 @@ def test_another_run_is_not_gone_on_with(x, tmp_path):
         ({"data": x + 1}, "data: '[0-9a-f]{16}' -> '[0-9a-f]{16}'"),
         ({"validation": x[:6]}, "data: "),
         ({"optim": adam(1e-3)}, "optimiser: "),
+        ({"patience": 3, "ema_decay": 0.9}, "ema_decay: None -> 0.9, patience: None -> 3"),
         ({"pair": Pair(width=7)}, r"encode.0.weight: \[5, 6\] -> \[7, 6\]"),
     ]:
         with pytest.raises(ValueError, match=message) as error:

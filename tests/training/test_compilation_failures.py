@@ -12,7 +12,8 @@ from ppl_vae.kl_weights import LinearWarmUp
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import seeded
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
-from ppl_vae.training.optimizers import adam, cosine
+from ppl_vae.training.optimizers import adam
+from ppl_vae.training.schedules import Cosine
 
 
 class Branches(Regularised):
@@ -52,7 +53,7 @@ def test_without_a_graph_it_says_so_once_and_goes_on_as_if_it_had_not_been_tried
     ends = []
     for kind in (Step, SVI):
         for compiled in (False, True):
-            pair, optim, elbo = Pair(), adam(1e-2, schedule=cosine(10), clip_norm=1.0), objective()
+            pair, optim, elbo = Pair(), adam(1e-2, schedule=Cosine().by_step(10), clip_norm=1.0), objective()
             with seeded(1), pyro.get_param_store().scope(), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 if kind is Step:

@@ -12,7 +12,8 @@ from torch import nn
 from ppl_vae.objectives import Elbo
 from ppl_vae.programs import seeded
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
-from ppl_vae.training.optimizers import OneOptimizer, adam, adam_of, cosine
+from ppl_vae.training.optimizers import OneOptimizer, adam, adam_of
+from ppl_vae.training.schedules import Cosine
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_run_goes_on_bit_for_bit_from_its_saved_optimiser(compiled, graphs, tm
                 step(data())
         return step
 
-    optim = lambda lr=1e-2: adam(lr, schedule=cosine(20, warm_up=5), clip_norm=0.5)  # noqa: E731
+    optim = lambda lr=1e-2: adam(lr, schedule=Cosine().warmed(5).by_step(20), clip_norm=0.5)  # noqa: E731
     pair, saved = dense(), optim()
     run(pair, saved, 1, 6)
     weights = pickle.loads(pickle.dumps(pair.state_dict()))
