@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from ppl_vae.graphs import Graph, Graphs, Replay, Tensors, flop_counter, layout
 from ppl_vae.objectives import Elbo, Objective
 from ppl_vae.programs import Constants, Program, modules_of
-from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_update
+from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_rates, adam_update
 
 
 class _Params:
@@ -150,7 +150,7 @@ class Step:
         self.compiled = compiled
         self.flops = 0
         self._graphs = Graphs(only_one=True)
-        self._lr = torch.zeros((), dtype=torch.float64)
+        self._rates: Tensor  # of Adam's next step
         self._shapes: list[Hashable] = []  # of the first batch
         self._used: _Used
 
@@ -186,11 +186,12 @@ class Step:
         if adam is None:
             return self._trace_gradients(*batch)
         params = _Params()
+        self._rates = adam_rates(adam)
 
         def step(*batch: Tensor) -> Tensors:
             loss, leaves, grads = _gradients(self.objective, self.model, self.guide, params, batch, {})
             with torch.no_grad():
-                adam_update(adam, leaves, grads, self._lr, self.optim.clip_norm)
+                adam_update(adam, leaves, grads, self._rates, self.optim.clip_norm)
             return (loss,)
 
         with self._begun(adam):
@@ -222,7 +223,7 @@ class Step:
     def _begun(self, adam: Optimizer) -> Iterator[None]:
         """Counts a step, at its learning rate, unless it fails."""
         self.optim.begin_step()
-        self._lr.fill_(adam.param_groups[0]["lr"])
+        self._rates.copy_(adam_rates(adam))
         try:
             yield
         except BaseException:

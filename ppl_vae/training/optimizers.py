@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -217,31 +218,42 @@ def adam_of(optim: PyroOptim) -> Optimizer | None:
     return None if any(optimizer.param_groups[0].get(name) for name in ("amsgrad", "maximize")) else optimizer
 
 
-def adam_update(
-    optimizer: Optimizer, params: list[Tensor], grads: list[Tensor], lr: Tensor, clip_norm: float | None = None
-) -> None:
-    """A step of Adam or AdamW on the optimiser's own state, in operations that fuse in a graph; lr has shape ().
+def adam_rates(optimizer: Optimizer) -> Tensor:
+    """The learning rate a of the step that comes, a / (1 - b1^t) and 1 / sqrt(1 - b2^t), of each parameter in
+    `optimizer.state`: shape (3, params). In a graph they would be computed once for each weight."""
+    (group,) = optimizer.param_groups
+    b1, b2 = group["betas"]
+    t = torch.stack([state["step"] for state in optimizer.state.values()]).double() + 1  # float32 rounds 1 - 0.999^t
+    rates = torch.stack([torch.full_like(t, group["lr"]), group["lr"] / (1 - b1**t), (1 - b2**t).rsqrt()])
+    return rates.to(functools.reduce(torch.promote_types, (p.dtype for p in optimizer.state)))
 
-    For each parameter, with g its gradient and t its count of steps,
+
+def adam_update(
+    optimizer: Optimizer, params: list[Tensor], grads: list[Tensor], rates: Tensor, clip_norm: float | None = None
+) -> None:
+    """A step of Adam or AdamW on the optimiser's own state, in operations that fuse in a graph; `rates` are the
+    `adam_rates` of it.
+
+    For each parameter, with g its gradient, t its count of steps and a the learning rate,
 
         m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
-        p <- p - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+        p <- p - a / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps).
     """
     (group,) = optimizer.param_groups
     (b1, b2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
+    rates_of = dict(zip(optimizer.state, rates.unbind(-1), strict=True))
     if clip_norm is not None:
         norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
         factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
         grads = [grad * factor for grad in grads]
     for p, g in zip(params, grads, strict=True):
-        state = optimizer.state[p]
-        m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        state, (lr, rate, scale) = optimizer.state[p], rates_of[p].unbind()
+        m, v = state["exp_avg"], state["exp_avg_sq"]
         if weight_decay and (isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay")):
             p.mul_(1 - lr * weight_decay)
         elif weight_decay:
             g = g + weight_decay * p
-        t.add_(1)
+        state["step"].add_(1)
         m.lerp_(g, 1 - b1)
         v.mul_(b2).addcmul_(g, g, value=1 - b2)
-        rate, scale = lr / (1 - b1 ** t.double()), (1 - b2 ** t.double()).sqrt()  # 1 - 0.999^t cancels in float32
-        p.sub_(rate * m / (v.sqrt() / scale + eps))
+        p.sub_(rate * m / (v.sqrt() * scale + eps))
