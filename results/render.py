@@ -9,12 +9,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ppl_vae.experiments.folders import checked_json
 from ppl_vae.experiments.listing import components
 from ppl_vae.report.markdown import table
 from ppl_vae.report.sections import study_section, swaps_section, versions
 from ppl_vae.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
+ROUNDING = 1e-5  # nats, of float32
 
 CONTENDERS = {
     "ours": "this package",
@@ -105,7 +109,29 @@ def calibration_section(folder: Path) -> list[str]:
         "",
         table(head, rows),
         "",
+        *ladder_lines(folder.parent / "study"),
     ]
+
+
+def ladder_lines(study: Path) -> list[str]:
+    """The ladder's errors by image, of the runs of which quadrature tells log p(x) of the same images."""
+    lines = []
+    for path in sorted(study.glob("*/*/log_likelihood-quadrature.npz")):
+        run = path.parent
+        if not (run / "log_likelihood-ladder.npz").is_file():
+            continue
+        summaries = [checked_json(run, f"log_likelihood-{method}.json") for method in ("ladder", "quadrature")]
+        if summaries[0]["fingerprint"] != summaries[1]["fingerprint"]:
+            continue
+        with np.load(run / "log_likelihood-ladder.npz") as ladder, np.load(path) as exact:
+            error, mc_se = ladder["log_p"] - exact["log_p"], ladder["mc_se"]
+        lines += [
+            f"The ladder on {len(error):,} test images of {run.parent.name}, {run.name}, against quadrature: rms error "
+            f"by image {np.sqrt(np.square(error).mean()):.3f} nats, the largest {np.abs(error).max():.2f}; the stated "
+            f"95 % intervals cover {np.mean(np.abs(error) <= 1.96 * mc_se + ROUNDING):.1%}.",
+            "",
+        ]
+    return lines
 
 
 def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:
