@@ -1,10 +1,14 @@
 """The script that renders results/README.md, beside the numbers that it reads."""
 
+import io
 import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from ppl_vae.system.files import write_checked
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "results" / "render.py"
@@ -72,3 +76,22 @@ def test_a_page_of_results_links_to_where_the_figures_are(tmp_path):
 
 def test_the_shipped_tables_are_those_of_the_shipped_metrics():
     assert (ROOT / "results" / "README.md").read_text() == results_page(ROOT / "results")
+
+
+def test_the_ladder_is_held_to_quadrature_of_the_same_images(tmp_path):
+    run = tmp_path / "mnist" / "dense-vae-2d"
+    exact, ladder = np.array([-100.0, -90.0, -80.0, -70.0]), np.array([-100.1, -90.0, -80.1, -69.6])
+    for of_same in (True, False):
+        for method, log_p in (("quadrature", exact), ("ladder", ladder)):
+            arrays = io.BytesIO()
+            np.savez(arrays, log_p=log_p, mc_se=np.full(4, 0.1))
+            summary = {"fingerprint": "same" if of_same else method}
+            name = f"log_likelihood-{method}"
+            write_checked(run, {f"{name}.npz": arrays.getvalue(), f"{name}.json": json.dumps(summary).encode()})
+        text = " ".join(render["ladder_lines"](tmp_path))
+        if of_same:
+            assert "4 test images of mnist, dense-vae-2d" in text
+            assert "0.212 nats, the largest 0.40" in text  # sqrt((0.01 + 0.01 + 0.16) / 4)
+            assert "cover 75.0%" in text
+        else:
+            assert text == ""
