@@ -80,6 +80,7 @@ def test_the_shipped_tables_are_those_of_the_shipped_metrics():
 
 def test_the_ladder_is_held_to_quadrature_of_the_same_images(tmp_path):
     run = tmp_path / "mnist" / "dense-vae-2d"
+    run.mkdir(parents=True)
     exact, ladder = np.array([-100.0, -90.0, -80.0, -70.0]), np.array([-100.1, -90.0, -80.1, -69.6])
     for of_same in (True, False):
         for method, log_p in (("quadrature", exact), ("ladder", ladder)):
