@@ -18,11 +18,11 @@ from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import check_options, log_likelihood
 from ppl_vae.evaluation.refinement import refine
-from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, over_limit, rungs_of
+from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, over_limit, rungs_of, surely_below_limit
 from ppl_vae.programs import Program
 from ppl_vae.system.hashing import fingerprint
 
-MAX_FACTOR = 16  # of num_samples, by default
+MAX_FACTOR = 64  # of num_samples, by default
 ANNEALING_STEPS, ANNEALING_CHAINS = (25, 100, 400), 128
 MAX_SHARE, VERDICT_DATA = 0.1, 128  # of data over the limit that a guide may have, by so many data
 PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples")
@@ -46,12 +46,13 @@ def log_likelihood_within(
     show_progress: bool = False,
 ) -> LogLikelihood:
     """log p(x) of each datum, in nats, that needs no warning, by the first rung of a ladder whose pilot samples have a
-    k-hat below its limit, and a Monte Carlo error of at most `tolerance` nats (by default any):
+    k-hat below its limit, by its standard error (`khat_error`) at least, and a Monte Carlo error of at most `tolerance`
+    nats (by default any):
 
     1. importance sampling from the guide, K = `num_samples`, unless more than a tenth of the data are over the limit:
        then none of them is believed, since those that missed their large weights have small k-hats;
     2. from the posterior refined for each datum (`refine`), K = `num_samples` and then 4, 16, ... times as many, up to
-       `max_samples` (16 times as many by default);
+       `max_samples` (64 times as many by default);
     3. annealing from the refined posterior, 128 chains in 25, 100 or 400 steps.
 
     Where the posterior can't be refined (a discrete latent site, a likelihood without a gradient), it says so in a
@@ -157,8 +158,8 @@ def choose(
     rungs: Sequence[Rung], data: tuple[Tensor, ...], tolerance: float, *, seed: int, max_share: float = MAX_SHARE
 ) -> tuple[Tensor, list[tuple[Tensor, LogLikelihood]], bool]:
     """For each datum the first rung, of rungs ever dearer, at which a pilot run has an error of at most `tolerance` and
-    a k-hat below its limit, or the last one: its number, shape (data,); the pilot runs, with the indices of their data;
-    and whether the work came to its end, which an interrupt keeps it from.
+    a k-hat below its limit, by its standard error at least, or the last one: its number, shape (data,); the pilot runs,
+    with the indices of their data; and whether the work came to its end, which an interrupt keeps it from.
 
     More than `max_share` over the limit on the first rung, by some of the data, send all data to the second. A k-hat
     that is unknown is none below the limit. A rung but the first that raises a `ValueError` ends the ladder below it.
@@ -188,7 +189,7 @@ def choose(
                     raise
                 break
             rung_of[rest] = number
-            sure = (pilot.mc_se <= tolerance) & ~bad(pilot)
+            sure = (pilot.mc_se <= tolerance) & surely_below_limit(pilot.khat, pilot.num_samples)
             rest = rest[~sure.to(rest.device)]
             if not len(rest):
                 break

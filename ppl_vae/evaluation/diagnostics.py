@@ -36,6 +36,19 @@ def tail_size(num_samples: int) -> int:
     return min(num_samples, math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples))) + 1)
 
 
+def khat_error(khat: Any, num_samples: Any) -> Any:
+    """The standard error of k-hats (data,) of K weights, (1 + k) / sqrt(M) for a tail of M = min(K / 5, 3 sqrt(K)):
+    that of maximum likelihood for a generalised Pareto tail, of k >= 0.
+
+    Richard L. Smith: Maximum likelihood estimation in a class of nonregular cases, Biometrika 72, 1985.
+
+    >>> [round(float(khat_error(0.5, K)), 2) for K in (100, 1000, 16_000)]
+    [0.34, 0.15, 0.08]
+    """
+    K = np.asarray(num_samples, dtype=np.float64)
+    return (1 + np.maximum(np.asarray(khat), 0.0)) / np.sqrt(np.minimum(K / 5, 3 * np.sqrt(K)))
+
+
 def pareto_khat(tail: _Array, num_samples: _Array) -> _Array:
     """Pareto k-hat per datum, shape (data,), from its largest log-weights, in descending order, (tail, data).
 

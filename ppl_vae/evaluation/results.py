@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.diagnostics import MIN_SAMPLES_FOR_KHAT, khat_limit, pareto_khat, tail_size
+from ppl_vae.evaluation.diagnostics import MIN_SAMPLES_FOR_KHAT, khat_error, khat_limit, pareto_khat, tail_size
 
 GROUPS = 32  # of samples, whose log-means tell the Monte Carlo error
 
@@ -133,6 +133,12 @@ def rungs_of(rung: Tensor) -> dict[str, int]:
 def over_limit(khat: Tensor, num_samples: Tensor) -> Tensor:
     """Which k-hats, shape (data,), are over the limit of their numbers of samples; not those that are unknown."""
     return khat > torch.as_tensor(khat_limit(num_samples))
+
+
+def surely_below_limit(khat: Tensor, num_samples: Tensor) -> Tensor:
+    """Which are below it by their standard error at least: of a k-hat at the limit, that of other samples would be over
+    it every second time."""
+    return khat + torch.as_tensor(khat_error(khat, num_samples)) < torch.as_tensor(khat_limit(num_samples))
 
 
 def num_over_limit(khat: Tensor, num_samples: Tensor) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.contract import check_structure, plain_trace
-from ppl_vae.evaluation.adaptive import ANNEALING_CHAINS, ANNEALING_STEPS, MAX_FACTOR, choose
+from ppl_vae.evaluation.adaptive import ANNEALING_CHAINS, ANNEALING_STEPS, choose
 from ppl_vae.evaluation.annealing import Annealing, anneal, annealed_log_likelihood
 from ppl_vae.evaluation.chunks import BLOCK_DATA, chunks_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import latent_sites
@@ -24,6 +24,7 @@ from ppl_vae.graphs import Compiled
 from ppl_vae.programs import Constants, Program, evaluating, model_trace_of, seeded, sum_of_sites, trace_of
 
 LEAPFROG_STEPS = 5
+MAX_FACTOR = 16  # of num_samples
 
 
 class Known(Protocol):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -8,7 +9,7 @@ import torch
 from ppl_vae.evaluation import adaptive
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.evaluation.results import PerDatum, over_limit
+from ppl_vae.evaluation.results import LogLikelihood, PerDatum, over_limit
 
 
 def test_each_datum_stands_on_the_first_rung_that_will_do(ppca):
@@ -50,6 +51,21 @@ def test_no_datum_stays_on_a_guide_that_is_too_narrow_for_many(ppca):
     result = log_likelihood_within(pair.model, pair.guide, x, num_samples=200)
     assert (result.rung == 1).all()
     assert abs((result.log_p - exact).mean()) < 4 * result.mc_se_of_mean
+
+
+def test_a_khat_at_its_limit_is_not_below_it():
+    """Of pilots at the limit every second run of other samples would be over it. At K = 1,000 it is 0.67, and the error
+    of a k-hat 0.15."""
+    khat = torch.tensor([-math.inf, 0.3, 0.5, 0.54, 0.66, math.nan]).double()
+    num_samples, zeros = torch.full((6,), 1000), torch.zeros(6).double()
+
+    def rung(x, *, seed):
+        fields = (zeros, zeros, zeros, khat, num_samples, "mass", "", "", "")
+        return replace(LogLikelihood(*fields), **{name: f[x] for name, f in per_datum.items()})
+
+    per_datum = {"log_p": zeros, "mc_se": zeros, "ess": zeros, "khat": khat, "num_samples": num_samples}
+    chosen, _, _ = adaptive.choose([rung, rung], (torch.arange(6),), math.inf, seed=0, max_share=1.0)
+    assert chosen.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_what_stays_unreliable_is_annealed(ppca, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_vae.evaluation.diagnostics import khat_limit, pareto_khat
+from ppl_vae.evaluation.diagnostics import khat_error, khat_limit, pareto_khat, tail_size
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.results import LogMeanExp
 from ppl_vae.models import PPCA
@@ -42,6 +42,18 @@ def test_khat_is_the_exponent_of_the_tail(k):
     # the maximum likelihood error of a Pareto exponent from m tail weights is (1 + k) / sqrt(m)
     error = (1 + k) / math.sqrt(3 * math.sqrt(K)) / math.sqrt(5)
     assert np.mean(estimates) == pytest.approx(k, abs=4 * error)
+
+
+@pytest.mark.parametrize("k", [0.1, 0.5])
+def test_the_error_of_khat_is_how_far_it_spreads(k):
+    """Of Pareto weights, and but for the prior of k-hat, which draws it to 1/2: it spreads less by M / (M + 10)."""
+    K, repeats = 1000, 400
+    M = tail_size(K) - 1
+    u = np.random.default_rng(0).random((K, repeats))
+    tail = -k * np.log(np.sort(u, 0)[: tail_size(K)])
+    khat = pareto_khat(tail, np.full(repeats, K))
+    expected = khat_error(k, K) * M / (M + 10)
+    assert abs(khat.std() / expected - 1) < 4 / np.sqrt(2 * repeats)
 
 
 def test_what_has_no_khat():
