@@ -55,6 +55,7 @@ from .evaluation.scales import estimate_scale as estimate_scale
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build
 from .experiments.runs import load_run as load_run
+from .experiments.training import extend as extend
 from .experiments.training import save_run as save_run
 from .experiments.training import train as train
 from .models import PPCA as PPCA

@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ppl_vae.components import UsageError
@@ -101,8 +102,11 @@ def parse(arguments: list[str]) -> Any:
         raise SystemExit(0)
     import tyro
 
-    from ppl_vae.cli.options import COMMANDS
+    from ppl_vae.cli.options import COMMANDS, starting_from
 
+    commands = dict(COMMANDS)
+    if arguments[:1] == ["train"] and (runs := given("--from", "--start-from", of=arguments)):
+        commands["train"] = starting_from(Path(runs[-1]))
     for plugin in plugins(arguments):  # before its components are looked for
         from ppl_vae.cli.plugins import load_plugin
 
@@ -113,7 +117,7 @@ def parse(arguments: list[str]) -> Any:
         case ["run", first, *_] if first.startswith("-") and first not in ("-h", "--help"):
             arguments = ["run", "study", *arguments[1:]]
     return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+        commands,
         prog="ppl-vae",
         description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error. "
         "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version.",
@@ -127,8 +131,13 @@ def plugins(arguments: list[str]) -> list[str]:
     >>> plugins(["train", "--plugin", "mine", "--epochs", "3", "--plugin=ours.py"])
     ['mine', 'ours.py']
     """
-    after = [name for flag, name in itertools.pairwise(arguments) if flag == "--plugin"]
-    return after + [a.removeprefix("--plugin=") for a in arguments if a.startswith("--plugin=")]
+    return given("--plugin", of=arguments)
+
+
+def given(*flags: str, of: list[str]) -> list[str]:
+    """What arguments give for a flag, before they are parsed."""
+    after = [value for flag, value in itertools.pairwise(of) if flag in flags]
+    return after + [a.partition("=")[2] for a in of if a.partition("=")[0] in flags and "=" in a]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ what is refused take no seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from ppl_vae.components import UsageError
-from ppl_vae.experiments.config import TrainConfig, check_names
+from ppl_vae.experiments.config import TrainConfig, check_names, read_config
 from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.settings import ImputationConfig, StudyConfig, SwapsConfig, TrustConfig
 
@@ -100,10 +101,14 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class TrainCommand(WithModels):
-    """Train one model and write a run folder: config.json, weights.safetensors, history.csv, metrics.json, figures.
+    """Train one model and write a run folder: config.json, weights.safetensors, history.csv, metrics.json, figures;
+    state.safetensors, for --extend; and last.safetensors, where the weights are those of the best epoch.
 
     Example: ppl-vae train --model conv-vae --dataset mnist --likelihood bernoulli --latent-size 20 --epochs 15
-    --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae"""
+    --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae
+
+    To train until it no longer helps: --epochs 2000 --patience 50. For 500 epochs more: ppl-vae train --extend 500
+    --output RUN. From the weights of another run: ppl-vae train --from RUN --learning-rate 1e-4 --output NEW"""
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     output: Path | None = None
@@ -113,6 +118,10 @@ class TrainCommand(WithModels):
     will be bit for bit those of a run that was never stopped. A finished run stays as it is."""
     overwrite: bool = False
     """Start again where the output folder has a run. A finished one stays until this one is finished too."""
+    extend: int | None = None
+    """Go on with the finished run in the output folder for so many more epochs, as if it had been one run of them all:
+    with its options, none of which are given. Its patience counts from here; a schedule of its learning rate is that of
+    all epochs together. The run stays as it is until they are done."""
     checkpoint_epochs: int | None = 1
     """Write a checkpoint after every so many epochs, to OUTPUT/checkpoints, where the last two are kept until the run
     is finished; None for not by epoch. An interrupt (Ctrl-C, SIGTERM) writes one too."""
@@ -127,11 +136,35 @@ class TrainCommand(WithModels):
             raise UsageError(f"--checkpoint-minutes: expected minutes above 0; got {self.checkpoint_minutes}")
         if self.resume and self.overwrite:
             raise UsageError("--resume: expected without --overwrite, which starts again; got both")
+        if self.extend is not None:
+            self._check_extension()
         if self.plugin is None:
             check_names(self.config)
         from ppl_vae.cli.training import train_model
 
         train_model(self)
+
+    def _check_extension(self) -> None:
+        at_least_one(extend=self.extend)
+        if self.output is None:
+            raise UsageError("--extend: expected --output beside it, the folder of a finished run; got none")
+        if self.overwrite or self.config != TrainConfig():
+            raise UsageError("--extend: expected no options of the model or its training, which the run has; got some")
+        check_run(self.output)
+
+
+def starting_from(run: Path) -> type[TrainCommand]:
+    """The command whose options are by default those of a finished run."""
+    check_run(run)
+    config = read_config(run / "config.json")[0]
+    return dataclasses.make_dataclass(
+        "TrainCommand",
+        [("config", tyro.conf.OmitArgPrefixes[TrainConfig], field(default=config))],
+        bases=(TrainCommand,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": TrainCommand.__doc__},
+    )
 
 
 Method = Literal["importance", "ladder", "annealed", "quadrature", "sandwich"]

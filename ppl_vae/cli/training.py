@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ppl_vae.cli.options import TrainCommand
 from ppl_vae.cli.terminal import say
 from ppl_vae.components import UsageError
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import finished, unfinished
-from ppl_vae.experiments.training import train
+from ppl_vae.experiments.training import extend, train
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.system.files import locked, writable
 from ppl_vae.training.trackers import TensorBoard
@@ -22,20 +23,21 @@ def train_model(options: TrainCommand) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     output = options.output or Path("runs") / f"{config.model}-{folder_of(config.dataset)}".replace(":", "-")
+    more: dict[str, Any] = {
+        "data_dir": options.data_dir,
+        "resume": options.resume,
+        "checkpoint_epochs": options.checkpoint_epochs,
+        "checkpoint_minutes": options.checkpoint_minutes,
+        "metrics": options.tensorboard and TensorBoard(options.tensorboard),
+    }
     with locked(output):
         _check(options, output)
         writable(output)
-        run = train(
-            config,
-            output,
-            data_dir=options.data_dir,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            checkpoint_epochs=options.checkpoint_epochs,
-            checkpoint_minutes=options.checkpoint_minutes,
-            metrics=options.tensorboard and TensorBoard(options.tensorboard),
-        )
-        draw_run(run, output, seed=config.seed)
+        if options.extend is None:
+            run = train(config, output, overwrite=options.overwrite, **more)
+        else:
+            run = extend(output, options.extend, **more)
+        draw_run(run, output, seed=run.config.seed)
     say(f"Run folder: {output}")
 
 
@@ -48,7 +50,7 @@ def _check(options: TrainCommand, output: Path) -> None:
             f"--output: expected a new folder; got {output}, an unfinished run (--resume resumes it, "
             "--overwrite starts again)"
         )
-    if (output / "metrics.json").exists():
+    if options.extend is None and (output / "metrics.json").exists():
         same = "with this config" if finished(output, options.config) else "with another config"
         raise UsageError(f"--output: expected a new folder; got {output}, a finished run {same} (see --overwrite)")
 

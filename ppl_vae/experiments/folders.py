@@ -37,6 +37,12 @@ def check_run(folder: Path) -> None:
             raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")
 
 
+def kept_epoch(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The row of the history that the weights of a run are of, from its `metrics.json`: the best, where that was
+    kept, or the last."""
+    return metrics.get("best_epoch", metrics.get("last_epoch", {}))
+
+
 def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "metrics.json").is_file()
 

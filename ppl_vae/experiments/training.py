@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from ppl_vae.components import create
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.loading import load
-from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.folders import results_of
+from ppl_vae.experiments.config import TrainConfig, read_config
+from ppl_vae.experiments.folders import check_run, results_of
 from ppl_vae.experiments.preparation import Prepared, fitted, prepare, split_of
-from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, unfinished, versions
+from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, load_weights, unfinished, versions
 from ppl_vae.models import PyroPair
-from ppl_vae.system.files import CHECKSUMS, locked, to_json, write_checked
+from ppl_vae.system.files import CHECKSUMS, check, locked, to_json, write_checked, write_whole
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import stoppable
-from ppl_vae.training.checkpoints import Checkpoints, difference
+from ppl_vae.training.checkpoints import Checkpoints, difference, from_file, to_bytes
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
 from ppl_vae.training.optimizers import OneOptimizer, adam
 from ppl_vae.training.schedules import Schedule
 
+LAST, STATE = "last.safetensors", "state.safetensors"
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
 
 
@@ -42,9 +47,11 @@ def train(
     overwrite: bool = False,
     checkpoint_epochs: int | None = 1,
     checkpoint_minutes: float | None = 5.0,
+    keep_state: bool = True,
     **options: Any,
 ) -> Run:
-    """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`.
+    """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`; of a run
+    with patience, whose weights are those after the best epoch, `last.safetensors` has those after the last.
 
     A run without `metrics.json` did not finish: until it does, its state is in `checkpoints/`. Another run
     in the folder is there until this one is finished and replaces it, with its evaluation.
@@ -54,6 +61,8 @@ def train(
             those of a run that was not stopped. A finished run is loaded.
         overwrite: starts again where there are checkpoints.
         checkpoint_epochs, checkpoint_minutes: how often checkpoints are written; None for not by epoch, or time.
+        keep_state: whether the last checkpoint is kept, as `state.safetensors`, from which `extend` goes on: a file
+            three to five times as large as the weights.
         options: of `fit`.
 
     SIGINT and SIGTERM finish the step and write a checkpoint, and `Stopped` is raised.
@@ -76,6 +85,8 @@ def train(
             stacklevel=2,
         )
     prepared.initialise()
+    if config.start_from is not None and not (resume and checkpoints.paths()):
+        _start_from(Path(config.start_from), prepared)
     if overwrite and checkpoints.paths():
         take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained
         shutil.rmtree(checkpoints.folder)
@@ -104,7 +115,9 @@ def train(
             )
         except DivergedError as error:
             history, failure = error.history, error
-        run = _write(output, prepared, history, finished=failure is None)
+            run = _write(output, prepared, history, finished=False)
+        else:
+            run = _write(output, prepared, history, checkpoints.paths()[0], keep_state=keep_state)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
     if failure is not None:
         raise failure
@@ -135,20 +148,90 @@ def save_run(
         return _write(Path(folder), dataclasses.replace(prepared, model=model), history)
 
 
-def _write(output: Path, prepared: Prepared, history: History, *, finished: bool = True) -> Run:
-    """Writes a run in the place of an earlier one, with its results."""
-    for path in (output / "metrics.json", *results_of(output), output / CHECKSUMS):
+def extend(
+    output: Path | str, epochs: int, *, data_dir: Path | None = None, resume: bool = False, **options: Any
+) -> Run:
+    """Goes on for so many more epochs with a finished run, from its `state.safetensors`, and replaces it when they are
+    done.
+
+    The end is bit for bit that of a run of all epochs together (if both were compiled, or neither), except for what
+    looks ahead: a schedule is, from here on, that of all epochs together, and patience counts from here.
+
+    Arguments:
+        output: the folder of the run.
+        resume: resumes an extension that was stopped.
+        options: of `train`.
+
+    Raises `FileNotFoundError` for a folder that is no finished run, or has no state (see `keep_state`), and
+    `ValueError` for epochs < 1, a damaged state, and an unfinished run in the folder that is not to be resumed.
+    """
+    output, checkpoints = Path(output), Checkpoints(Path(output) / CHECKPOINTS)
+    path = output / STATE
+    check_run(output)
+    if epochs < 1:
+        raise ValueError(f"extend: expected at least 1 epoch; got {epochs}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the state to go on from; got none (--from begins with the weights)")
+    if checkpoints.paths() and not resume:
+        raise ValueError(f"{output}: expected a finished run; got an unfinished one too (resume it first)")
+    check(output, "config.json", STATE)
+    state = from_file(path)
+    done = state["epoch"] - 1
+    config = dataclasses.replace(read_config(output / "config.json")[0], epochs=done + epochs)
+    more = {"epochs": config.epochs, "config": {**state["config"], "epochs": config.epochs}, "since": done}
+    checkpoints.folder.mkdir(exist_ok=True)
+    write_whole(checkpoints.path(state["num_steps"]), to_bytes({**state, **more}))  # those after it are newer
+    return train(config, output, data_dir=data_dir, resume=True, **options)
+
+
+def _start_from(folder: Path, prepared: Prepared) -> None:
+    """Gives the model the weights of a finished run. Raises `ValueError` for those of another model."""
+    check_run(folder)
+    check(folder, "weights.safetensors")
+    shape, path = prepared.dataset.event_shape, folder / "weights.safetensors"
+    other = load_weights(prepared.assembly, shape, prepared.num_classes, path)
+    prepared.model.load_state_dict(other.state_dict())
+
+
+def _write(
+    output: Path,
+    prepared: Prepared,
+    history: History,
+    state: Path | None = None,
+    *,
+    keep_state: bool = False,
+    finished: bool = True,
+) -> Run:
+    """Writes a run in the place of an earlier one, with its results. `state` is its last checkpoint."""
+    for path in (output / "metrics.json", *results_of(output), output / CHECKSUMS, output / LAST, output / STATE):
         path.unlink(missing_ok=True)
-    weights = {name: t.detach().cpu().contiguous() for name, t in prepared.model.state_dict().items()}
     files = {
         "config.json": to_json(_stored(prepared)),
-        "weights.safetensors": save(weights),
+        "weights.safetensors": save(_weights(prepared.model)),
         "history.csv": history.to_csv().encode(),
     }
+    if state is not None and prepared.config.patience is not None:
+        files[LAST] = save(_last_weights(prepared.model, from_file(state)))
+    if state is not None and keep_state:
+        files[STATE] = state.read_bytes()
     metrics: dict[str, Any] = _metrics(prepared, history) if finished else {}
     write_checked(output, files | ({"metrics.json": to_json(metrics)} if finished else {}))
     dataset = prepared.dataset
     return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+
+
+def _last_weights(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those after the last epoch, averaged if they are averaged, of a model that has those after the best."""
+    other = copy.deepcopy(model)
+    last = (state["average"] or state["modules"])[0]
+    with torch.no_grad():
+        for name, t in (*other.named_parameters(), *other.named_buffers()):
+            t.copy_(last[name])
+    return _weights(other)
 
 
 def _stored(prepared: Prepared) -> dict[str, Any]:
@@ -169,6 +252,9 @@ def _optimizer(config: TrainConfig) -> OneOptimizer:
 
 def _metrics(prepared: Prepared, history: History) -> dict[str, Any]:
     images, validation = prepared.train[0], prepared.validation[0]
+    rows = {"last_epoch": history.rows[-1]}
+    if prepared.config.patience is not None:
+        rows["best_epoch"] = history.rows[history.best_epoch - 1]
     return {
         "dataset_fingerprint": fingerprint(images, validation),
         "train_images": len(images),
@@ -177,15 +263,16 @@ def _metrics(prepared: Prepared, history: History) -> dict[str, Any]:
         "seed": prepared.config.seed,
         "seconds": round(math.fsum(history["seconds"]), 2),
         "versions": versions(),
-        "last_epoch": {k: v for k, v in history.rows[-1].items() if k != "seconds"},
+        **{name: {k: v for k, v in row.items() if k != "seconds"} for name, row in rows.items()},
     }
 
 
 def trained(config: TrainConfig, folder: Path, *, dataset: Dataset, **options: Any) -> Run:
-    """The run in the folder, if it is finished; else it is trained, from its checkpoints if it has some."""
+    """The run in the folder, if it is finished; else it is trained, from its checkpoints if it has some. Of its state
+    nothing is kept, unless it is asked for."""
     if finished(folder, config):
         return load_run(folder, dataset=dataset)
-    return train(config, folder, dataset=dataset, resume=unfinished(folder), **options)
+    return train(config, folder, dataset=dataset, resume=unfinished(folder), **{"keep_state": False} | options)
 
 
 def _load_same(output: Path, config: TrainConfig, dataset: Dataset) -> Run:

@@ -18,6 +18,7 @@ from ppl_vae.data.noise import NoNoise
 from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.evaluating import anneal_run, evaluate_run, held_out, sandwich_run
+from ppl_vae.experiments.folders import kept_epoch
 from ppl_vae.experiments.runs import Run, load_run, versions
 from ppl_vae.experiments.settings import TrustConfig
 from ppl_vae.system.files import read_json, write_json
@@ -54,7 +55,7 @@ def run_trust(
     for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
         with attempted(folder.name, failed, say):
             run = load_run(folder, dataset=dataset)
-            trained = run.metrics["last_epoch"]  # other weights leave other numbers here
+            trained = kept_epoch(run.metrics)  # other weights leave other numbers here
             if folder.name in models and models[folder.name].get("trained", trained) == trained:
                 continue
             # A guide that sees noisy images has no simulated ones to see: the others are enough to compare methods.

@@ -19,7 +19,7 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, name_in, name_of, runs_of
+from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, kept_epoch, name_in, name_of, runs_of
 from ppl_vae.experiments.settings import StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
 from ppl_vae.report.explorer import Explorer, explorer
@@ -119,7 +119,8 @@ def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPa
     check(folder, "config.json")
     (config, shape, _), metrics = read_config(folder / "config.json"), checked_json(folder, "metrics.json")
     things = "image" if len(shape) == 3 else "vector"
-    text = [table(["after the last epoch", f"nats per {things}"], _after_training(metrics["last_epoch"]))]
+    which = f"best epoch, {metrics['best_epoch']['epoch']:.0f}" if "best_epoch" in metrics else "last epoch"
+    text = [table([f"after the {which}", f"nats per {things}"], _after_training(kept_epoch(metrics)))]
     if (evaluation := best_evaluation(folder)) is not None:
         row = {"log_likelihood": {folder.name: evaluation}}
         text += [likelihood_table(row), likelihood_caption(row).replace("image", things)]
@@ -129,7 +130,7 @@ def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPa
         name,
         "\n\n".join(text),
         [figure(path) for path in sorted((folder / "figures").glob("*.png"))],
-        _rerun(command_of("ppl-vae train", config, TrainConfig()), metrics),
+        _rerun(command_of("ppl-vae train", config, TrainConfig(), whole=config.start_from is not None), metrics),
         explorer(folder, dataset_of),
         config.latent_size,
     )
@@ -162,8 +163,9 @@ def _experiment(metrics: dict[str, Any]) -> str:
         raise ValueError(f"metrics.json: config: {error}") from None
 
 
-def command_of(words: str, config: Any, default: Any) -> str:
-    """The command that runs a config, a dataclass: what is not as in `default` is an option.
+def command_of(words: str, config: Any, default: Any, *, whole: bool = False) -> str:
+    """The command that runs a config, a dataclass: what is not as in `default` is an option, or, for the `whole` of it,
+    what is as in `default` too.
 
     >>> command_of("ppl-vae train", TrainConfig(model="dense-vae", hidden=(300, 300)), TrainConfig())
     'ppl-vae train --model dense-vae --hidden 300 300'
@@ -171,7 +173,7 @@ def command_of(words: str, config: Any, default: Any) -> str:
     found = words.split()
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
-        if value is None or value == getattr(default, option.name):
+        if not whole and (value is None or value == getattr(default, option.name)):
             continue
         flag = option.name.replace("_", "-")
         if isinstance(value, bool) and getattr(default, option.name) is not None:

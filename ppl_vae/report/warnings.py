@@ -6,7 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.experiments.folders import best_evaluation, best_evaluations, checked_json, name_in, name_of, runs_of
+from ppl_vae.experiments.folders import (
+    best_evaluation,
+    best_evaluations,
+    checked_json,
+    kept_epoch,
+    name_in,
+    name_of,
+    runs_of,
+)
 from ppl_vae.training.monitoring import COLLAPSED
 
 
@@ -19,7 +27,7 @@ def warnings_of(folder: Path) -> list[str]:
     for run in runs_of(folder):
         if (evaluation := best_evaluation(run)) is not None:
             evaluations.setdefault(name_in(folder, run), evaluation)
-        kl = checked_json(run, "metrics.json").get("last_epoch", {}).get("validation_kl")
+        kl = kept_epoch(checked_json(run, "metrics.json")).get("validation_kl")
         if kl is not None and 0 < kl < COLLAPSED:  # an autoencoder has no KL
             found.append(
                 f"{name_in(folder, run)}: posterior collapse: KL(q(z|x) || p(z)) is {kl:.2g} nats, so latents hold no "

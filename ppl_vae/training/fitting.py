@@ -167,6 +167,8 @@ def fit(
                 with torch.random.fork_rng():
                     metrics(dict(row))
             saving.save_if_due(state.epoch - 1)
+        if state.epoch <= epochs:
+            report(0, f"stops: the validation ELBO was best after epoch {state.kept_epoch}, {patience} epochs ago")
         saving.save_last()
         state.restore(state.kept)
     warn_of_end(state.rows[: state.kept_epoch], first[0])

@@ -1,19 +1,24 @@
 """The command line before it works: what it says at once, and how it ends."""
 
+import dataclasses
 import functools
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from ppl_vae.cli.main import parse
 from ppl_vae.components import UsageError
 from ppl_vae.experiments.architectures import model_names
 from ppl_vae.experiments.config import BY_NAME, TrainConfig, check_names, listed
 from ppl_vae.experiments.listing import components
 from ppl_vae.experiments.preparation import assemble
+from ppl_vae.report.page import command_of
 from ppl_vae.system.files import read_json
 
 WITHOUT_TORCH = """
@@ -72,6 +77,34 @@ def test_help_and_refusals_import_no_torch(arguments, status):
         _, err = process.communicate()
     assert process.returncode == status, err
     assert err.splitlines()[-1] == "imported:"
+
+
+def test_the_options_of_a_run_to_start_from_are_the_defaults(tmp_path):
+    config = TrainConfig(model="dense-vae", hidden=(8, 9), latent_size=3, standardize=True, patience=4, clip_norm=1.0)
+    (tmp_path / "config.json").write_text(json.dumps({"event_shape": [2], **dataclasses.asdict(config)}))
+    for name in ("weights.safetensors", "metrics.json"):
+        (tmp_path / name).touch()
+    for flag in (["--from", str(tmp_path)], [f"--from={tmp_path}"], ["--start-from", str(tmp_path)]):
+        command = parse(["train", *flag, "--lr", "0.1", "--latent-size", "20", "--clip-norm", "None"])
+        given = {"start_from": str(tmp_path), "learning_rate": 0.1, "latent_size": 20, "clip_norm": None}
+        assert command.config == dataclasses.replace(config, **given)
+    assert parse(["train"]).config == TrainConfig()
+    again = shlex.split(command_of("ppl-vae train", command.config, TrainConfig(), whole=True))
+    assert parse(again[1:]).config == command.config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--extend", "5"], "--extend: expected --output beside it"),
+        (["--extend", "0", "--output", "run"], "--extend: expected at least 1; got 0"),
+        (["--extend", "5", "--output", "run", "--epochs", "3"], "--extend: expected no options of the model"),
+        (["--extend", "5", "--output", "run", "--overwrite"], "--extend: expected no options of the model"),
+    ],
+)
+def test_an_extension_has_no_options_of_its_own(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse(["train", *arguments])()
 
 
 def test_help_lists_what_there_is(monkeypatch):

@@ -99,6 +99,22 @@ def test_what_is_in_the_folder_is_gone_on_with_or_overwritten_as_asked(ppl_vae, 
     assert results(run) == undisturbed
 
 
+def test_an_extension_is_a_command_and_goes_on_too(ppl_vae, undisturbed, tmp_path, monkeypatch):
+    shorter = [{"5": "2"}.get(a, a) for a in TRAIN]
+    assert ppl_vae(*shorter)[0] == 0
+    more = ["train", "--extend", "3", "--output", "run", "--checkpoint-minutes", "0.001"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Observe, "__call__", raising_at(IN_TRAINING + 20, signal.SIGTERM))
+        status, err = ppl_vae(*more)
+    assert status == 143
+    assert "stopped in epoch 4 of 5, after 3 of 16 steps" in err
+    assert ppl_vae(*more)[0] == 2
+    again = shlex.split(err.splitlines()[-1])
+    assert again == ["ppl-vae", *more, "--resume"]
+    assert ppl_vae(*again[1:])[0] == 0
+    assert results(tmp_path / "run") == undisturbed
+
+
 def test_other_data_are_refused(ppl_vae, tmp_path, monkeypatch):
     assert ppl_vae(*TRAIN)[0] == 0
     load = training.load

@@ -6,9 +6,11 @@ from small_runs import CONFIG, quiet_train
 
 from ppl_vae.experiments import training
 from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.folders import kept_epoch
 from ppl_vae.experiments.preparation import build
-from ppl_vae.experiments.runs import finished, load_run
-from ppl_vae.experiments.training import _optimizer, save_run, seconds_per_step, take_steps, train
+from ppl_vae.experiments.runs import finished, history_of, load_run
+from ppl_vae.experiments.training import _optimizer, extend, save_run, seconds_per_step, take_steps, train
+from ppl_vae.training import fitting
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError
 
@@ -64,6 +66,84 @@ def test_a_model_trained_in_python_is_saved_as_a_run(tmp_path, dataset):
     assert run.metrics["last_epoch"]["train_elbo"] == history.rows[-1]["train_elbo"]
     with pytest.raises(ValueError, match="model: expected one of config 'dense-vae'; got another at "):
         save_run(tmp_path / "run", model, dataclasses.replace(config, hidden=(9,)), history, dataset=dataset)
+
+
+def scripted(monkeypatch, *elbos):
+    """These ELBOs of the validation data, by epoch."""
+    script = iter(elbo for validation in elbos for elbo in (0.0, validation))
+    monkeypatch.setattr(fitting, "mean_parts", lambda *args: {"elbo": next(script)})
+
+
+def content(folder, *names):
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history_of(folder).rows]
+    return [rows, *((folder / name).read_bytes() for name in ("config.json", "weights.safetensors", *names))]
+
+
+def test_a_run_with_patience_has_the_best_weights_and_the_last(tmp_path, dataset, monkeypatch):
+    config = dataclasses.replace(CONFIG, epochs=9)
+    for epochs in (2, 4):
+        quiet_train(dataclasses.replace(CONFIG, epochs=epochs), tmp_path / str(epochs), dataset)
+    scripted(monkeypatch, -3, -1, -2, -2)
+    run = quiet_train(dataclasses.replace(config, patience=2), tmp_path / "run", dataset)
+    weights = {name: (tmp_path / name / "weights.safetensors").read_bytes() for name in ("2", "4", "run")}
+    assert weights["run"] == weights["2"] != weights["4"]
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == weights["4"]
+    assert not (tmp_path / "4" / "last.safetensors").exists()
+    assert kept_epoch(run.metrics)["epoch"] == 2
+    assert run.metrics["last_epoch"]["epoch"] == 4
+    scripted(monkeypatch, -2, -2)
+    run = extend(tmp_path / "run", 9, dataset=dataset, show_progress=False)  # patience counts from there
+    assert [run.metrics[which]["epoch"] for which in ("best_epoch", "last_epoch")] == [2, 6]
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights["2"]
+
+
+def test_a_run_goes_on_as_one_run_of_all_epochs(tmp_path, dataset, monkeypatch):
+    config = dataclasses.replace(CONFIG, clip_norm=1.0, warm_up_steps=2, ema_decay=0.8, kl_weight="linear-warm-up")
+    quiet_train(dataclasses.replace(config, epochs=4), tmp_path / "whole", dataset)
+    quiet_train(dataclasses.replace(config, epochs=2), tmp_path / "run", dataset)
+    before = content(tmp_path / "run", "state.safetensors")
+
+    def killed(row):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        extend(tmp_path / "run", 2, dataset=dataset, show_progress=False, metrics=killed)
+    assert content(tmp_path / "run", "state.safetensors") == before
+    with pytest.raises(ValueError, match="run: expected a finished run; got an unfinished one too"):
+        extend(tmp_path / "run", 2, dataset=dataset)
+    run = extend(tmp_path / "run", 2, dataset=dataset, show_progress=False, resume=True)
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+    assert run.config.epochs == len(history_of(tmp_path / "run")) == 4
+
+
+def test_what_is_not_kept_or_damaged_is_not_gone_on_with(tmp_path, dataset):
+    with pytest.raises(FileNotFoundError, match="run: expected the folder of a run; got nothing there"):
+        extend(tmp_path / "run", 1, dataset=dataset)
+    quiet_train(CONFIG, tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="extend: expected at least 1 epoch; got 0"):
+        extend(tmp_path / "run", 0, dataset=dataset)
+    path = tmp_path / "run" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"state\.safetensors: expected the file as it was written"):
+        extend(tmp_path / "run", 1, dataset=dataset)
+    quiet_train(CONFIG, tmp_path / "run", dataset, keep_state=False)
+    with pytest.raises(FileNotFoundError, match=r"state\.safetensors: expected the state to go on from; got none"):
+        extend(tmp_path / "run", 1, dataset=dataset)
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path, dataset):
+    quiet_train(CONFIG, tmp_path / "run", dataset)
+    for seed, start in ((0, str(tmp_path / "run")), (1, str(tmp_path / "run")), (0, None)):
+        config = dataclasses.replace(CONFIG, learning_rate=1e-30, start_from=start, seed=seed)
+        quiet_train(config, tmp_path / "next", dataset)
+        both = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("run", "next")]
+        assert (both[0] == both[1]) == (start is not None)
+    for change, message in (({"hidden": (9,)}, "expected torch.float32"), ({"prior": "learned-normal"}, "Missing key")):
+        config = dataclasses.replace(CONFIG, start_from=str(tmp_path / "run"), **change)
+        with pytest.raises(ValueError, match=message):
+            quiet_train(config, tmp_path / "other", dataset)
+    with pytest.raises(FileNotFoundError, match="nowhere: expected the folder of a run; got nothing there"):
+        quiet_train(dataclasses.replace(CONFIG, start_from="nowhere"), tmp_path / "other", dataset)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:posterior collapse")  # of noise
 X = (tiny_images(20) > 127).float()
 
 
-def trained(monkeypatch=None, elbos=(), **options):
+def trained(monkeypatch=None, elbos=(), vae=None, **options):
     """A tiny VAE's weights and its history, with these ELBOs of the validation data if there are some."""
-    vae = tiny_vae(event_shape=(1, 6, 6))
+    vae = vae or tiny_vae(event_shape=(1, 6, 6))
     if elbos:
         script = iter(elbo for validation in elbos for elbo in (0.0, validation))
         monkeypatch.setattr(fitting, "mean_parts", lambda *args: {"elbo": next(script)})
@@ -34,7 +34,7 @@ def trained(monkeypatch=None, elbos=(), **options):
     ("patience", "elbos", "epochs", "best"),
     [
         (2, [-9, -7, -8, -7, -5], 4, 2),  # an equal one is not better
-        (3, [-9, -7, -8, -7, -5, -6, math.nan, -5.5, -1], 8, 5),
+        (3, [math.nan, -7, -8, -7, -5, -6, math.nan, -5.5, -1], 8, 5),
         (9, [-1, -2, -3, -4, -5, -6, -7, -8, -9], 9, 1),
     ],
 )
@@ -70,9 +70,13 @@ def test_a_run_that_diverges_leaves_the_best_weights(monkeypatch):
     def poisoned(x, generator=None):  # two of what is monitored, three batches that are checked, and two epochs' steps
         return (x * math.nan if next(calls) > 9 else x,)
 
+    vae = tiny_vae(event_shape=(1, 6, 6))
     with pytest.raises(DivergedError, match=r"epoch 3, .* The weights are those after epoch 1") as error:
-        trained(monkeypatch, [-1, -2, -3], patience=9, encode=poisoned)
+        trained(monkeypatch, [-1, -2, -3], vae, patience=9, encode=poisoned)
     assert error.value.history.best_epoch == 1
+    monkeypatch.undo()
+    weights, _ = trained(epochs=1)
+    assert torch.equal(torch.nn.utils.parameters_to_vector(vae.parameters()), weights)
 
 
 def test_it_needs_validation_data_and_patience():
