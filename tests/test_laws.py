@@ -57,6 +57,9 @@ SMALL = {  # a component that isn't here is built with its defaults
     "neural-spline-flow": "num_transforms=1,hidden_size=4,context_size=2,num_bins=3",
 }
 
+# Each likelihood, prior and posterior once, where each has its state for itself.
+SOME = [c for c in COMBINATIONS if LIKELIHOODS.index(c[0]) % len(PRIORS) == PRIORS.index(c[1])]
+
 every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
 
 
@@ -216,15 +219,15 @@ def test_programs_run_where_they_were_moved(names):
 def test_a_fresh_process_has_the_same_log_p_bit_for_bit(tmp_path):
     """Before any training step, and in models that began with another seed: all that log p(x) needs is in the state."""
     saved = {}
-    for i, names in enumerate(COMBINATIONS):
+    for i, names in enumerate(SOME):
         vae, x, *_ = evaluated(names)
         saved |= {f"{i}.{name}": tensor.contiguous() for name, tensor in (vae.state_dict() | {"x": x}).items()}
     save_file(saved, tmp_path / "saved.safetensors")
     with subprocess.Popen([sys.executable, __file__, str(tmp_path)]) as process:
-        log_p = [log_p_under_one_seed(*evaluated(names)[:2]) for names in COMBINATIONS]
+        log_p = [log_p_under_one_seed(*evaluated(names)[:2]) for names in SOME]
     assert process.returncode == 0
     loaded = load_file(tmp_path / "log_p.safetensors")
-    assert [c for i, c in enumerate(COMBINATIONS) if not torch.equal(loaded[str(i)], log_p[i])] == []
+    assert [c for i, c in enumerate(SOME) if not torch.equal(loaded[str(i)], log_p[i])] == []
 
 
 def log_p_under_one_seed(vae, x):
@@ -234,7 +237,7 @@ def log_p_under_one_seed(vae, x):
 
 def fresh_process(folder):
     saved, log_p = load_file(folder / "saved.safetensors"), {}
-    for i, names in enumerate(COMBINATIONS):
+    for i, names in enumerate(SOME):
         vae = build(names, seed=9)
         vae.load_state_dict({name: saved[f"{i}.{name}"] for name in vae.state_dict()})
         x = saved[f"{i}.x"].clone()  # elsewhere in memory, sums may be in another order and differ in their last bits
