@@ -17,7 +17,7 @@ import tyro
 from ppl_vae.components import UsageError
 from ppl_vae.experiments.config import TrainConfig, check_names, read_config
 from ppl_vae.experiments.folders import check_run
-from ppl_vae.experiments.settings import ImputationConfig, StudyConfig, SwapsConfig, TrustConfig
+from ppl_vae.experiments.settings import ImputationConfig, ReferenceConfig, StudyConfig, SwapsConfig, TrustConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,20 @@ class SwapsOptions(ExperimentOptions):
     folder = "swaps"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions(ExperimentOptions):
+    """Published log-likelihoods of MNIST, Fashion-MNIST and Frey Faces beside this package's, of the same networks.
+
+    Example: ppl-vae run reference --dataset mnist --rows vae vamp-prior --epochs 400
+
+    A row takes hours; what was begun is resumed by the same command."""
+
+    config: tyro.conf.OmitArgPrefixes[ReferenceConfig] = field(default_factory=ReferenceConfig)
+    dataset: tuple[str, ...] = ("mnist",)
+    """mnist, fashion-mnist, or the path to freyfaces.npz."""
+    folder = "reference"
+
+
 @dataclass(frozen=True)
 class RunCommand:
     """A whole experiment. `ppl-vae run` alone is `ppl-vae run study`: on bundled data, in a few minutes.
@@ -91,6 +105,7 @@ class RunCommand:
         Annotated[StudyOptions, tyro.conf.subcommand("study")]
         | Annotated[TrustOptions, tyro.conf.subcommand("trust")]
         | Annotated[SwapsOptions, tyro.conf.subcommand("swaps")]
+        | Annotated[ReferenceOptions, tyro.conf.subcommand("reference")]
     )
 
     def __call__(self) -> None:

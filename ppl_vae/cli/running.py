@@ -8,18 +8,19 @@ import time
 from pathlib import Path
 
 from ppl_vae.cli.main import fail
-from ppl_vae.cli.options import ExperimentOptions, StudyOptions, SwapsOptions, TrustOptions
+from ppl_vae.cli.options import ExperimentOptions, ReferenceOptions, StudyOptions, SwapsOptions, TrustOptions
 from ppl_vae.cli.terminal import say, show_denoising, show_log_likelihoods
 from ppl_vae.cli.training import folder_of
 from ppl_vae.components import UsageError, create
 from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.folders import best_evaluations
+from ppl_vae.experiments.reference import models_of, run_reference
 from ppl_vae.experiments.study import run_study
 from ppl_vae.experiments.swaps import run_swaps
 from ppl_vae.experiments.trust import run_trust
 from ppl_vae.report.figures import draw_study, draw_swaps, draw_trust
 from ppl_vae.report.gallery import draw_run
-from ppl_vae.report.tables import swap_table, trust_table
+from ppl_vae.report.tables import reference_table, swap_table, trust_table
 from ppl_vae.system.files import locked, read_json, writable
 from ppl_vae.system.signals import attempted
 
@@ -31,6 +32,9 @@ def run_experiment(options: ExperimentOptions) -> None:
         raise UsageError(f"--dataset: expected names that differ; got {', '.join(options.dataset)}")
     if isinstance(options, StudyOptions):
         create(Noise, options.config.noise)  # refused before anything is loaded
+    if isinstance(options, ReferenceOptions):
+        for name in options.dataset:
+            models_of(options.config, name)
     start = time.perf_counter()
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -63,6 +67,11 @@ def run_on(options: ExperimentOptions, name: str, folder: Path) -> dict[str, str
             for group in metrics["groups"].values():
                 say(swap_table(group))
             say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
+            return metrics["failed"]
+        case ReferenceOptions():
+            metrics = run_reference(name, options.config, folder, data_dir=options.data_dir, say=say)
+            say(reference_table(metrics))
+            say(f"Numbers: {folder / 'metrics.json'}")
             return metrics["failed"]
     raise TypeError(f"options: expected those of an experiment; got {type(options).__name__}")
 

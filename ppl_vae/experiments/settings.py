@@ -122,6 +122,31 @@ class SwapsConfig:
     train_images: Count | None = None
 
 
+@record
+class ReferenceConfig:
+    """How long the models of published figures are trained, and how they are scored."""
+
+    rows: tuple[str, ...] = ()
+    """Which rows, by name, such as vae vamp-prior. Default: all of the dataset."""
+    epochs: Count = 1000
+    """At most."""
+    patience: Count | None = None
+    """Early stopping: epochs without a better ELBO of the validation data. Default: none, but the best weights."""
+    warm_up: Annotated[int, Field(ge=0)] = 100
+    """Epochs in which the weight of the KL rises from 0 to 1."""
+    batch_size: Count = 128
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """At first; it falls to 0 by half a cosine."""
+    num_images: Count = 10_000
+    """Test images whose log p(x) is estimated, binarised once."""
+    num_samples: Count = 5000
+    """Importance samples from the guide for each of them, as papers have it."""
+    num_refined_samples: Count = 1000
+    """Samples for each of them in the ladder."""
+    seeds: tuple[int, ...] = (0,)
+    train_images: Count | None = None
+
+
 @dataclass(frozen=True)
 class ImputationConfig:
     """Which pixels are missing, and how they are filled in."""

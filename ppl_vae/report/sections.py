@@ -11,6 +11,7 @@ from ppl_vae.report.tables import (
     denoising_table,
     exact_table,
     likelihood_table,
+    reference_table,
     restoration_table,
     swap_table,
     trust_table,
@@ -90,6 +91,32 @@ def restoration_lines(folder: Path) -> list[str]:
         text = "Corrupted images, restored by inference, with their uncertainty and draws"
         lines += [f"![{text}]({folder.name}/figures/restoration.png)", ""]
     return lines
+
+
+def reference_section(folder: Path) -> str:
+    """Published figures beside ours, from `metrics.json`."""
+    metrics = read_json(folder / "metrics.json")
+    config, rows = metrics["config"], metrics["reference"].values()
+    units = " and ".join(dict.fromkeys(row["unit"] for row in rows))
+    sources = "; ".join(dict.fromkeys(row["source"] for row in rows if row["source"]))
+    sizes = {method: max((row[method]["num_images"] for row in rows), default=0) for method in ("importance", "ladder")}
+    lines = [
+        f"## Reference: {metrics['dataset']}",
+        "",
+        reference_table(metrics),
+        "",
+        f"Minus log p(x) in {units or 'nats'} per image, ± Monte Carlo error, of {sizes['importance']:,} test images, "
+        f"binarised once. Importance sampling: from the guide with K = {config['num_samples']:,}, as the published "
+        f"figures have it, on which the verdict is. Ladder: refined for each image, K = "
+        f"{config['num_refined_samples']:,}. Gap: what the ladder misses at most on data simulated from the model. "
+        f"Trained for {config['epochs']:,} epochs at most, batch {config['batch_size']}, Adam at "
+        f"{config['learning_rate']:g} falling by half a cosine, the KL's weight rising for {config['warm_up']} epochs; "
+        "the weights are those of the best epoch on validation data. Hours are of one training on "
+        f"{metrics['processor']}, beside other work. Published: {sources}. {versions(metrics)}. To score a row again: "
+        f"`ppl-vae evaluate results/reference/{folder.name}/{next(iter(metrics['reference']), 'ROW')}/seed-0`.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def versions(metrics: dict[str, Any]) -> str:

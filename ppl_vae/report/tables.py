@@ -102,6 +102,29 @@ def swap_table(group: dict[str, Any]) -> str:
     return table([*header, "k̂ over limit", *([] if nats else ["kind"])], rows)
 
 
+def reference_table(metrics: dict[str, Any]) -> str:
+    """A row a model: minus log p(x) as published and as found, by importance sampling as papers have it and by the
+    ladder; what the ladder misses; minus the ELBO; how long it was trained; and the verdict."""
+    rows = []
+    for row in metrics["reference"].values():
+        digits = 2 if row["unit"] == "nats" else 3
+        published = "—" if row["published"] is None else number(row["published"], digits)
+        if row["error"] is not None:
+            published += f" ± {number(row['error'], digits)}"
+        cells = [row["title"], published]
+        for method in ("importance", "ladder"):
+            of = row[method]
+            cells += [f"{number(of['value'], digits)} ± {number(of['mc_se'], digits)}", unreliable(of)]
+        gap = "—" if row["gap"] is None else number(row["gap"], 3)
+        spread = row["importance"]["sd_of_seeds"]
+        seeds = str(row["num_seeds"]) + ("" if spread is None else f" (sd {number(spread, digits)})")
+        epochs = ", ".join(f"{best} of {of}" for best, of in zip(row["best_epochs"], row["epochs"], strict=True))
+        cells += [number(row["ladder"]["data_se"], digits), gap, number(row["elbo"], digits), str(row["active_units"])]
+        rows.append([*cells, epochs, number(row["hours"]), seeds, row["verdict"] or "—"])
+    header = ["", "published", "importance sampling", "k̂ over limit", "ladder", "k̂ over limit", "± data", "gap"]
+    return table([*header, "- ELBO", "active", "best epoch", "hours", "seeds", "verdict"], rows)
+
+
 def trust_table(trust: dict[str, Any]) -> str:
     """log p(x) by every method, nats per image, and the gap of the sandwich on simulated data, a row a VAE."""
     methods = [f"K = {K:,}" for K in trust["config"]["num_samples"]]

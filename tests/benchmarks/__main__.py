@@ -26,6 +26,8 @@ import torch
 import training
 from cases import Case
 
+from ppl_vae.system.machine import processor
+
 TRAINING = [
     "ours",
     "ours_eager",
@@ -210,7 +212,7 @@ def main() -> None:
     about = {
         "rounds": 3 if args.quick else args.rounds,
         "threads": torch.get_num_threads(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "versions": versions(),
     }
@@ -249,14 +251,6 @@ def _write(folder: Path | None, name: str, values: dict[str, Any]) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(values, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":
