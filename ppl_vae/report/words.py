@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +53,8 @@ def evaluation_lines(summary: dict[str, Any], *, of: str, median_ess: float | No
     )
     details = [summary["bound"]]
     if not is_exact(summary):
-        details += [f"K = {summary['num_samples']:,} samples for each"]
+        most, least = summary["num_samples"], summary.get("least_samples", math.inf)
+        details += [f"K = {f'{least:,} to ' if least < most else ''}{most:,} samples for each"]
         details += [] if median_ess is None else [f"median effective sample size {median_ess:.1f}"]
     details += [f"encoding {summary['encoding']}"] if summary["encoding"] else []
     yield "; ".join(details)
