@@ -567,6 +567,7 @@ def test_weights_are_per_datum_or_refused():
         (KLWeight, "constant:beta=-1", "expected beta >= 0; got -1"),
         (KLWeight, "constant:beta=nan", "expected beta >= 0; got nan"),
         (KLWeight, "linear-warm-up:steps=0", "expected steps >= 1; got 0"),
+        (KLWeight, "linear-warm-up:epochs=-1", "expected epochs >= 0; got -1"),
         (KLWeight, "cyclical-warm-up:steps_per_cycle=0", "expected steps_per_cycle >= 1; got 0"),
         (KLWeight, "cyclical-warm-up:rise=0", "expected 0 < rise <= 1; got 0"),
     ],

@@ -18,6 +18,7 @@ def test_a_run_folder_holds_what_it_takes_to_load_it(tmp_path, dataset):
         "weights.safetensors",
         "history.csv",
         "metrics.json",
+        "state.safetensors",
         "checksums.json",
     }
     again = load_run(tmp_path / "run", dataset=dataset)
