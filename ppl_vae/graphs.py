@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ppl_vae.places import Constants
 from ppl_vae.system.errors import one_line
 
 Tensors = tuple[Tensor, ...]
@@ -156,7 +157,7 @@ class Graphs:
         eager: Callable[[], Any],
         trace: Callable[[], Graph],
         *,
-        state: Iterable[Tensor] = (),
+        keep: Callable[[], Callable[[], None]] = lambda: lambda: None,
         is_ready: Callable[[], bool] = lambda: True,
     ) -> Any:
         """What `eager()` returns, by a graph where there is one.
@@ -165,7 +166,8 @@ class Graphs:
             key: what a graph depends on.
             tensors: the arguments of a replay.
             eager, trace: run the call, or run and trace it.
-            state: what tracing may change, written back where it fails; so are the random generators.
+            keep: makes what writes back, where tracing fails, what it may have changed; the random generators are
+                written back anyway.
             is_ready: whether the call may be traced, but for the number of calls.
         """
         graph = self._graphs.get(key)
@@ -175,7 +177,7 @@ class Graphs:
         if self.failed or (graph is None and not (self._is_due(key) and is_ready())):
             self._eager_calls[key] += 1
             return eager()
-        before = [] if graph else [(t, t.detach().clone()) for t in state]
+        write_back = keep() if graph is None else None
         generators = generator_states()
         try:
             if graph is None:
@@ -184,9 +186,8 @@ class Graphs:
             return graph.replay(*tensors)
         except Exception as error:
             set_generator_states(generators)
-            with torch.no_grad():
-                for t, value in before:
-                    t.copy_(value)
+            if write_back is not None:
+                write_back()
             self.fail(one_line(error, foreign=True))
             return eager()
 
@@ -206,12 +207,12 @@ class Compiled:
     """A function of tensors, without gradients, compiled for each shape of theirs and each choice of keywords.
 
     The first call runs as it is, the second is traced, and the next are replayed; another shape than the first is
-    compiled when it has come 200 times. Where it cannot be traced, or `changed` says of a constant of its trace that it
-    is another now ("" for none), it warns once and runs uncompiled.
+    compiled when it has come 200 times. Where it cannot be traced, or one of its `constants` is another now, it warns
+    once and runs uncompiled.
     """
 
-    def __init__(self, function: Callable[..., Tensors], changed: Callable[[], str] = lambda: ""):
-        self.function, self.changed = function, changed
+    def __init__(self, function: Callable[..., Tensors], constants: Constants | None = None):
+        self.function, self.constants = function, constants or Constants()
         self._graphs = Graphs()
 
     def __call__(self, *tensors: Tensor, **static: Hashable) -> Tensors:
@@ -219,12 +220,13 @@ class Compiled:
 
         def trace() -> Graph:
             replay = Replay(function, *tensors)
+            self.constants.are_in_graph(replay.constants)
             return Graph(replay.first, replay)
 
-        if changed := self.changed():
+        if not self._graphs.failed and (changed := self.constants.changed()):
             self._graphs.fail(changed)
         key = tuple(map(layout, tensors)), tuple(static.items())
-        return self._graphs.call(key, tensors, lambda: function(*tensors), trace)
+        return self._graphs.call(key, tensors, lambda: function(*tensors), trace, keep=self.constants.kept)
 
 
 def layout(t: Tensor) -> Hashable:

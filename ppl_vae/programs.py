@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
-import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pyro
@@ -17,8 +14,10 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine import runtime
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent
+
+from ppl_vae.places import modules_of
 
 Program = Callable[..., Any]
 
@@ -39,132 +38,6 @@ def own_param_store() -> Iterator[None]:
     store = pyro.get_param_store()
     with store.scope(store.get_state()):
         yield
-
-
-def modules_of(*programs: Program) -> list[nn.Module]:
-    """The `nn.Module`s that programs use, as far as `places_of` sees them, without the submodules of others."""
-    modules = {id(m): m for _, read in places_of(*programs) if isinstance(m := read(), nn.Module)}
-    inner = {id(child) for m in modules.values() for child in m.modules() if child is not m}
-    return [m for i, m in modules.items() if i not in inner]
-
-
-Place = tuple[str, Callable[[], Any]]
-"""Its path, and a function that reads what is there."""
-
-
-def places_of(*programs: Program) -> list[Place]:
-    """Where programs find what they use: the variables and globals that their functions name, the attributes of their
-    objects, the arguments of partials, the items of containers, and in turn what these use. What libraries hold, and
-    what a function gets at in other ways, is not seen."""
-    places: list[Place] = []
-    seen: dict[Hashable, Any] = {}  # the values are kept, so that no id comes twice
-
-    def walk(value: Any, path: str) -> None:
-        is_method = isinstance(value, MethodType)  # another object at each access
-        identity = (id(value.__func__), id(value.__self__)) if is_method else id(value)
-        if identity in seen or isinstance(value, _LEAVES):
-            return
-        seen[identity] = value
-        for name, read in _held(value):
-            place = f"{path}.{name}".strip(".")
-            places.append((place, read))
-            walk(read(), place)
-
-    walk(programs, "")
-    return places
-
-
-class Constants:
-    """The numbers and strings that programs find in Python, as far as `places_of` sees them, of which a trace makes
-    constants."""
-
-    def __init__(self, *programs: Program):
-        self._places = [
-            (path, read, read())
-            for path, read in places_of(*programs)
-            if isinstance(read(), bool | int | float | str | None) and path.rpartition(".")[2] != "training"
-        ]
-
-    def changed(self) -> str:
-        """Which is another than when this was made, and what to do; "" for none."""
-        for path, read, before in self._places:
-            now = read()
-            if now is not before and (type(now), now) != (type(before), before):
-                return f"{path!r} changed from {before} to {now}, of which a trace makes a constant: make it a buffer"
-        return ""
-
-
-_FOREIGN = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "zuko"}  # packages that use no modules of a user's
-_LEAVES = (Tensor, type, ModuleType, int, float, str, type(None))
-_LARGE = 100  # a container of more items holds data
-
-
-def _held(value: Any) -> Iterator[Place]:
-    """What a value holds itself."""
-    fixed: list[Any] = []
-    if isinstance(value, functools.partial):
-        fixed = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, MethodType):
-        owner = value.__self__
-        fixed = [owner, value.__func__, *(_of_class(type(owner), name, owner) for name in _names(value.__func__))]
-    elif isinstance(value, FunctionType):
-        yield from _named(value)
-        fixed = [getattr(value, "__wrapped__", None), *(value.__defaults__ or ())]
-    elif isinstance(value, tuple | set | frozenset):
-        fixed = [*value][:_LARGE]
-    elif isinstance(value, list | dict):
-        keys = range(len(value)) if isinstance(value, list) else [*value]
-        yield from ((str(key), functools.partial(_item, value, key)) for key in keys[:_LARGE])
-    elif isinstance(value, nn.Module) or not _is_foreign(type(value).__module__):
-        fixed = [_of_class(type(value), "forward" if isinstance(value, nn.Module) else "__call__", value)]
-        for attributes in (getattr(value, "__dict__", {}), getattr(value, "_modules", {})):
-            names = [name for name in attributes if name not in _OF_MODULES]
-            yield from ((name, functools.partial(attributes.get, name)) for name in names)
-    yield from (("", lambda part=part: part) for part in fixed)
-
-
-_OF_MODULES = {*vars(nn.Module())}
-
-
-def _item(container: Any, key: Any) -> Any:
-    try:
-        return container[key]
-    except LookupError:  # it was there
-        return None
-
-
-def _of_class(cls: type, name: str, owner: Any) -> Any:
-    """What a user's class has by this name, a function as a method of the owner."""
-    found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c) and not _is_foreign(c.__module__)), None)
-    return MethodType(found, owner) if isinstance(found, FunctionType) else found
-
-
-def _named(function: FunctionType) -> Iterator[Place]:
-    """The variables that a function captured, and the globals that it names, also as `module.name`."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield name, functools.partial(getattr, cell, "cell_contents", None)
-    variables, names = function.__globals__, [] if _is_foreign(function.__module__) else _names(function)
-    for name in names:
-        found = variables.get(name)
-        if isinstance(found, ModuleType | type) and not _is_foreign(getattr(found, "__module__", found.__name__)):
-            yield from ((f"{name}.{n}", functools.partial(vars(found).get, n)) for n in names if n in vars(found))
-        elif name in variables:
-            yield name, functools.partial(variables.get, name)
-
-
-def _names(function: Any) -> list[str]:
-    """The names of globals and attributes in a function's code, and in that of the functions inside of it."""
-    names: dict[str, None] = {}
-    codes = [getattr(function, "__code__", None)]
-    for code in codes:
-        if isinstance(code, CodeType):
-            names |= dict.fromkeys(code.co_names)
-            codes += code.co_consts
-    return [*names]
-
-
-def _is_foreign(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in _FOREIGN
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Graphs against the functions that were traced."""
 
+import functools
 import warnings
 
 import pyro.distributions as dist
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from ppl_vae.graphs import Compiled, Graph, Graphs, Replay, repays
+from ppl_vae.places import kept
 from ppl_vae.programs import seeded
 
 
@@ -125,5 +127,6 @@ def test_a_graph_that_is_no_longer_valid_is_traced_again_and_what_tracing_change
     only = Graphs(only_one=True)
     assert only.call("a", (), lambda: "eager", trace) == "traced"
     assert only.call("b", (), lambda: "eager", trace) == "eager"
+    keep = functools.partial(kept, [state])
     with pytest.warns(RuntimeWarning, match="not compiled, .*: RuntimeError: no graph"):
-        assert Graphs(only_one=True).call("a", (), lambda: state.clone(), broken, state=[state]).tolist() == [0, 0]
+        assert Graphs(only_one=True).call("a", (), lambda: state.clone(), broken, keep=keep).tolist() == [0, 0]

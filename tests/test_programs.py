@@ -13,7 +13,6 @@ from ppl_vae.programs import (
     log_prob_per_datum,
     mode,
     model_trace_of,
-    modules_of,
     own_param_store,
     part_of,
     sample_sites,
@@ -38,19 +37,6 @@ def test_seeded_gives_the_same_draws_and_restores_the_state():
         assert torch.equal(torch.rand(4), a)
 
 
-def test_modules_are_found_through_methods_closures_partials_and_globals():
-    owner, other = Owner(), Owner()
-
-    def closure(x):
-        return other.layer(x)
-
-    assert modules_of(owner) == [owner]
-    assert modules_of(owner.model, owner.model) == [owner]
-    assert modules_of(closure) == [other]
-    assert modules_of(functools.partial(closure, 1), owner.model) == [other, owner]
-    assert modules_of(lambda x: x) == []
-
-
 @pytest.mark.parametrize("raised", [ValueError("x: expected 1\nline"), RuntimeError("of torch"), KeyError("z")])
 def test_what_a_program_raises_comes_without_the_shapes_of_its_sites(raised):
     def program(x):
@@ -62,58 +48,6 @@ def test_what_a_program_raises_comes_without_the_shapes_of_its_sites(raised):
         with seeded(0), pytest.raises(type(raised)) as caught:
             trace(program, torch.zeros(3))
         assert caught.value is raised
-
-
-HELPERS = Owner()
-
-
-class Nets:
-    of_class = Owner()
-
-
-class Plain:
-    """No `nn.Module`, with a method that the program calls, which calls what is global."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def __call__(self, x):
-        return self.model(x)
-
-    def model(self, x):
-        return self.helper(self.module.layer(x))
-
-    def helper(self, x):
-        return helper(x) + Nets.of_class.layer(x)
-
-
-def helper(x):
-    return [HELPERS.layer(y) for y in x]
-
-
-class Holding(nn.Module):
-    """A module that holds another out of sight of torch, in a list."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Identity()
-        self.others = [Owner()]
-
-
-def test_modules_are_found_in_plain_objects_keywords_containers_and_helpers():
-    own = Owner()
-    assert modules_of(Plain(own)) == [own, HELPERS, Nets.of_class]
-    assert modules_of(Plain(own).model) == [own, HELPERS, Nets.of_class]
-    assert modules_of(functools.partial(lambda x, net: net(x), net=own)) == [own]
-    assert modules_of(lambda x, net=own: net(x)) == [own]
-    assert modules_of(lambda x: (lambda y: own(y))(x)) == [own]
-    assert modules_of(poutine.scale(own.model, 0.5)) == [own]
-    nested = {"nets": ({1: own},)}
-    assert modules_of(lambda x: nested["nets"]) == [own]
-    holding = Holding()
-    assert modules_of(holding, holding.inner.forward) == [holding, *holding.others]
-    with mode(Plain(own), training=False):
-        assert not any(dropout.training for dropout in (own.layer, HELPERS.layer, Nets.of_class.layer))
 
 
 def test_mode_is_restored_submodule_by_submodule():

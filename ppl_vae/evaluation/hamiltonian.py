@@ -14,8 +14,8 @@ from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from ppl_vae.contract import support_name
 from ppl_vae.graphs import Compiled
+from ppl_vae.places import Constants
 from ppl_vae.programs import (
-    Constants,
     Program,
     guide_trace_of,
     log_prob_per_datum,
@@ -48,8 +48,8 @@ class Densities:
         self.leap: Callable[..., tuple[Tensor, ...]] = self._leap
 
     def compile(self, *programs: Program) -> None:
-        changed = Constants(*programs).changed
-        self.values, self.leap = Compiled(self._values, changed), Compiled(self._leap, changed)
+        constants = Constants(*programs)
+        self.values, self.leap = Compiled(self._values, constants), Compiled(self._leap, constants)
 
     def __call__(self, u: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         return self._by_chunks(self.values, u, [], data)

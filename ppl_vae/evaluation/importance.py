@@ -13,8 +13,8 @@ from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed
 from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.graphs import Compiled, flop_counter, repays
+from ppl_vae.places import Constants
 from ppl_vae.programs import (
-    Constants,
     Program,
     evaluating,
     guide_trace_of,
@@ -57,8 +57,8 @@ class LogWeights:
         self.score: Callable[..., tuple[Tensor, ...]] = self._score
 
     def compile(self) -> None:
-        changed = Constants(self.model, self.guide).changed
-        self.draw, self.score = Compiled(self._draw, changed), Compiled(self._score, changed)
+        constants = Constants(self.model, self.guide)
+        self.draw, self.score = Compiled(self._draw, constants), Compiled(self._score, constants)
 
     def _draw(self, *data: Tensor, num_samples: int) -> tuple[Tensor, ...]:
         """log q, and the latent sites' values."""

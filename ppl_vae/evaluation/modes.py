@@ -15,7 +15,8 @@ from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.refined import Refined, mixture_of
 from ppl_vae.evaluation.refinement import MIN_SPREAD
 from ppl_vae.graphs import Compiled, flop_counter, repays
-from ppl_vae.programs import Constants, Program, evaluating, guide_trace_of, seeded, sum_of_sites
+from ppl_vae.places import Constants
+from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded, sum_of_sites
 from ppl_vae.system.progress import progress
 
 Value = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -88,7 +89,7 @@ def refine_modes(
             compiled = len(blocks) > 1 and repays(len(blocks) * num_steps, per_step)
         if compiled:
             log_joint.compile(model)
-            draw = Compiled(of_prior, Constants(model).changed)
+            draw = Compiled(of_prior, Constants(model))
         fits = []
         with progress("refining", len(blocks), enabled=show_progress) as report:
             for number, rows in enumerate(blocks):

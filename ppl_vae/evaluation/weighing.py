@@ -21,7 +21,8 @@ from ppl_vae.evaluation.importance import LogWeights, log_likelihood
 from ppl_vae.evaluation.modes import refine_modes
 from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, LogMeanExp, PerDatum, widening
 from ppl_vae.graphs import Compiled
-from ppl_vae.programs import Constants, Program, evaluating, model_trace_of, seeded, sum_of_sites, trace_of
+from ppl_vae.places import Constants
+from ppl_vae.programs import Program, evaluating, model_trace_of, seeded, sum_of_sites, trace_of
 
 LEAPFROG_STEPS = 5
 MAX_FACTOR = 16  # of num_samples
@@ -176,7 +177,7 @@ class Weighed:
                 self._add(rows, filled, values, log_q=log_q)
                 if number == 0 and (compiled or (compiled is None and len(blocks) > 8)):
                     proposal.compile()
-                    self.score = Compiled(self._score, Constants(self.model).changed)
+                    self.score = Compiled(self._score, Constants(self.model))
 
     def add_chains(self, start: Program, index: Tensor, num_steps: int, **options: Any) -> None:
         """Chains of the data at `index`, annealed from a guide."""

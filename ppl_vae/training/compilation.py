@@ -6,6 +6,7 @@ and, in `fit`, with the optimiser in it. `torch.compile` straight on the loss br
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,8 @@ from torch.utils import _pytree as pytree
 
 from ppl_vae.graphs import Graph, Graphs, Replay, Tensors, flop_counter, layout
 from ppl_vae.objectives import Elbo, Objective
-from ppl_vae.programs import Constants, Program, modules_of
+from ppl_vae.places import Constants, kept, modules_of
+from ppl_vae.programs import Program
 from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_rates, adam_update
 
 
@@ -59,11 +61,19 @@ class _Used:
 
     def __init__(self, model: Program, guide: Program, objective: ELBO):
         self.modules = all_modules(model, guide, objective)
-        self.changed = Constants(model, guide, objective).changed
+        self.constants = Constants(model, guide, objective)
 
-    def buffers(self) -> Iterator[Tensor]:
-        for module in self.modules:
-            yield from module.buffers()
+    def kept(self, *optim: PyroOptim) -> Callable[[], None]:
+        """A function that writes back what a step may change."""
+        buffers = (buffer for module in self.modules for buffer in module.buffers())
+        write_tensors = kept(itertools.chain(buffers, *map(_moments, optim)))
+        write_constants = self.constants.kept()
+
+        def write() -> None:
+            write_constants()
+            write_tensors()
+
+        return write
 
 
 class CompiledTrace_ELBO(ELBO):
@@ -75,7 +85,7 @@ class CompiledTrace_ELBO(ELBO):
     is, with Pyro's validation if that is on; the second is traced, and the next are replayed. Another shape or state
     than the first is compiled when it has come 200 times. Where tracing fails, there is no C++ compiler, or a number
     changes that the programs find in an attribute, a global or a captured variable, of which a trace makes a constant,
-    it warns once and runs uncompiled, with the same results.
+    or another tensor takes the place of one there, it warns once and runs uncompiled, with the same results.
 
     `objective` is `Elbo()` (Pyro's `Trace_ELBO`), or another of `ppl_vae.objectives`.
     """
@@ -98,7 +108,7 @@ class CompiledTrace_ELBO(ELBO):
         """The loss in nats, a 0-d tensor, not yet synchronised with the device; gradients are added to the
         parameters'."""
         used = self._used.get((model, guide)) or _Used(model, guide, self.objective)
-        if changed := used.changed():
+        if not self._graphs.failed and (changed := used.constants.changed()):
             self._graphs.fail(changed)
         key, tensors, call = _keyed(model, guide, used, args, kwargs)
 
@@ -120,11 +130,12 @@ class CompiledTrace_ELBO(ELBO):
                 return loss
 
             replay = Replay(step, *tensors)
+            used.constants.are_in_graph(replay.constants)
             return Graph(added(*replay.first), lambda *tensors: added(*replay(*tensors)), params.declare)
 
         # In another param store parameters are made anew, which must not become part of a graph.
         is_ready = lambda: self._params[key].declare()  # noqa: E731
-        loss = self._graphs.call(key, tensors, eager, trace, state=used.buffers(), is_ready=is_ready)
+        loss = self._graphs.call(key, tensors, eager, trace, keep=used.kept, is_ready=is_ready)
         if (model, guide) not in self._used:  # the first call may set what is set once
             self._used[model, guide] = _Used(model, guide, self.objective)
         return loss
@@ -165,11 +176,11 @@ class Step:
             return loss
         if not (self.compiled and isinstance(self.objective, Objective) and self._shapes == [*map(layout, batch)]):
             return self._eager(*batch)
-        if changed := self._used.changed():
+        if not self._graphs.failed and (changed := self._used.constants.changed()):
             self._graphs.fail(changed)
         key, tensors, _ = _keyed(self.model, self.guide, self._used, batch, {})
-        state = itertools.chain(self._used.buffers(), _moments(self.optim))
-        return self._graphs.call(key, tensors, lambda: self._eager(*batch), lambda: self._trace(*batch), state=state)
+        keep = functools.partial(self._used.kept, self.optim)
+        return self._graphs.call(key, tensors, lambda: self._eager(*batch), lambda: self._trace(*batch), keep=keep)
 
     def _eager(self, *batch: Tensor) -> Tensor:
         params = _Params()
@@ -195,7 +206,7 @@ class Step:
             return (loss,)
 
         with self._begun(adam):
-            replay = Replay(step, *batch)
+            replay = self._replay(step, *batch)
 
         def again(*batch: Tensor) -> Tensor:
             with self._begun(adam):
@@ -216,8 +227,13 @@ class Step:
             self._step_optimizer(with_grads)
             return loss
 
-        replay = Replay(step, *batch)
+        replay = self._replay(step, *batch)
         return Graph(updated(*replay.first), lambda *batch: updated(*replay(*batch)))
+
+    def _replay(self, step: Callable[..., Tensors], *batch: Tensor) -> Replay:
+        replay = Replay(step, *batch)
+        self._used.constants.are_in_graph(replay.constants)
+        return replay
 
     @contextmanager
     def _begun(self, adam: Optimizer) -> Iterator[None]:

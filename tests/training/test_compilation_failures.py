@@ -17,25 +17,31 @@ from ppl_vae.training.schedules import Cosine
 
 
 class Branches(Regularised):
-    """Reads a buffer as a number, after BatchNorm has counted and noise was drawn."""
+    """Reads a buffer, or a plain tensor, as a number, after BatchNorm has counted and noise was drawn; and counts in
+    Python."""
 
     how = "item"
 
     def __init__(self):
         super().__init__()
         self.register_buffer("n", torch.zeros(()))
+        self.plain, self.calls = torch.zeros(()), 0
 
     def model(self, x):
         super().model(x)
         if self.how == "item":
             pyro.factor("f", torch.tensor(self.n.item()))
             self.n.add_(1)
+        elif self.how == "plain":
+            self.plain += 1
+            self.calls += 1
+            pyro.factor("f", torch.tensor(self.plain.item() + self.calls))
         elif self.how == "branch":
             self.n.add_(1)
             pyro.factor("f", torch.tensor(1.0 if self.n > 2 else 7.0))
 
 
-@pytest.mark.parametrize("how", ["item", "branch", "compiler"])
+@pytest.mark.parametrize("how", ["item", "plain", "branch", "compiler"])
 def test_without_a_graph_it_says_so_once_and_goes_on_as_if_it_had_not_been_tried(how, monkeypatch):
     def compile(graph, **kwargs):
         def call(*args):
@@ -65,6 +71,8 @@ def test_without_a_graph_it_says_so_once_and_goes_on_as_if_it_had_not_been_tried
                 state = optim.get_state()
                 end += [t for s in state["optimizer"]["state"].values() for t in s.values()]
                 ends.append([t.detach().clone() for t in [*end, torch.tensor(state["num_steps"])]])
+            if how == "plain":
+                assert (pair.plain.item(), pair.calls) == (6, 6)
             ours = [str(w.message) for w in caught if "not compiled" in str(w.message)]
             assert len(ours) == compiled
             if compiled:

@@ -185,12 +185,13 @@ def test_scales_around_programs_are_in_the_graph(graphs):
 
 
 class Counted(nn.Module):
-    """x ~ N(loc, 1), scaled by a number that the program counts up in Python: an attribute, a captured one or an
-    item of a list."""
+    """x ~ N(loc, 1), scaled by a number that the program counts up in Python: an attribute, a captured one, an item of
+    a list or a tensor that takes another's place."""
 
     def __init__(self, where):
         super().__init__()
         self.loc, self.where, self.t, self.counts = nn.Parameter(torch.zeros(())), where, 0, [0]
+        self.tensor = torch.zeros(())
         t = 0
 
         def closure():
@@ -205,19 +206,22 @@ class Counted(nn.Module):
             self.t += 1
         elif self.where == "item":
             self.counts[0] += 1
+        elif self.where == "tensor":
+            self.tensor = self.tensor + 1
+            return self.tensor
         else:
             return self.closure()
         return self.t + self.counts[0]
 
     def model(self, x):
         pyro.module("counted", self)
-        with pyro.plate("data", len(x)), poutine.scale(scale=min(1.0, self.count() / 4)):
+        with pyro.plate("data", len(x)), poutine.scale(scale=torch.as_tensor(self.count() / 4).clamp(max=1.0)):
             pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
 
     def guide(self, x): ...
 
 
-@pytest.mark.parametrize("where", ["attribute", "item", "closure"])
+@pytest.mark.parametrize("where", ["attribute", "item", "closure", "tensor"])
 @pytest.mark.parametrize("in_step", [True, False])
 def test_a_number_that_the_program_changes_is_no_constant_of_a_graph(in_step, where, graphs):
     """The loss is min(1, t / 4) times -log p(x), of one datum at its mean: log(2 pi) / 2."""
@@ -230,8 +234,10 @@ def test_a_number_that_the_program_changes_is_no_constant_of_a_graph(in_step, wh
         losses = [call(x).item() for _ in range(6)]
     assert losses == pytest.approx(expected, rel=1e-6)
     (warning,) = [str(w.message) for w in caught if "not compiled" in str(w.message)]
-    name = {"attribute": "t", "item": "counts.0", "closure": "closure.t"}[where]
-    assert f"{name}' changed from 1 to 2, of which a trace makes a constant: make it a buffer" in warning
+    how = "changed from 1 to 2"
+    found = {"attribute": f"t' {how}", "item": f"counts.0' {how}", "closure": f"closure.t' {how}"}
+    found["tensor"] = "tensor' became another tensor"
+    assert f"{found[where]}, of which a trace makes a constant: make it a buffer" in warning
 
 
 def test_a_full_batch_is_traced_though_the_second_is_shorter(graphs):
