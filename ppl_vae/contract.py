@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_factor
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.programs import MASKED, UNMASK, Program, log_prob_per_datum, modules_of, sample_sites, trace_of, traced
+from ppl_vae.places import modules_of
+from ppl_vae.programs import MASKED, SCORES_ITS_OWN, UNMASK, Program, log_prob_per_datum, sample_sites, trace_of, traced
 
 WHOLE = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
 CHUNK_DATA = 256  # data whose observed values are looked at together
@@ -98,22 +101,61 @@ def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -
         ) from None
 
 
-_OF_DTYPES = re.compile(r"same dtype|scalar type|type \(.*\) should be the same|bias type")
+_OF_DTYPES = re.compile(r"same dtype|scalar type|type \(.*\) should be the same|bias type|bool tensor")
 
 
 def check_structure(model: Program, guide: Program, *data: Tensor) -> tuple[Trace, Trace]:
     """Plain traces of the model, at the guide's latents, and of the guide.
-    Raises `ValueError` for a fault in their plates, masks or sites."""
-    try:
-        guide_trace = plain_trace(guide, *data)
-        model_trace = plain_trace(model, *data, latents=guide_trace)
-    except ValueError as error:
-        if "subsample_size" in str(error):
-            raise ValueError(f"expected a data plate without subsample_size; got one with. {WHOLE}") from None
-        raise
+    Raises `ValueError` for a fault in their plates, masks or sites, modules that aren't found, whose mode isn't known,
+    and observed values that their distributions don't score."""
+    model_trace, guide_trace, declared = plain_traces(model, guide, *data)
     num_data = len(data[0])
-    raise_first(chain(plates(guide_trace, num_data), plates(model_trace, num_data), sites(model_trace, guide_trace)))
+    faults = chain(plates(guide_trace, num_data), plates(model_trace, num_data), sites(model_trace, guide_trace))
+    raise_first(chain(faults, unseen(declared, model, guide), scored(model_trace, num_data)))
     return model_trace, guide_trace
+
+
+def plain_traces(model: Program, guide: Program, *data: Tensor) -> tuple[Trace, Trace, Trace]:
+    """Plain traces of the model, at the guide's latents, of the guide, and of the parameters of both.
+    Raises `ValueError` for what `misfit` knows."""
+    try:
+        with poutine.trace(param_only=True) as declared:
+            guide_trace = plain_trace(guide, *data)
+            model_trace = plain_trace(model, *data, latents=guide_trace)
+    except Exception as error:
+        raise_first(filter(None, [misfit(error, model, guide, *data)]))
+        raise
+    return model_trace, guide_trace, declared.trace
+
+
+def misfit(error: Exception, model: Program, guide: Program, *data: Tensor) -> Finding | None:
+    """What is wrong with a pair that raised such an error, if it is that of a plate or an autoguide."""
+    if any(_subsamples(program, *data) for program in (guide, model)):
+        return Finding("plates", "", "expected a data plate without subsample_size; got one with", WHOLE)
+    if any(isinstance(m, AutoGuide) and m.prototype_trace is not None for m in modules_of(guide)):
+        return Finding(
+            "latents", "", "expected a guide of any data; got an autoguide that is set up for others", _ENCODE
+        )
+    message = str(error).partition("\n")[0]
+    if isinstance(error, ValueError) and (
+        found := re.match(r"Shape mismatch inside plate\(.*\) at site (\S+)", message)
+    ):
+        return Finding("runs", found[1], message, event_of(data[0]))
+    return None
+
+
+def _subsamples(program: Program, *data: Tensor) -> bool:
+    """Whether a plate of the program is smaller than the data, as far as it runs."""
+    tracer = poutine.trace()
+    with torch.random.fork_rng(), tracer, suppress(Exception):
+        program(*data)
+    fns = (site["fn"] for site in tracer.trace.nodes.values() if site["type"] == "sample" and site_is_subsample(site))
+    return any(fn.size == len(data[0]) and fn.subsample_size not in (None, fn.size) for fn in fns)
+
+
+def event_of(x: Tensor) -> str:
+    """What to do where dims of a datum are taken for others."""
+    return f"Declare all dims of a datum as the event, .to_event({x.dim() - 1}) for x"
 
 
 def check_training(model: Program, guide: Program, *data: Tensor, enumerates: bool = False) -> list[str]:
@@ -123,19 +165,18 @@ def check_training(model: Program, guide: Program, *data: Tensor, enumerates: bo
     parameters, no parameters, data outside of their support, or a site without one log-prob a datum. A pair may be an
     autoencoder, its guide a point. `enumerates` says that the objective sums over the sites that the model enumerates.
     """
-    with poutine.trace(param_only=True) as declared:
-        guide_trace = plain_trace(guide, *data)
-        model_trace = plain_trace(model, *data, latents=guide_trace)
+    model_trace, guide_trace, declared = plain_traces(model, guide, *data)
     shared = (f for f in shared_latents(model_trace, guide_trace) if not (enumerates and f.check == "enumerated"))
     faults = (plates(guide_trace, len(data[0])), plates(model_trace, len(data[0])), shared, observed(model_trace))
-    raise_first(chain(*faults, params(declared.trace, model, guide), support_of(model_trace)))
-    if not len(declared.trace.nodes) > 0:
+    values = () if enumerates else scored(model_trace, len(data[0]))
+    raise_first(chain(*faults, params(declared, model, guide), values, support_of(model_trace)))
+    if not len(declared.nodes) > 0:
         raise ValueError("expected a program with parameters, declared by pyro.module or pyro.param; got none")
     log_prob_per_datum(guide_trace, (len(data[0]),))
     if not enumerates:
         log_prob_per_datum(model_trace, (len(data[0]),))
     ours = {id(p) for module in modules_of(model, guide) for p in module.parameters()}
-    return [name for name, site in _param_sites(declared.trace) if id(site["value"].unconstrained()) not in ours]
+    return [name for name, site in _param_sites(declared) if id(site["value"].unconstrained()) not in ours]
 
 
 def measure_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str]:
@@ -238,23 +279,30 @@ def _is_auxiliary(site: dict) -> bool:
 
 def params(declared: Trace, *programs: Program) -> Iterator[Finding]:
     """Faults in the parameters of a trace: each is one that a module has, or is bare (`pyro.param`)."""
-    ours = {id(p) for module in modules_of(*programs) for p in module.parameters()}
+    yield from unseen(declared, *programs)
     for name, site in _param_sites(declared):
         trained, own = site["value"].unconstrained(), site["args"][-1]
-        if not isinstance(own, nn.Parameter):
+        if not isinstance(own, nn.Parameter) or trained is own:
             continue
-        if trained is own:
-            if "$$$" in name and id(own) not in ours:
-                got = "expected a parameter of a module that the program refers to; got another, whose mode isn't known"
-                remedy = "Let the program use the module by a variable, an attribute or a global name"
-                yield Finding("gradients", name, got, remedy)
-        elif own.is_contiguous():
+        if own.is_contiguous():
             got = "expected the module's parameter; got another of this name in Pyro's param store, to be trained"
             remedy = "Give each module a name of its own in pyro.module, or call pyro.clear_param_store()"
             yield Finding("gradients", name, got, remedy)
         else:
             got = "expected a contiguous nn.Parameter; got one that Pyro's param store copies, to train the copy"
             yield Finding("gradients", name, got, "Make it contiguous: nn.Parameter(value.contiguous())")
+
+
+def unseen(declared: Trace, *programs: Program) -> Iterator[Finding]:
+    """The parameters of a trace that are of modules which aren't found: these stay in the mode that they are in."""
+    ours = {id(p) for module in modules_of(*programs) for p in module.parameters()}
+    for name, site in _param_sites(declared):
+        own = site["args"][-1]
+        is_own = isinstance(own, nn.Parameter) and own is site["value"].unconstrained()
+        if "$$$" in name and is_own and id(own) not in ours:
+            got = "expected a parameter of a module that the program refers to; got another, whose mode isn't known"
+            remedy = "Let the program use the module by a variable, an attribute or a global name"
+            yield Finding("modules", name, got, remedy)
 
 
 def _param_sites(trace: Trace) -> list[tuple[str, dict]]:
@@ -300,8 +348,7 @@ def check_scores_any(guide: Program, *datum: Tensor) -> None:
         log_prob_per_datum(plain, (len(datum[0]),))
     except (KeyError, NotImplementedError):  # as Pyro's transforms raise
         raise ValueError(
-            "the guide: expected a density at any z; got a flow without an inverse, that scores its own draws alone. "
-            "`log_likelihood` wants no more than that, nor does annealing from the prior"
+            f"the guide: {SCORES_ITS_OWN}. `log_likelihood` wants no more than that, nor does annealing from the prior"
         ) from None
 
 
@@ -309,6 +356,28 @@ def check_same_without_x(name: str, log_p: Tensor, at_other_x: Tensor) -> None:
     """Raises `ValueError` where a log-prob of the same value differs as the program is given another x."""
     if not torch.allclose(log_p, at_other_x):
         raise ValueError(f"site {name!r}: expected a distribution that does not depend on x; got one that does")
+
+
+def scored(model_trace: Trace, num_data: int) -> Iterator[Finding]:
+    """Observed values of a plain trace that their distributions don't score by one number a datum."""
+    for name, site in observed_sites(model_trace).items():
+        fn, value = site["fn"], site["value"]
+        try:
+            shape = tuple(fn.log_prob(value).shape)
+        except RuntimeError:
+            if value.is_floating_point():
+                raise
+            dtype = torch.get_default_dtype()
+            message = f"expected observed values of {dtype}; got {value.dtype}"
+            yield Finding("dtype", name, message, f"Convert them: .to({dtype})")
+            continue
+        if shape != (num_data,) and value.shape != (num_data, *fn.event_shape):
+            expected = ", ".join(["data", *map(str, fn.event_shape)]) + "," * (not fn.event_shape)
+            message = (
+                f"expected observed values of shape ({expected}), for one log-prob a datum; got {tuple(value.shape)}"
+            )
+            fits = value.numel() == num_data * fn.event_shape.numel()
+            yield Finding("particles", name, message, f"Reshape them to ({expected})" if fits else event_of(value))
 
 
 def support_of(model_trace: Trace) -> Iterator[Finding]:

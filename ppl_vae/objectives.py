@@ -26,7 +26,7 @@ from torch.distributions import Distribution, Independent
 from ppl_vae.components import Component
 from ppl_vae.distributions import kl_divergence
 from ppl_vae.kl_weights import KLWeight
-from ppl_vae.programs import Program, check_per_datum, check_unmasked, innermost, mode, sample_sites
+from ppl_vae.programs import SCORES_ITS_OWN, Program, check_per_datum, check_unmasked, innermost, mode, sample_sites
 
 
 class KLScale(Messenger):
@@ -296,7 +296,12 @@ def _path_log_q(guide_trace: Trace, weight: float | Tensor) -> Any:
     latents = [*sample_sites(guide_trace, observed=False).values()]
     for site in latents:
         log_q = log_q + (weight * site["log_prob"]).sum()
-        log_prob = site["fn"].log_prob(site["value"].detach())
+        try:
+            log_prob = site["fn"].log_prob(site["value"].detach())
+        except (KeyError, NotImplementedError):  # as Pyro's transforms raise
+            raise ValueError(
+                f"site {site['name']!r}: {SCORES_ITS_OWN} (Elbo takes it, and ImportanceWeighted)"
+            ) from None
         score = score + (weight * scale_and_mask(log_prob, site["scale"], site["mask"])).sum()
     # In a hierarchy the parameters of q(z_1 | z_2) depend on the path of z_2. From the last site up, what reaches
     # each draw is taken off the score, until it is the derivative at fixed draws.

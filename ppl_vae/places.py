@@ -11,7 +11,6 @@ import itertools
 import pickle
 import random
 import sys
-import weakref
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -240,8 +239,6 @@ def _held(value: Any) -> Iterator[Place]:
         yield from _fixed(getattr(value, "__wrapped__", None), *defaults)
     elif isinstance(value, functools._lru_cache_wrapper):
         yield from _fixed(value.__wrapped__)
-    elif isinstance(value, weakref.ref):
-        yield from _fixed(value())
     elif isinstance(value, tuple | set | frozenset):
         yield from _fixed(*[*value][:_LARGE])
     elif isinstance(value, list | dict | deque):

@@ -169,6 +169,7 @@ def log_prob_per_datum(trace: Trace, shape: tuple[int, ...]) -> dict[str, Tensor
     return log_probs
 
 
+SCORES_ITS_OWN = "expected a density at any z; got a flow without an inverse, that scores its own draws alone"
 MASKED = "expected a site without a mask; got one inside poutine.mask"
 UNMASK = "Mask the distribution itself, before its dims are the event: fn.mask(seen).to_event(1)"
 

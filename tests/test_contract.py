@@ -453,3 +453,90 @@ def test_a_subsampled_plate_is_named():
     for estimate in (log_likelihood, to_arviz):
         with pytest.raises(ValueError, match="expected a data plate without subsample_size; got one with"):
             estimate(program, program, torch.zeros(5))
+
+
+def with_label(z, x, y):
+    of_normal(z, x)
+    pyro.sample("y", dist.Bernoulli(logits=z[..., 0]), obs=y)
+
+
+def of_x_and_y(latent, observe=None):
+    """A program of x and y."""
+
+    def run(x, y):
+        with pyro.plate("data", len(x)):
+            z = latent()
+            if observe is not None:
+                observe(z, x, y)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (
+            torch.ones(4, 1),
+            r"site 'y': expected observed values of shape \(data,\), .*; got \([14], 1\)\. Reshape them",
+        ),
+        (
+            torch.ones(4).long(),
+            r"site 'y': expected observed values of torch\.float32; got torch\.int64\. Convert them",
+        ),
+        (torch.ones(4).bool(), r"site 'y': expected observed values of torch\.float32; got torch\.bool\. Convert them"),
+    ],
+)
+def test_labels_that_a_likelihood_does_not_score_are_told_in_one_line_everywhere(y, message):
+    weight = nn.Parameter(torch.zeros(2))
+
+    def latent():
+        return pyro.sample("z", dist.Normal(pyro.param("weight", weight), 1.0).to_event(1))
+
+    model, guide = of_x_and_y(partial(pyro.sample, "z", normal()), with_label), of_x_and_y(latent)
+    x = torch.zeros(4, 3)
+    with pyro.get_param_store().scope():
+        for run in (log_likelihood, partial(fit, show_progress=False)):
+            with pytest.raises(ValueError, match=message):
+                run(model, guide, x, y)
+        (finding,) = check_model(model, guide, x, y).findings
+        assert re.match(message, f"site {finding.site!r}: {finding.message}. {finding.remedy}")
+        assert check_model(model, guide, x, torch.ones(4)).ok
+
+
+def test_a_bool_x_is_told_in_one_line():
+    model = program(observe=of_bernoulli)
+    with pytest.raises(ValueError, match=r"site 'x': expected observed values of torch\.float32; got torch\.bool"):
+        impute(model, GUIDE, torch.ones(4, 3) > 0, seen=torch.ones(3, dtype=torch.bool))
+
+
+def test_an_image_whose_dims_are_not_all_the_event_is_told_in_one_line_everywhere():
+    def of_image(z, x):
+        pyro.sample("x", dist.Normal(torch.zeros(*z.shape[:-1], 1, 6, 6), 1.0).to_event(1), obs=x)
+
+    x = torch.zeros(8, 1, 6, 6)
+    for run in (log_likelihood, partial(fit, show_progress=False)):
+        with pytest.raises(ValueError, match=r"site 'x': Shape mismatch .* \.to_event\(3\) for x"):
+            run(program(observe=of_image), GUIDE, x)
+
+
+def test_a_plate_of_a_part_of_the_data_is_told_in_one_line_everywhere():
+    def half(x):
+        return pyro.plate("data", len(x), subsample_size=len(x) // 2)
+
+    model, guide = program(observe=of_normal, plate=half), program(plate=half)
+    message = "expected .*data plate.*; got .*Leave subsample_size out"
+    x = torch.zeros(8, 3)
+    estimators = [log_likelihood, annealed_log_likelihood, to_arviz, partial(fit, show_progress=False)]
+    for run in (*estimators, partial(impute, seen=torch.ones(3, dtype=torch.bool))):
+        with pytest.raises(ValueError, match=message):
+            run(model, guide, x)
+    assert re.search(message, str(check_model(model, guide, x).findings[0]))
+
+
+def test_an_autoguide_of_other_data_is_told_in_one_line():
+    with pyro.get_param_store().scope(), seeded(0):
+        guide = AutoNormal(MODEL)
+        guide(torch.zeros(20, 3))
+        for run in (log_likelihood, partial(fit, batch_size=8, show_progress=False)):
+            with pytest.raises(ValueError, match=r"got an autoguide that is set up for others\. An autoguide has"):
+                run(MODEL, guide, torch.zeros(20, 3))

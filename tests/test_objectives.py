@@ -590,3 +590,23 @@ def test_objectives_and_weights_go_by_name():
     assert create(Objective, "importance-weighted:num_particles=7").num_particles == 7
     assert create(Objective, "free-bits:nats=0.1").nats == 0.1
     assert repr(create(KLWeight, "cyclical-warm-up:rise=0.2")) == "CyclicalWarmUp(steps_per_cycle=10000, rise=0.2)"
+
+
+@pytest.mark.parametrize("objective", [StickingTheLanding(), DoublyReparameterized()])
+def test_a_flow_without_an_inverse_is_named(objective):
+    with seeded(0):
+        planar = dist.transforms.Planar(2)
+
+    def normal(size, loc=0.0):
+        return dist.Normal(loc + torch.zeros(size), 1.0).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", normal(2, pyro.sample("z", normal(2))), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(normal(2), [planar]))
+
+    with seeded(0), pytest.raises(ValueError, match="site 'z': expected a density at any z; got a flow without an inv"):
+        objective.loss_and_grads(model, guide, torch.zeros(3, 2))

@@ -2,7 +2,6 @@ import functools
 import itertools
 import random
 import types
-import weakref
 from collections import deque
 
 import numpy as np
@@ -144,7 +143,6 @@ WAYS = {
     "super": lambda net: of_class(net).by_super,
     "module": in_a_module,
     "cache": lambda net: (lambda get: lambda x: get()(x))(functools.lru_cache(lambda: net)),
-    "reference": lambda net: (lambda get: lambda x: get()(x))(weakref.ref(net)),
     "deque": lambda net: (lambda nets: lambda x: nets[0](x))(deque([net])),
 }
 

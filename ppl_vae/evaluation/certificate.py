@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.contract import check_scores_any, tensors_of
 from ppl_vae.evaluation.adaptive import log_likelihood_within, refined_or_guide
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import log_likelihood
@@ -40,10 +41,13 @@ def certify(
     x and args only show the programs what data look like: the data are
     `simulate(model, x, *args, num_data=num_data, seed=seed)`. The other arguments are those of `log_likelihood`.
 
-    Raises `ValueError` as `log_likelihood_within` and `simulate` do, and for fewer than 2 samples.
+    Raises `ValueError` as `log_likelihood_within` and `simulate` do, for fewer than 2 samples, and for a guide that
+    scores its own draws alone.
     """
     if num_samples < 2:
         raise ValueError(f"num_samples: expected at least 2, the exact draw and another; got {num_samples}")
+    with evaluating(model, guide), seeded(seed):
+        check_scores_any(guide, *(t[:1] for t in tensors_of(model, guide, x, *args)))
     simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
     data = (simulated, *(t[torch.arange(num_data, device=t.device) % len(t)] for t in args))
     options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro import poutine
@@ -18,7 +18,8 @@ from torch.distributions.constraints import Constraint
 from ppl_vae import contract, programs
 from ppl_vae.contract import Finding, observed_sites, plain_trace, support_name, tensors_of
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.programs import Program, log_prob_per_datum, modules_of, sample_sites
+from ppl_vae.places import modules_of
+from ppl_vae.programs import Program, log_prob_per_datum, sample_sites
 
 Data = tuple[Tensor, ...]
 Buffer = tuple[str, nn.Module, str, Tensor, Tensor]  # path, module, name in the module, itself, its value before
@@ -49,10 +50,13 @@ def check_model(model: Program, guide: Program, x: Tensor, *args: Tensor) -> Rep
     - plates: each site is in one plate, of all the data, at dim -1;
     - mask, scale: no site is masked (an error) or scaled (a warning: evaluation ignores the scale);
     - latents, observed: the two share their latent sites, one at least, and the model observes something;
+    - modules: those that train are found, so that their mode is known;
+    - dtype: the observed values are such as their distributions score;
     - particles: the programs run in a further plate at dim -2, and each site has one log-prob per datum;
     - mode: the programs stay in evaluation mode, and change no buffer (BatchNorm's, say) in it;
     - repeatable: log-probs at the same z are the same twice (dropout is off);
     - independence: log-probs at the same z are the same without the other data, and in another order;
+    - density: the guide scores any z (a warning: a flow without an inverse scores its own draws alone);
     - support: data lie in their site's; the guide samples nothing but what the prior can, and reaches all of that;
     - finite: no log-prob is NaN or infinite;
     - gradients: the ELBO's in training mode are finite, and SVI trains the modules' own parameters;
@@ -89,21 +93,29 @@ def _nothing(*data: Tensor) -> None:
 def _examine(found: list[Finding], model: Program, guide: Program, data: Data, buffers: list[Buffer]) -> str:
     """Adds to `found`, check by check; returns the summary of a sound pair, "" of another."""
     n, traces, log_probs = len(data[0]), {}, {}
-    event = f"Declare all dims of a datum as the event, .to_event({data[0].dim() - 1}) for x"
     runs = "The pair has to run on these data as they are"
-    with _noting(found, "runs", "the guide", runs, event):
-        traces["guide"] = plain_trace(guide, *data)
-    with _noting(found, "runs", "the model", runs, event):
-        traces["model"] = plain_trace(model, *data, latents=traces.get("guide"))
+
+    def misfit(error: Exception) -> Finding | None:
+        return contract.misfit(error, model, guide, *data)
+
+    with poutine.trace(param_only=True) as declared:
+        with _noting(found, "runs", "the guide", runs, misfit):
+            traces["guide"] = plain_trace(guide, *data)
+        with _noting(found, "runs", "the model", runs, misfit):
+            traces["model"] = plain_trace(model, *data, latents=traces.get("guide"))
     for trace in traces.values():
         found += contract.plates(trace, n)
     if not _errors(found):
         found += contract.sites(traces["model"], traces["guide"])
+        found += contract.unseen(declared.trace, model, guide)
+    if not _errors(found):
+        with _noting(found, "runs", "a log-prob", runs):
+            found += contract.scored(traces["model"], n)
     if _errors(found):
         return ""
     shape, plain = (3, n), traces["model"]
     left = "It should run with any dims to the left of the data"
-    with _noting(found, "particles", "in a plate of particles at dim -2, the pair", left, event):
+    with _noting(found, "particles", "in a plate of particles at dim -2, the pair", left, misfit):
         traces["guide"] = programs.guide_trace_of(guide, *data, num_samples=shape[0])
         log_probs["guide"] = log_prob_per_datum(traces["guide"], shape)
         traces["model"] = programs.model_trace_of(model, traces["guide"], *data, num_samples=shape[0])
@@ -111,7 +123,10 @@ def _examine(found: list[Finding], model: Program, guide: Program, data: Data, b
     if _errors(found):
         return ""
     found += _mode(model, guide, buffers)
-    for title, program in () if _errors(found) else (("guide", guide), ("model", model)):
+    own_draws = [] if _errors(found) else [*_own_draws(guide, data)]
+    found += own_draws
+    rerun = {"model": model} if own_draws else {"guide": guide, "model": model}
+    for title, program in () if _errors(found) else rerun.items():
         with _noting(found, "independence", f"on a part of the data, the {title}", "It should run for any len(x)"):
             found += _reruns(title, program, traces["guide"], data, log_probs[title])
     with _noting(found, "support", "the support of a site", "Its distribution should tell what it allows"):
@@ -139,16 +154,22 @@ def _errors(findings: Iterable[Finding]) -> bool:
 
 
 @contextmanager
-def _noting(found: list[Finding], check: str, what: str, remedy: str, of_plates: str = "") -> Iterator[None]:
-    """An exception inside is a finding, of the site that its message names, with a remedy, or one for errors that speak
-    of plates."""
+def _noting(
+    found: list[Finding],
+    check: str,
+    what: str,
+    remedy: str,
+    known: Callable[[Exception], Finding | None] = lambda error: None,
+) -> Iterator[None]:
+    """An exception inside is a finding: one that is known for it, or of the site that its message names."""
     try:
         yield
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         site = re.search(r"site(?:s named)? ['\"](.+?)['\"]|at site (\S+)", message)
-        remedy = of_plates if of_plates and "plate" in message else remedy
-        found.append(Finding(check, (site[1] or site[2]) if site else "", f"{what} raises {message}", remedy))
+        name = (site[1] or site[2]) if site else ""
+        finding = known(error) or Finding(check, name, f"{what} raises {message}", remedy)
+        found.append(replace(finding, check=check) if finding.check == "runs" else finding)
 
 
 @contextmanager
@@ -174,6 +195,15 @@ def _mode(model: Program, guide: Program, buffers: list[Buffer]) -> Iterator[Fin
         if not getattr(module, name).equal(before):
             got = "expected a buffer that evaluation leaves alone; got it changed"
             yield Finding("mode", path, got, "Update it in training mode alone (self.training)")
+
+
+def _own_draws(guide: Program, data: Data) -> Iterator[Finding]:
+    try:
+        contract.check_scores_any(guide, *data)
+    except ValueError:
+        got = f"the guide: {programs.SCORES_ITS_OWN}"
+        remedy = "`log_likelihood` wants no more; but whether its data are independent can't be checked"
+        yield Finding("density", "", got, remedy, "warning")
 
 
 def _reruns(

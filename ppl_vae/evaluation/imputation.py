@@ -150,7 +150,7 @@ def impute(
         raise ValueError(f"seen: expected booleans; got {seen.dtype}")
     if x[seen].isnan().any():
         raise ValueError("x: expected numbers where it is seen; got NaN")
-    visible = x.where(seen, 0)  # all that the programs are told of x
+    visible = x.where(seen, x.new_zeros(()))  # all that the programs are told of x
     fills = None if fill is None else torch.where(seen, x, _like(x, "fill", fill).to(x))
     statistics = LogMeanExp(len(x), num_samples, device=x.device)
     means, samples = [], []

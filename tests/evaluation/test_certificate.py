@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_pairs import OBLIQUE, Linear
@@ -10,6 +12,7 @@ from linear_pairs import OBLIQUE, Linear
 from ppl_vae.evaluation import adaptive, certificate
 from ppl_vae.evaluation.certificate import certify
 from ppl_vae.evaluation.sandwich import simulate
+from ppl_vae.programs import seeded
 
 TEMPLATE = torch.zeros(1, 4)
 
@@ -36,6 +39,19 @@ def test_the_exact_draw_is_among_the_samples(monkeypatch):
     exact = pair.log_p(simulate(pair.model, TEMPLATE, num_data=400)[0]).log_p
     ratio = (exact - sandwich.upper.log_p).exp()
     assert (ratio.mean() - 1).abs() < 3 * ratio.std() / math.sqrt(400)
+
+
+def test_a_flow_without_an_inverse_is_named():
+    with seeded(0):
+        planar = dist.transforms.Planar(2)
+    pair = Linear(OBLIQUE)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [planar]))
+
+    with pytest.raises(ValueError, match="the guide: expected a density at any z; got a flow without an inverse"):
+        certify(pair.model, guide, TEMPLATE)
 
 
 def test_one_sample_is_refused():

@@ -1,5 +1,6 @@
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyro
@@ -11,6 +12,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vae.evaluation import checking
+from ppl_vae.evaluation.annealing import annealed_log_likelihood
 from ppl_vae.evaluation.checking import Report, check_model
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.likelihoods import Gaussian
@@ -358,7 +360,7 @@ def test_another_dtype_is_named_and_what_is_advised_is_sound() -> None:
 
 
 def test_a_declared_module_that_is_not_found_is_named() -> None:
-    encoder = nn.Linear(D, L)
+    encoder = nn.Sequential(nn.Linear(D, L), nn.Dropout())
     hidden = weakref.ref(encoder)
 
     class Hidden(Observing):
@@ -367,10 +369,29 @@ def test_a_declared_module_that_is_not_found_is_named() -> None:
             with self.plate(x):
                 pyro.sample("latent", dist.Normal(hidden()(x), 1.0).to_event(1))
 
-    text = only(check(Hidden()), "gradients", "hidden$$$weight", "hidden$$$bias")
+    text = only(check(Hidden()), "modules", "hidden$$$0.weight", "hidden$$$0.bias")
     assert "Let the program use the module by a variable, an attribute or a global name" in text
-    with pytest.raises(ValueError, match="expected a parameter of a module that the program refers to"):
-        fit(Hidden().model, Hidden().guide, grey(), show_progress=False)
+    pair = Hidden()
+    for run in (partial(fit, show_progress=False), log_likelihood, annealed_log_likelihood):
+        with pytest.raises(ValueError, match="expected a parameter of a module that the program refers to"):
+            run(pair.model, pair.guide, grey())
+
+
+def test_a_flow_that_scores_its_own_draws_alone_is_sound_and_told() -> None:
+    class Planar(Observing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = dist.transforms.Planar(L)
+
+        def posterior(self, x: Tensor) -> Any:
+            return dist.TransformedDistribution(super().posterior(x), [self.flow])
+
+        def guide(self, x: Tensor) -> None:
+            pyro.module("flow", self.flow)
+            super().guide(x)
+
+    text = only(check(Planar(), grey()), "density", "", severity="warning")
+    assert "got a flow without an inverse, that scores its own draws alone" in text
 
 
 # 3. Latent and observed sites
