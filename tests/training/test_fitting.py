@@ -283,7 +283,7 @@ def grey(z):
         ({"names": ("z", "z_1")}, (), "site 'z': expected it in both model and guide; got it in the model alone"),
         ({"plate": lambda x: poutine.scale(scale=1.0)}, (), "site 'z': expected one data plate, at dim -1; got none"),
         ({"likelihood": grey}, (), "site 'x': expected values in {0, 1}; got 8 data outside, .* binarise x"),
-        ({}, (torch.zeros(8, 1),), r"site 'y': expected one log-prob a datum, of shape \(8,\), .* got \(8, 8\)"),
+        ({}, (torch.zeros(8, 1),), r"site 'y': expected observed values of shape \(data,\), .* got \(8, 1\)"),
     ],
     ids=["misspelt", "no-plate", "grey", "labels"],
 )
