@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from ppl_vae.evaluation import imputation, weighing
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import evaluating
 
 
-def sampled(*data, tolerance, **options):
+def sampled(*data, tolerance=0.0, **options):
     result = log_likelihood(*data, **options)
     bound = f"lower (by rung of a ladder: {len(result)} from the guide; in expectation)"
     return dataclasses.replace(result, rung=torch.zeros(len(result), dtype=torch.int64), bound=bound)
@@ -22,3 +23,6 @@ def refused(*args, **options):
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(evaluating, "log_likelihood_within", sampled)
     patch.setattr(evaluating, "certify", refused)
+    patch.setattr(imputation, "log_likelihood_within", sampled)
+    patch.setattr(weighing, "ANNEALING_STEPS", ())
+    patch.setattr(weighing, "MAX_FACTOR", 1)

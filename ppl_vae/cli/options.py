@@ -359,7 +359,7 @@ class RestoreCommand(OfRun):
 
 @dataclass(frozen=True)
 class ImputeCommand(OfRun):
-    """Fill in missing pixels of test images given the others, by importance resampling under the model.
+    """Fill in missing pixels of test images given the others, from the posterior of the latents given what is seen.
 
     Writes imputation.json and figures/imputation.png."""
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ppl_vae.contract import check_scores_any, check_structure, tensors_of
 from ppl_vae.evaluation.chunks import BLOCK_DATA, rows_per_chunk, seed_of
-from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack
+from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack, size_of
 from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.refined import Refined, mixture_of
-from ppl_vae.evaluation.refinement import MIN_SPREAD
+from ppl_vae.evaluation.refinement import MIN_SPREAD, SMALL_SIZE, WIDE_SHARE
 from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.places import Constants
 from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded, sum_of_sites
@@ -54,6 +54,9 @@ def refine_modes(
     rotation: where draws of q mostly are. Manfred Opper, Cedric Archambeau: The Variational Gaussian Approximation
     Revisited, Neural Computation 21(3), 2009.
 
+    In one or two dimensions, a tenth of the mixture is as wide as the prior: there it is cheap, and finds the modes
+    that no start does.
+
     It costs num_starts x num_steps + num_modes x num_newton x 2 size gradients of the decoder for each datum, and 128
     samples. The other arguments are those of `refine`, and it raises `ValueError` as that does.
     """
@@ -69,6 +72,7 @@ def refine_modes(
         check_scores_any(guide, *datum)
         rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
         log_joint = Densities(joint_of(model), sites, rows)
+        wide_share = WIDE_SHARE if size_of(sites) <= SMALL_SIZE else 0.0
 
         def of_prior(*data: Tensor) -> tuple[Tensor, ...]:
             trace = guide_trace_of(model, *data, num_samples=PRIOR_DRAWS)
@@ -112,11 +116,19 @@ def refine_modes(
 
                 v = _climb(value, u / spread, num_steps)
                 elbo, v, tril = _normals(value, _highest(value, v, num_modes), num_newton)
-                fit = elbo, v * spread, spread[..., None] * tril
+                fit: tuple[Tensor, ...] = elbo, v * spread, spread[..., None] * tril
+                if wide_share:
+                    fit = _and_as_wide_as(prior.mean(0), spread, *fit)
                 fits.append([t.transpose(0, 1)[: len(rows)] for t in fit])
                 report()
     elbo, loc, tril = (torch.cat(t) for t in zip(*fits, strict=True))
-    return mixture_of(guide, sites, data, elbo, loc, tril)
+    return mixture_of(guide, sites, data, elbo, loc, tril, wide_share=wide_share)
+
+
+def _and_as_wide_as(mean: Tensor, spread: Tensor, elbo: Tensor, loc: Tensor, tril: Tensor) -> tuple[Tensor, ...]:
+    """Fits (modes, data, *), and a normal with this mean and spread (data, size), which is none."""
+    wide = torch.full_like(elbo[0], -math.inf), mean, spread.diag_embed()
+    return tuple(torch.cat([t, last[None]]) for t, last in zip((elbo, loc, tril), wide, strict=True))
 
 
 def _climb(value: Value, v: Tensor, num_steps: int) -> Tensor:

@@ -26,6 +26,7 @@ from ppl_vae.programs import Program, evaluating, model_trace_of, seeded, sum_of
 
 LEAPFROG_STEPS = 5
 MAX_FACTOR = 16  # of num_samples
+NOT_REFINED = "not refined, samples are of the guide"
 
 
 class Known(Protocol):
@@ -42,8 +43,9 @@ class Proposal(Protocol):
     """What z are drawn from: `draw(*data, num_samples=K)` is log q (K, data), and values of the sites `names`."""
 
     names: list[str]
-    draw: Callable[..., tuple[Tensor, ...]]
 
+    @property
+    def draw(self) -> Callable[..., tuple[Tensor, ...]]: ...
     def compile(self) -> None: ...
 
 
@@ -94,7 +96,11 @@ def infer(
     Raises `ValueError` as `refine_modes` does, and for data to which no sample gives a probability.
     """
     shared: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
-    posterior = _refined(model, guide, data, seed=seed_of(seed, 0), **shared, **fitting)
+    if reason := why_not_refined(model, guide, data, seed=seed_of(seed, 0)):
+        warnings.warn(f"{NOT_REFINED}: {reason}", RuntimeWarning, stacklevel=3)
+        posterior = guide
+    else:
+        posterior = refine_modes(model, guide, data[0], *data[1:], seed=seed_of(seed, 0), **shared, **fitting)
     sizes = [num_samples]
     while climb and 4 * sizes[-1] <= MAX_FACTOR * num_samples:
         sizes.append(4 * sizes[-1])
@@ -129,9 +135,8 @@ def infer(
     return weighed.result(torch.tensor([kind for kind, _ in rungs])[rung_of.cpu()])
 
 
-def _refined(model: Program, guide: Program, data: tuple[Tensor, ...], *, seed: int, **fitting: Any) -> Program:
-    """The posterior of each datum, or the guide where there are no gradients to find one by, with a
-    `RuntimeWarning`."""
+def why_not_refined(model: Program, guide: Program, data: tuple[Tensor, ...], *, seed: int) -> str:
+    """Why the posterior of data has no gradients to find it by; "" where it has."""
     datum = [t[:1] for t in data]
     with evaluating(model, guide), seeded(seed):
         plain_trace(model, *datum)  # which says so, where the data are not of its shape
@@ -139,9 +144,8 @@ def _refined(model: Program, guide: Program, data: tuple[Tensor, ...], *, seed: 
         try:
             latent_sites(model, guide, *datum)
         except ValueError as error:
-            warnings.warn(f"not refined, samples are of the guide: {error}", RuntimeWarning, stacklevel=4)
-            return guide
-    return refine_modes(model, guide, *data, seed=seed, **fitting)
+            return str(error)
+    return ""
 
 
 class Weighed:

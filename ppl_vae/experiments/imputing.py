@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Generator, Tensor
 
 from ppl_vae.data.noise import NoNoise
+from ppl_vae.data.operators import Missing
 from ppl_vae.evaluation.denoising import mean_and_se
 from ppl_vae.evaluation.imputation import Imputation, impute
+from ppl_vae.evaluation.results import rungs_of
 from ppl_vae.experiments.evaluating import held_out
 from ppl_vae.experiments.runs import Run, versions
-from ppl_vae.experiments.settings import ImputationConfig, Part
+from ppl_vae.experiments.settings import ImputationConfig
 from ppl_vae.system.files import to_json, write_whole
 
 NUM_SHOWN = 10
@@ -37,7 +38,8 @@ def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_prog
     and as filled in to `imputation.npz`, (images, C, H, W) in [0, 1]. Raises `ValueError` as `impute_run` does."""
     if not run.is_of_images:
         raise ValueError(f"{output}: expected a model of images; got one of vectors, {run.event_shape}")
-    seen = seen_pixels(run.dataset.test[: config.num_images], config.missing, config.fraction, seed=config.seed)
+    missing, generator = Missing(config.missing, config.fraction), Generator().manual_seed(config.seed)
+    seen = missing.seen(run.dataset.test[: config.num_images], generator)
     options: dict[str, Any] = {k: getattr(config, k) for k in ("num_images", "num_samples", "seed")}
     result, x = impute_run(run, seen, show_progress=show_progress, **options)
     grey, p = run.observe.encoding.grey, result.log_p_missing
@@ -50,6 +52,7 @@ def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_prog
         "log_p_missing": {"mean": p.mean, "mc_se": p.mc_se_of_mean, "data_se": p.data_se_of_mean},
         "squared_error": {"mean": error, "se": error_se},
         "khat_over_limit": result.num_unreliable,
+        "rungs": rungs_of(result.rung),
         "versions": versions(),
     }
     rows = {"original": x, "seen": x * seen, "mean": result.mean}
@@ -65,17 +68,3 @@ def pictures(rows: dict[str, Tensor]) -> bytes:
     arrays: dict[str, Any] = {name: row[:NUM_SHOWN].numpy() for name, row in rows.items()}
     np.savez_compressed(content, **arrays)
     return content.getvalue()
-
-
-def seen_pixels(images: Tensor, missing: Part, fraction: float, *, seed: int) -> Tensor:
-    """Where pixels are seen, bool, as images (data, C, H, W): the channels of a pixel are missing together."""
-    if missing == "random":
-        u = torch.rand(images[:, :1].shape, generator=Generator().manual_seed(seed))
-        return (u >= fraction).expand(images.shape)
-    dim = 2 if missing in ("top", "bottom") else 3
-    size = images.shape[dim]
-    place = torch.arange(size)
-    if missing in ("bottom", "right"):
-        place = place.flip(0)
-    kept = place >= round(fraction * size)
-    return (kept[:, None] if dim == 2 else kept).expand(images.shape)

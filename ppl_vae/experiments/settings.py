@@ -158,6 +158,6 @@ class ImputationConfig:
     num_images: int = 20
     """The first so many test images."""
     num_samples: int = 1000
-    """Samples of the latents for each image."""
+    """Samples of the latents for each image, and more where these can't be trusted."""
     seed: int = 0
     """Of all samples."""

@@ -14,8 +14,8 @@ from PIL import Image
 from ppl_vae.cli.main import main
 from ppl_vae.components import choices
 from ppl_vae.data.loading import load
+from ppl_vae.data.operators import Missing
 from ppl_vae.experiments.evaluating import load_evaluation
-from ppl_vae.experiments.imputing import seen_pixels
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.report.sections import study_section
 
@@ -71,7 +71,8 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
 
 
 @pytest.mark.parametrize("likelihood", list(choices(Likelihood)))
-def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, likelihood):
+def test_train_evaluate_sample_denoise(ppl_vae, tmp_path, monkeypatch, likelihood):
+    make_quick(monkeypatch)
     status, out, err = ppl_vae(
         "train", "--model", "dense-vae", "--likelihood", likelihood, *TINY, *OWN, "--output", "run"
     )
@@ -112,11 +113,11 @@ def test_pixels_that_are_missing(missing, fraction, rows, columns):
     expected = torch.ones(3, 2, 4, 6, dtype=torch.bool)
     for i in rows:
         expected[:, :, i, list(columns)] = False
-    assert seen_pixels(expected, missing, fraction, seed=0).equal(expected)
+    assert Missing(missing, fraction).seen(expected, None).equal(expected)
 
 
 def test_pixels_missing_at_random_are_missing_in_every_channel():
-    seen = seen_pixels(torch.zeros(50, 3, 10, 10), "random", 0.2, seed=0)
+    seen = Missing("random", 0.2).seen(torch.zeros(50, 3, 10, 10), torch.Generator().manual_seed(0))
     assert (seen[:, :1] == seen).all()
     share = seen[:, 0].float().mean().item()
     assert abs(share - 0.8) < 5 * (0.8 * 0.2 / 5000) ** 0.5

@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ppl_vae.evaluation import annealing, chunks, imputation
+from ppl_vae.evaluation import annealing, chunks, imputation, weighing
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.annealing import Start, annealed_log_likelihood
 from ppl_vae.evaluation.checking import check_model
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("double", "small_blocks")
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three data, so that what comes with a datum has to come with it in each block."""
-    for module in (chunks, annealing, imputation):
+    for module in (chunks, annealing, imputation, weighing):
         monkeypatch.setattr(module, "BLOCK_DATA", 3)
     monkeypatch.setattr(chunks, "BLOCK_ROWS", 1024)
 
@@ -307,6 +307,7 @@ def test_bounds_from_both_sides(make: Make, monkeypatch: pytest.MonkeyPatch) -> 
         assert -4 * error.std() / math.sqrt(40) < error.mean() < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:not refined")
 @cases(two_constrained, discrete, integer, label)
 def test_imputation(make: Make) -> None:
     """Of x_2 given x_1."""

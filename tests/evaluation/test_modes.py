@@ -37,13 +37,16 @@ def one_sided(x):
         pyro.sample("z", dist.Normal(x.sqrt()[:, None], 0.1).to_event(1))
 
 
+def log_p_of_squares(x):
+    z = torch.linspace(-6, 6, 20_001, dtype=torch.float64)[:, None]
+    joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, 0.2).log_prob(x)
+    return joint.logsumexp(0) + (z[1] - z[0]).log()
+
+
 def test_both_modes_are_found_where_the_guide_is_on_one():
     x = torch.tensor([1.0, 2.0, 3.0])
     result = log_likelihood(squares, refine_modes(squares, one_sided, x), x, num_samples=2000)
-    z = torch.linspace(-6, 6, 20_001, dtype=torch.float64)[:, None]
-    joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, 0.2).log_prob(x)
-    exact = (joint.logsumexp(0) + (z[1] - z[0]).log()).double()
-    assert ((result.log_p - exact).abs() <= 5 * result.mc_se).all()
+    assert ((result.log_p - log_p_of_squares(x)).abs() <= 5 * result.mc_se).all()
     assert result.num_unreliable == 0
 
 
@@ -82,5 +85,17 @@ def test_modes_weigh_by_their_mass_and_not_by_their_height() -> None:
             pyro.sample("z", dist.Normal(torch.full((len(x),), 3.0), 1.0))
 
     refined = refine_modes(model, guide, torch.zeros(2), num_newton=8)
-    torch.testing.assert_close(refined.loc[..., 0].sort(1).values, torch.tensor([[-3.0, 3.0]] * 2), rtol=0, atol=0.1)
-    assert (refined.log_weights.exp() - 0.5).abs().max() < 0.1
+    loc, weights = refined.loc[:, :2, 0], refined.log_weights[:, :2].softmax(1)  # the third is as wide as the prior
+    torch.testing.assert_close(loc.sort(1).values, torch.tensor([[-3.0, 3.0]] * 2), rtol=0, atol=0.1)
+    assert (weights - 0.5).abs().max() < 0.1
+
+
+def test_in_two_dimensions_a_mode_that_no_start_finds_is_seen() -> None:
+    """A tenth of the mixture is as wide as the prior: from one start, on one of two modes, both are weighed."""
+    x = torch.tensor([1.0, 2.0])
+    refined = refine_modes(squares, one_sided, x, num_starts=1, num_modes=1)
+    torch.testing.assert_close(refined.log_weights[:, 1].exp(), torch.full((2,), 0.1))
+    torch.testing.assert_close(refined.factors[0][:, 1, 0, 0], torch.ones(2), rtol=0, atol=0.4)
+    result = log_likelihood(squares, refined, x, num_samples=10_000)
+    assert ((result.log_p - log_p_of_squares(x)).abs() <= 5 * result.mc_se).all()
+    assert result.mc_se.max() < 0.1
