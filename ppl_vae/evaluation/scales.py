@@ -46,6 +46,7 @@ def estimate_scale(
     *args: Tensor,
     scales: Sequence[float],
     corruption: Callable[[float], Corruption],
+    climb: bool = False,
     **options: Any,
 ) -> ScaleEstimate:
     """log p(y | scale) of corrupted images, by `restore` at each scale of a grid: its highest point is the scale that
@@ -55,7 +56,8 @@ def estimate_scale(
     Arguments:
         scales: three at least, above 0.
         corruption: from a scale to a corruption: `GaussianNoise`, or `lambda sigma: Then(Blur(sigma), noise)`.
-        options: those of `restore`.
+        climb: as `restore` has it, at each scale. Without it log p(y) is too low where k-hats are over their limit.
+        options: the others of `restore`.
 
     Raises `ValueError` for fewer scales, or some not above 0, and as `restore` does.
 
@@ -64,7 +66,8 @@ def estimate_scale(
     scales = sorted({*scales})
     if len(scales) < 3 or not scales[0] > 0 or not scales[-1] < math.inf:
         raise ValueError(f"scales: expected three or more, above 0; got {scales}")
-    log_p = [restore(model, guide, y, *args, corruption=corruption(s), num_draws=1, **options).log_p for s in scales]
+    options |= {"num_draws": 1, "climb": climb}
+    log_p = [restore(model, guide, y, *args, corruption=corruption(s), **options).log_p for s in scales]
     return ScaleEstimate(
         torch.tensor(scales, dtype=torch.float64),
         torch.stack([p.values for p in log_p]),

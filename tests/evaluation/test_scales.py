@@ -5,6 +5,8 @@ import torch
 from linear_images import EVENT, FAST, S_X, Linear, N, images
 
 from ppl_vae.data.noise import GaussianNoise
+from ppl_vae.evaluation import scales as module
+from ppl_vae.evaluation.restoration import restore
 from ppl_vae.evaluation.scales import ScaleEstimate, estimate_scale
 
 SCALES = (0.02, 0.025, 0.03, 0.036, 0.045)
@@ -34,6 +36,17 @@ def test_the_highest_point_is_that_of_a_parabola_in_log_scale():
     assert found.by_image.tolist() == pytest.approx([math.exp(0.05)] * 2)
     at_the_end = ScaleEstimate(t.exp(), t[:, None], torch.zeros(4, 1)).of_all
     assert at_the_end == (pytest.approx(math.exp(0.8)), math.inf)
+
+
+@pytest.mark.parametrize("asked", [{}, {"climb": True}])
+def test_images_climb_no_ladder_unless_asked(asked, monkeypatch):
+    pair, seen = Linear(), []
+    alone = {"climb": False}
+    monkeypatch.setattr(module, "restore", lambda *y, **o: seen.append(o["climb"]) or restore(*y, **o | alone))
+    y = GaussianNoise(0.03)(images(pair), torch.Generator().manual_seed(3))
+    options = asked | FAST | {"num_steps": 2, "num_samples": 64}
+    estimate_scale(pair.model, pair.guide, y, scales=SCALES[:3], corruption=GaussianNoise, **options)
+    assert seen == [bool(asked)] * 3
 
 
 def test_too_few_scales_are_refused():

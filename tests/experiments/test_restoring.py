@@ -21,9 +21,10 @@ def test_what_leaves_pixels_as_they_are_has_a_misfit(tmp_path, dataset, monkeypa
     y = torch.zeros(2, *run.event_shape)
     for corruption in (GaussianNoise(0.1), Masking(), Then(Blur(), NoNoise())):
         restore_run(run, y, corruption)
-    restore_run(run, y, Masking(), misfit=0.3)
+    restore_run(run, y, Masking(), misfit=0.3, climb=True)
     chosen = [(options.get("clean"), options.get("misfit")) for options in asked]
     assert chosen == [(None, None), ("drawn", 0.2), ("mean", 0.2), ("drawn", 0.3)]
+    assert [options["climb"] for options in asked] == [False, False, False, True]
 
 
 def test_rows_are_kept_and_one_that_fails_does_not_stop_the_others(tmp_path, dataset, monkeypatch):
