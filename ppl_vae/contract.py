@@ -396,8 +396,8 @@ def support_of(model_trace: Trace) -> Iterator[Finding]:
 
 
 def outside(support: Constraint, values: Tensor, what: str, *, but_nan: bool = False) -> str:
-    """What is wrong with values (rows, *event) of which some are outside of a support or NaN; "" for none."""
-    is_bad = ~support.check(values).reshape(len(values), -1).all(-1)
+    """What is wrong with values (rows, *event) of which some are outside of a support, NaN or infinite; "" for none."""
+    is_bad = ~support.check(values).reshape(len(values), -1).all(-1) | values.isinf().reshape(len(values), -1).any(-1)
     if but_nan:
         is_bad &= ~values.isnan().reshape(len(values), -1).any(-1)
     if not len(bad := values[is_bad]):

@@ -245,8 +245,8 @@ def _latent_support(traces: dict[str, Trace]) -> Iterator[Finding]:
 
 
 def _outside(support: Constraint, z: Tensor) -> str:
-    """What is wrong with latents (samples, data, *event) outside of a support. NaN is for `_finite` to name."""
-    return "" if z.isnan().any() else contract.outside(support, z.flatten(0, 1), "samples")
+    """What is wrong with latents (samples, data, *event) outside of a support. `_finite` names NaN and infinity."""
+    return "" if not z.isfinite().all() else contract.outside(support, z.flatten(0, 1), "samples")
 
 
 def _finite(log_probs: dict[str, dict[str, Tensor]]) -> Iterator[Finding]:

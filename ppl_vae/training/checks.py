@@ -11,14 +11,17 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.contract import observed_sites, plain_trace, raise_first, support_of
+from ppl_vae.distributions import standard_units
+from ppl_vae.likelihoods import Rescaled
+from ppl_vae.places import modules_of
 from ppl_vae.programs import Program, evaluating
 
 Batch = tuple[Tensor, ...]
 
 
 def check_batches(model: Program, guide: Program, data: Batch, encode: Callable[..., Batch], batch_size: int) -> None:
-    """Raises `ValueError` for observed values outside of their support, and what the programs raise for arguments that
-    they refuse, of all data, encoded by the batch.
+    """Raises `ValueError` for observed values outside of their support, a model that rescales data whose units it was
+    not given, and what the programs raise for arguments that they refuse, of all data, encoded by the batch.
 
     To run the programs on all batches would take a third of an epoch. They run on the first, on those where an argument
     has its smallest or largest value, or NaN, and on those with a value outside of a support that is one for all data.
@@ -35,6 +38,7 @@ def check_batches(model: Program, guide: Program, data: Batch, encode: Callable[
             trace = plain_trace(model, *batch, latents=plain_trace(guide, *batch))
             raise_first(support_of(trace))
             if number == 0:
+                _check_units(batch[0], model, guide)
                 supports = _supports(trace, batch)
 
 
@@ -55,4 +59,20 @@ def _supports(trace: Trace, batch: Batch) -> list[tuple[int, tuple[int, ...], Co
 
 
 def _inside(batch: Batch, supports: list[tuple[int, tuple[int, ...], Constraint]]) -> bool:
-    return all(bool(support.check(batch[i].reshape(-1, *shape)).all()) for i, shape, support in supports)
+    return all(
+        bool(support.check(batch[i].reshape(-1, *shape)).all()) and not bool(batch[i].isinf().any())
+        for i, shape, support in supports
+    )
+
+
+def _check_units(x: Tensor, *programs: Program) -> None:
+    """Raises `ValueError` for a model that rescales data, and was not given their units."""
+    mean, scale = standard_units(x)
+    are_these = mean.abs().max() < 0.5 and scale.log2().abs().max() < 1
+    rescaled = [m for module in modules_of(*programs) for m in module.modules() if isinstance(m, Rescaled)]
+    for m in rescaled if not are_these else ():
+        if bool((m.mean == 0).all()) and bool((m.scale == 1).all()):
+            raise ValueError(
+                "standardize: expected the units of the data; got a mean of 0 and a scale of 1, as before "
+                "`initialise`. Call model.initialise(x)"
+            )

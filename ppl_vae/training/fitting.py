@@ -171,7 +171,7 @@ def fit(
             report(0, f"stops: the validation ELBO was best after epoch {state.kept_epoch}, {patience} epochs ago")
         saving.save_last()
         state.restore(state.kept)
-    warn_of_end(state.rows[: state.kept_epoch], first[0])
+    warn_of_end(state.rows[: state.kept_epoch], first[0], model, guide)
     return History(state.rows)
 
 

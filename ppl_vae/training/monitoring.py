@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppl_vae.distributions import kl_divergence
+from ppl_vae.likelihoods import Rescaled
+from ppl_vae.places import modules_of
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -30,8 +32,11 @@ from ppl_vae.programs import (
 TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
 COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one
 LARGE = 150.0  # a standard deviation of x that networks aren't initialised for; that of 8-bit levels is below 128
+WIDE = 3.0  # one that they are slow to learn
+OUTLIER = 1e6  # times as far from the median as the others are on average
 FAR = 10.0  # times where it began, that a run is to end below, to be named
 _FINITE = "data without NaN and infinity, as encoded"
+_OF_GUIDE = "a larger scale of the guide"
 _BOUNDED = "a bound on what overflows there (exp), or is divided by 0"
 
 
@@ -91,7 +96,7 @@ def _remedy(fn: Distribution, value: Tensor, observed: bool) -> str:
         return "data in the support of the likelihood" if observed else ""
     scale = _scale(fn)
     if scale is not None and scale < TINY:
-        larger = "a larger scale of the likelihood" if observed else "a larger scale of the guide, bounded below"
+        larger = "a larger scale of the likelihood" if observed else f"{_OF_GUIDE}, bounded below"
         return f"{larger}, now {scale:.3g}"
     return ""
 
@@ -111,26 +116,40 @@ def blame(before: Finding | None, after: Finding | None, args: tuple[Tensor, ...
     """What is to blame, and what to try, from what was found at the weights before the epoch and at the last."""
     scale = out_of_scale(args[0])
     if before is not None:  # no learning rate helps
-        return f"; {before.text}. Try {before.remedy or scale or _BOUNDED}"
+        own = "" if scale and before.remedy.startswith(_OF_GUIDE) else before.remedy  # which is small as x is large
+        return f"; {before.text}. Try {own or scale or _BOUNDED}"
     remedy = scale or "a smaller learning rate" + ("" if learning_rate is None else f" than {learning_rate:g}")
     found = "" if after is None else f"; all was finite before this epoch, and now {after.text}"
     return f"{found}. Try {remedy}"
 
 
-def out_of_scale(x: Tensor) -> str:
-    """What to try for data of so large a standard deviation, over data or in a dimension, that training fails."""
-    values = x.detach().double().reshape(len(x), -1)
-    values = values[values.isfinite().all(-1)]
-    if len(values) < 2 or not (std := values.std(0).max().item()) > LARGE:
+def out_of_scale(x: Tensor, above: float = LARGE) -> str:
+    """What to try for data of so large a standard deviation, over data or in a dimension, that training fails. Counts
+    are told from `LARGE` on: those of a smaller scale are learned."""
+    values = _finite_rows(x)
+    are_counts = values.equal(values.round()) and bool((values >= 0).all())
+    if len(values) < 2 or not (std := values.std(0)).max() > (LARGE if are_counts else above):
         return ""
-    got = f"x has a standard deviation of {float(f'{std:.2g}'):,.0f}"
-    if values.equal(values.round()):
+    column = values[:, std.argmax()]
+    off = (column - column.median()).abs()
+    if len(off) > 2 and off.max() > OUTLIER * (off.sum() - off.max()) / (len(off) - 1):
+        return (
+            f"data without outliers: x has a value of {column[off.argmax()]:.3g}, and a median of {column.median():.3g}"
+        )
+    got = f"x has a standard deviation of {float(f'{std.max():.2g}'):,.0f}"
+    if are_counts:
         return f"log(1 + x) as the encoder's input: {got}"
     return f"standardised data, (x - mean) / std by dimension (--standardize): {got}"
 
 
-def warn_of_end(rows: list[dict[str, float]], x: Tensor) -> None:
-    """Warns of a posterior that has collapsed, and of a run that ended far below where it began."""
+def _finite_rows(x: Tensor) -> Tensor:
+    values = x.detach().double().reshape(len(x), -1)
+    return values[values.isfinite().all(-1)]
+
+
+def warn_of_end(rows: list[dict[str, float]], x: Tensor, *programs: Program) -> None:
+    """Warns of a posterior that has collapsed, and of a run that ended far below where it began, or, on data out of
+    scale that no program rescales, far below independent normals."""
     last = rows[-1]
     kl = last.get("validation_kl", last.get("train_kl", 0.0))
     if 0 < kl < COLLAPSED:  # it is 0 where nothing is latent
@@ -139,18 +158,28 @@ def warn_of_end(rows: list[dict[str, float]], x: Tensor) -> None:
             "almost no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder"
         )
     began, ended = -rows[0]["loss"], last["train_elbo"]
-    scale = out_of_scale(x)
     if ended < began - FAR * max(abs(began), FAR):
-        remedy = scale or "a smaller learning rate, or clip_norm"
+        remedy = out_of_scale(x) or "a smaller learning rate, or clip_norm"
         _warn(f"the ELBO ended far below where it began: from {began:.3g} to {ended:.3g} nats a datum. Try {remedy}")
-    elif scale and ended < (simple := _of_normals(x)) - FAR * x[0].numel():
+    elif (
+        ended < (simple := _of_normals(x)) - FAR * x[0].numel()
+        and (scale := out_of_scale(x, above=WIDE))
+        and not _rescale(*programs)
+    ):
         _warn(f"the ELBO ended at {ended:.3g} nats a datum, where independent normals have {simple:.3g}. Try {scale}")
 
 
+def _rescale(*programs: Program) -> bool:
+    return any(isinstance(m, Rescaled) for module in modules_of(*programs) for m in module.modules())
+
+
 def _of_normals(x: Tensor) -> float:
-    """The mean log p(x) of normals of the mean and standard deviation of each dimension."""
-    std = x.detach().double().reshape(len(x), -1).std(0, correction=0).clamp(min=TINY)
-    return -(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum().item()
+    """The mean log p(x) of normals of the mean and standard deviation of each dimension, of 1 at least: below it, x may
+    be of few values, such as a pixel that is always 0, of which a density says little."""
+    values = _finite_rows(x)
+    if len(values) < 2:
+        return -math.inf
+    return -(values.std(0, correction=0).clamp(min=1.0).log() + 0.5 * math.log(2 * math.pi * math.e)).sum().item()
 
 
 def _warn(message: str) -> None:
