@@ -116,13 +116,17 @@ def parse(arguments: list[str]) -> Any:
             arguments = ["run", "study"]
         case ["run", first, *_] if first.startswith("-") and first not in ("-h", "--help"):
             arguments = ["run", "study", *arguments[1:]]
+    config = (tyro.conf.OmitSubcommandPrefixes,)
+    if arguments and arguments[0] in commands:  # alone, so that what is suggested for a misspelt flag is its own
+        name, *arguments = arguments
+        return tyro.cli(commands[name], prog=f"ppl-vae {name}", args=arguments, config=config)
     return tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="ppl-vae",
         description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error. "
         "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version.",
         args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
+        config=config,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from ppl_vae.components import UsageError
-from ppl_vae.experiments.config import TrainConfig, check_names, read_config
+from ppl_vae.experiments.config import TrainConfig, check_name, check_names, read_config
 from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.settings import ImputationConfig, ReferenceConfig, StudyConfig, SwapsConfig, TrustConfig
 
@@ -109,6 +109,8 @@ class RunCommand:
     )
 
     def __call__(self) -> None:
+        if isinstance(self.experiment, StudyOptions) and self.experiment.plugin is None:
+            check_name("noise", self.experiment.config.noise)
         from ppl_vae.cli.running import run_experiment
 
         run_experiment(self.experiment)
@@ -315,6 +317,8 @@ class DenoiseCommand(OfRun):
 
     def __call__(self) -> None:
         at_least_one(num_images=self.num_images)
+        if self.plugin is None:
+            check_name("noise", self.noise)
         check_run(self.run)
         from ppl_vae.cli.picturing import denoise
 

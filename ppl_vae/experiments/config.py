@@ -173,7 +173,7 @@ class TrainConfig:
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 
 
-BY_NAME = ("likelihood", "prior", "posterior", "encoding", "objective", "kl_weight", "schedule")
+BY_NAME = ("likelihood", "prior", "posterior", "encoding", "noise", "objective", "kl_weight", "schedule")
 
 
 def check_names(config: TrainConfig) -> None:
@@ -183,10 +183,15 @@ def check_names(config: TrainConfig) -> None:
     if (name := config.model.partition(":")[0]) not in known:
         raise UsageError(unknown_model(name, known))
     for kind in BY_NAME:
-        name = (getattr(config, kind) or "").partition(":")[0]
-        known = [component.partition(":")[0] for component in listed(kind).split(", ")]
-        if name and name not in known:
-            raise UsageError(unknown(kind.replace("_", ""), name, known))
+        check_name(kind, getattr(config, kind))
+
+
+def check_name(kind: str, spec: str | None) -> None:
+    """The same for one component, NAME:ARGUMENTS."""
+    name = (spec or "").partition(":")[0]
+    known = [component.partition(":")[0] for component in listed(kind).split(", ")]
+    if name and name not in known:
+        raise UsageError(unknown(kind.replace("_", ""), name, known))
 
 
 def unknown_model(name: str, known: list[str]) -> str:

@@ -95,6 +95,9 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     network: Network = Dense()
     if kind.has_network:
         own = create(Network, of_network + colon + arguments)
+        of_maps = kind.build is KINDS["ae"].build and type(own).autoencoder is not Network.autoencoder
+        if of_maps and (hidden is not None or "hidden" in arguments):
+            raise UsageError(f"hidden: expected none for {name}, whose code is feature maps; got {hidden or arguments}")
         if hidden is not None and not hasattr(own, "hidden"):
             raise UsageError(f"hidden: expected none for {of_network}, which has no dense layers; got {hidden}")
         network = own if hidden is None else create(Network, of_network + colon + arguments, hidden=hidden)

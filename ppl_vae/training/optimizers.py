@@ -12,7 +12,7 @@ import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import LBFGS, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae.training.schedules import Schedule
@@ -184,6 +184,9 @@ def pyro_optimizer(optim: PyroOptim | type[Optimizer] | None, learning_rate: flo
     if optim is None:
         return adam(learning_rate, **options)
     if isinstance(optim, type) and issubclass(optim, Optimizer):
+        if issubclass(optim, LBFGS | SparseAdam):
+            wants = "the loss again within a step" if issubclass(optim, LBFGS) else "sparse gradients"
+            raise ValueError(f"optim: expected an optimiser of SVI; got {optim.__name__}, which wants {wants}")
         return OneOptimizer(optim, lr=learning_rate, **options)
     if not isinstance(optim, PyroOptim):
         is_torchs, name = isinstance(optim, Optimizer), type(optim).__name__

@@ -68,6 +68,9 @@ def python(*arguments, **options):
         (["train", "--model", "conv-va"], 2),
         (["train", "--prior", "standar-normal:x=1"], 2),
         (["train", "--kl-weight", "warm-up"], 2),
+        (["train", "--noise", "gausian"], 2),
+        (["run", "study", "--noise", "gausian"], 2),
+        (["denoise", "nowhere", "--noise", "gausian"], 2),
         (["evaluate", "nowhere"], 1),
         (["evaluate", ".", "--num-samples", "0"], 2),
     ],
@@ -140,6 +143,13 @@ def test_a_short_name_of_a_flag_is_understood(ppl_vae):
     status, _, err = ppl_vae("train", "--lr", "0")
     assert status == 2
     assert "learning_rate: input should be greater than 0; got 0.0" in " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
+
+
+def test_a_misspelt_flag_is_told_the_nearest_of_its_own_command(ppl_vae):
+    status, _, err = ppl_vae("train", "--learning-rat", "1")
+    assert status == 2
+    assert "--learning-rate FLOAT" in err
+    assert "run swaps" not in err
 
 
 @pytest.mark.parametrize("kind", ["model", *BY_NAME])

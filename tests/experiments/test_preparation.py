@@ -211,3 +211,6 @@ def test_widths_of_dense_layers_are_refused_where_there_are_none():
         UsageError, match=r"hidden: expected none for residual-conv, which has no dense layers; got \(8,\)"
     ):
         assemble(TrainConfig(model="residual-conv-vae", hidden=(8,)))
+    for config in (TrainConfig(model="conv-ae", hidden=(8,)), TrainConfig(model="conv-ae:hidden=8")):
+        with pytest.raises(UsageError, match="hidden: expected none for conv-ae, whose code is feature maps; got"):
+            assemble(config)

@@ -7,7 +7,7 @@ from pyro.infer import SVI, Trace_ELBO
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import seeded
-from ppl_vae.training.optimizers import OneOptimizer, adam
+from ppl_vae.training.optimizers import OneOptimizer, adam, pyro_optimizer
 from ppl_vae.training.schedules import Cosine
 
 
@@ -97,3 +97,9 @@ def test_a_schedule_sets_the_learning_rate_of_each_step_and_clipping_is_torchs()
 def test_a_clip_norm_out_of_range_is_refused():
     with pytest.raises(ValueError, match="clip_norm: expected a number above 0; got 0"):
         adam(clip_norm=0)
+
+
+@pytest.mark.parametrize("optim", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_optimiser_that_a_step_of_svi_does_not_serve_is_refused(optim):
+    with pytest.raises(ValueError, match=f"optim: expected an optimiser of SVI; got {optim.__name__}, which wants"):
+        pyro_optimizer(optim, 1e-3)
