@@ -114,6 +114,7 @@ def restore_images(
     shown |= {"inference": result.mean, "std x 2": (2 * result.std).clamp(max=1)}
     shown |= {f"draw {i + 1}": draw for i, draw in enumerate(result.samples[:3])}
     summary = {
+        "model": run.config.model,
         "corruption": repr(corruption),
         "num_images": len(result),
         "num_samples": options.get("num_samples", 256),
@@ -138,6 +139,14 @@ def restore_images(
     write_whole(output / "restoration-shown.npz", pictures(shown))
     write_whole(output / "restoration.json", to_json(summary))
     return result
+
+
+def is_restored(run: Run, corruption: Noise, output: Path, *, num_images: int, seed: int = 0) -> bool:
+    """Whether `restore_images` has written what it would of these test images."""
+    path = output / "restoration.json"
+    num_images = min(num_images, len(run.dataset.test))
+    wanted = {"model": run.config.model, "corruption": repr(corruption), "num_images": num_images, "seed": seed}
+    return path.is_file() and all(read_json(path).get(name) == value for name, value in wanted.items())
 
 
 def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **options: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ppl_vae.experiments.denoising import denoise_all
 from ppl_vae.experiments.evaluating import evaluate_once
 from ppl_vae.experiments.imputing import NUM_SHOWN, pictures
 from ppl_vae.experiments.preparation import assemble, split_of
-from ppl_vae.experiments.restoring import NOISES, restore_images, restore_study
+from ppl_vae.experiments.restoring import NOISES, is_restored, restore_images, restore_study
 from ppl_vae.experiments.runs import Run, finished, versions
 from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import seconds_per_step, trained
@@ -84,8 +84,10 @@ def run_study(
     restored_rows = restore_study(output, runs, noises, failed=failed, say=say, **asked)
     shown = next((name for name in ("dense-vae", *runs) if name in runs and runs[name].model.has_log_p), None)
     if shown is not None:
+        of_shown: Any = runs[shown], create(Noise, config.noise), output
         with attempted(f"{shown}, by inference", failed, say):
-            restore_images(runs[shown], create(Noise, config.noise), output, num_images=NUM_SHOWN, seed=config.seed)
+            if not is_restored(*of_shown, num_images=NUM_SHOWN, seed=config.seed):
+                restore_images(*of_shown, num_images=NUM_SHOWN, seed=config.seed)
     metrics["seconds"] = {
         "training": {name: run.metrics["seconds"] for name, run in runs.items()},
         "this_call": round(time.perf_counter() - start, 1),

@@ -60,10 +60,12 @@ def test_run_on_a_tiny_slice_does_the_whole_study_and_goes_on_where_it_was(ppl_v
         assert (folder / picture).is_file()
     weights = folder / "vamp-vae" / "weights.safetensors"
     written = weights.stat().st_mtime_ns
+    restored = (folder / "restoration.json").stat().st_mtime_ns
     status, out, _ = ppl_vae(*command)
     assert status == 0
     assert "models to train" not in out
     assert weights.stat().st_mtime_ns == written
+    assert (folder / "restoration.json").stat().st_mtime_ns == restored
     assert json.loads((folder / "metrics.json").read_text())["denoising"]["rows"] == rows
     page = study_section(folder)
     assert "## tiny.npz" in page

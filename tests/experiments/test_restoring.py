@@ -7,7 +7,14 @@ from small_runs import CONFIG, quiet_train
 from ppl_vae.data.noise import GaussianNoise, Masking, NoNoise, PhotonCounts
 from ppl_vae.data.operators import Blur, Missing, Then
 from ppl_vae.experiments import restoring
-from ppl_vae.experiments.restoring import keeps_pixels, restore_cell, restore_run, restore_study
+from ppl_vae.experiments.restoring import (
+    is_restored,
+    keeps_pixels,
+    restore_cell,
+    restore_images,
+    restore_run,
+    restore_study,
+)
 from ppl_vae.report.tables import restoration_table
 
 
@@ -54,3 +61,13 @@ def test_an_autoencoder_is_refused(tmp_path, dataset):
     ae = quiet_train(CONFIG.__class__(model="dense-ae", epochs=1, hidden=(8,)), tmp_path, dataset)
     with pytest.raises(ValueError, match="dense-ae: expected a VAE; got an autoencoder, which has no prior of images"):
         restore_run(ae, torch.zeros(1, *ae.event_shape), GaussianNoise())
+
+
+def test_what_was_restored_is_known_by_model_corruption_images_and_seed(tmp_path, dataset):
+    run, noise = quiet_train(CONFIG, tmp_path / "run", dataset), GaussianNoise(0.5)
+    assert not is_restored(run, noise, tmp_path, num_images=2)
+    restore_images(run, noise, tmp_path, num_images=2, num_samples=30)
+    assert is_restored(run, noise, tmp_path, num_images=2)
+    assert not is_restored(run, noise, tmp_path, num_images=3)
+    assert not is_restored(run, noise, tmp_path, num_images=2, seed=1)
+    assert not is_restored(run, GaussianNoise(0.4), tmp_path, num_images=2)
