@@ -75,6 +75,46 @@ def test_a_narrow_mode_that_one_grid_misses_is_found_by_finer_ones():
     torch.testing.assert_close(log_p_by_quadrature(model, x), exact, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_a_rare_part_of_the_prior_far_from_the_rest_is_found_where_it_explains_x(scale):
+    weights = torch.tensor([0.99999, 0.00001]).double()
+    prior = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(torch.tensor([0.0, 50.0]).double(), 0.01))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    x = torch.tensor([0.0, 3.0, 50.01]).double()
+    widened = dist.Normal(torch.tensor([0.0, 50.0]).double(), math.hypot(0.01, scale))
+    exact = dist.MixtureSameFamily(dist.Categorical(weights), widened).log_prob(x)
+    torch.testing.assert_close(log_p_by_quadrature(model, x), exact, atol=1e-3, rtol=1e-6)
+
+
+def test_data_outside_of_their_support_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Binomial(5, logits=z), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'x': expected values in .*; got 1 data outside, values in \[9, 9\]"):
+        log_p_by_quadrature(model, torch.tensor([1.0, 9.0]))
+
+
+def test_a_model_may_expand_to_the_shape_of_z():
+    """What is beside z in the decoder has z's batch."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1).double(), 1.0).to_event(1))
+            both = torch.cat([z, y.expand(*z.shape[:-1], 1)], -1)
+            pyro.sample("x", dist.Normal(both.sum(-1), 1.0), obs=x)
+
+    x, y = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([[0.0], [1.0], [-2.0]]).double()
+    exact = dist.Normal(y[:, 0], 2**0.5).log_prob(x)
+    torch.testing.assert_close(log_p_by_quadrature(model, x, y), exact, atol=1e-6, rtol=1e-6)
+
+
 def test_further_arguments_come_with_their_data():
     def model(x, y):
         with pyro.plate("data", len(x)):
