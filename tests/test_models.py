@@ -48,7 +48,7 @@ PAIRS = [
 
 
 def make(model, likelihood, seed=0):
-    hidden = None if "residual" in model else (16,)
+    hidden = None if "residual" in model or model == "conv-ae" else (16,)
     return build(TrainConfig(model=model, likelihood=likelihood, latent_size=3, hidden=hidden, seed=seed), SHAPE)
 
 

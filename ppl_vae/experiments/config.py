@@ -229,6 +229,8 @@ def read_config(path: Path) -> tuple[TrainConfig, tuple[int, ...], int]:
         # a config of before conv had a width that could be set
         model = config.model if config.model == "conv-ae" else f"{config.model}:hidden=16"
         config = dataclasses.replace(config, hidden=None, model=model)
+    if config.model == "conv-ae":  # which once took a width, and left it
+        config = dataclasses.replace(config, hidden=None)
     return config, shape, num_classes
 
 

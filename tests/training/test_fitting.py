@@ -28,7 +28,8 @@ SHAPE = (1, 6, 6)
 
 
 def trained(seed=0, epochs=2, model="dense-vae", **kwargs):
-    vae = build(TrainConfig(model=model, latent_size=2, hidden=(8,)), SHAPE)
+    hidden = None if model == "conv-ae" else (8,)
+    vae = build(TrainConfig(model=model, latent_size=2, hidden=hidden), SHAPE)
     encode = Observe(Binarize(), Masking(0.5))
     history = fit(
         vae.model,
