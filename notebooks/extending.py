@@ -29,7 +29,8 @@
 # | objective | `fit(elbo=...)`, or Pyro's `SVI(loss=...)` | `--objective` |
 # | KL weight | `objective.weighted(...)` | `--kl-weight` |
 # | kind of model | any Pyro pair; a `Kind` to have a name | `--model`; not listed by `--help` |
-# | optimiser, schedule | `fit(optim=...)` | no: `--learning-rate`, `--schedule` |
+# | schedule of the learning rate | `fit(schedule=...)` | `--schedule` |
+# | optimiser | `fit(optim=...)` | no: `--learning-rate`, `--weight-decay` |
 # | encoding of a batch, logging, stopping | `fit(encode=..., metrics=..., stop=...)` | no |
 # | dataset | a tensor, or `load(path)` | `--dataset PATH`, without a plugin |
 # | Pyro pair | `fit`, `check_model` and all of `ppl_vae.evaluation` | no |
@@ -65,6 +66,7 @@ from ppl_vae.priors import Prior
 from ppl_vae.programs import own_param_store, sample_sites, seeded
 from ppl_vae.training.history import Stopped
 from ppl_vae.training.optimizers import OneOptimizer
+from ppl_vae.training.schedules import Schedule
 
 x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) @ torch.ones(4, 4).tril()
 
@@ -334,7 +336,7 @@ for network in ("dense", "gated-dense"):
 #     ppl-vae train --plugin mine.py --model dense-linear --encoding above-mean --noise dead-rows --output runs/rows
 #     ppl-vae denoise runs/rows --plugin mine.py --noise dead-rows:fraction=0.4
 #     ppl-vae train --plugin mine.py --model dense-vae --objective capacity:nats=9 --kl-weight switch:steps=3 \
-#         --output runs/nine
+#         --schedule inverse-square-root --output runs/nine
 #
 # A run folder stores the names of components, and never imports your file by itself: every command that reads the
 # folder needs `--plugin`.
@@ -352,10 +354,31 @@ for network in ("dense", "gated-dense"):
 # end. In Python that is `pv.fit(..., checkpoints=pv.Checkpoints(folder), resume=True)`.
 
 # %% [markdown]
-# ## Optimisers and schedules
+# ## Schedules
+#
+# `ppl_vae.training.schedules.Schedule`: the factor of the learning rate, a function of where a training is: the share
+# of its steps that are `done`, its `epochs`, and the history's `rows`.
+
+
+# %%
+class InverseSquareRoot(Schedule):
+    """1 / sqrt(1 + epochs / scale)."""
+
+    def __init__(self, scale: float = 10.0):
+        self.scale = scale
+
+    def __call__(self, now):
+        return (1 + now.epochs / self.scale) ** -0.5
+
+
+assert InverseSquareRoot(scale=1.0).by_step(12, per_epoch=4)(12) == 0.5  # after three epochs
+pv.fit(vae.model, vae.guide, x, batch_size=16, epochs=1, schedule=InverseSquareRoot(), show_progress=False)
+
+# %% [markdown]
+# ## Optimisers
 #
 # `fit(optim=...)` takes any `PyroOptim`. `ppl_vae.training.optimizers.OneOptimizer` makes one of a torch optimiser,
-# with a schedule, a factor by the number of steps. It alone is compiled into the step, and stored in checkpoints.
+# with a schedule, or a factor by the number of steps. It alone is compiled into the step, and stored in checkpoints.
 
 # %%
 optim = OneOptimizer(torch.optim.RMSprop, lr=1e-3, schedule=lambda step: 0.5**step, clip_norm=10.0)

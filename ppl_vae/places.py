@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-import pickle
 import random
 import sys
 from argparse import Namespace
@@ -162,10 +161,18 @@ def _content(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.size <= _DATA and not value.dtype.hasobject:
         return _Array(value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, _RANDOM):
-        return _State(pickle.dumps(value))
+        return _State(repr(_state_of(value)).encode())
     if isinstance(value, itertools.count):
         return _State(repr(value).encode())
     return _MOVES if _moves(value) else value
+
+
+def _state_of(generator: Any) -> Any:
+    """Of one of `_RANDOM`, in numbers alone."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    own = generator.bit_generator if isinstance(generator, np.random.Generator) else generator._bit_generator
+    return {name: np.asarray(part).tolist() for name, part in own.state["state"].items()}
 
 
 def _moves(value: Any) -> bool:
