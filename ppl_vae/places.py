@@ -309,6 +309,7 @@ def _named(function: FunctionType) -> Iterator[Place]:
             yield from (Place(f"{place.path}.{p.path}".strip("."), *p[1:]) for p in _of_class(found, names))
         else:
             yield place
+            yield from _of_class(found, names)  # the methods and properties that are named
 
 
 def _names(function: Any) -> list[str]:

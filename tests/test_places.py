@@ -141,6 +141,8 @@ WAYS = {
     "static method": lambda net: types.MethodType(lambda self, x: self.by_static_method(x), of_class(net)),
     "class method": lambda net: types.MethodType(lambda self, x: self.by_class_method(x), of_class(net)),
     "super": lambda net: of_class(net).by_super,
+    "property of what is captured": lambda net: (lambda owner: lambda x: owner.by_cached_property(x))(of_class(net)),
+    "method of what is captured": lambda net: (lambda owner: lambda x: owner.by_super(x))(of_class(net)),
     "module": in_a_module,
     "cache": lambda net: (lambda get: lambda x: get()(x))(functools.lru_cache(lambda: net)),
     "deque": lambda net: (lambda nets: lambda x: nets[0](x))(deque([net])),
