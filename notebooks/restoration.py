@@ -44,7 +44,7 @@ def show(rows, title):
 # %%
 noise = pv.GaussianNoise(0.5)
 y = noise(clean, torch.Generator().manual_seed(0))
-restored = pv.restore(vae.model, vae.guide, y, corruption=noise)
+restored = pv.restore(vae.model, vae.guide, y, corruption=noise, climb=False)
 with torch.no_grad():
     encoder_alone = vae.reconstruct(y)
 alone, inferred = (((x - clean) ** 2).mean().item() for x in (encoder_alone, restored.mean))
@@ -72,7 +72,7 @@ show(
 # %%
 missing = pv.Then(pv.Missing("bottom", 0.5), pv.NoNoise())
 y = missing(clean)
-filled = pv.restore(vae.model, vae.guide, y, corruption=missing, misfit=0.2)
+filled = pv.restore(vae.model, vae.guide, y, corruption=missing, misfit=0.2, climb=False)
 show(
     {"seen": y.nan_to_num(nan=0.5), "mean": filled.mean} | {f"draw {i + 1}": filled.samples[i] for i in range(5)},
     "The lower half, by the model",
@@ -86,7 +86,7 @@ show(
 # %%
 corruption = pv.Then(pv.Blur(1.0), pv.Then(pv.Downsampling(4), pv.GaussianNoise(0.05)))
 y = corruption(clean, torch.Generator().manual_seed(1))
-sharp = pv.restore(vae.model, vae.guide, y, corruption=corruption)
+sharp = pv.restore(vae.model, vae.guide, y, corruption=corruption, climb=False)
 show(
     {"original": clean, "7 x 7 pixels": corruption.guess(y), "restored": sharp.mean, "a draw": sharp.samples[0]},
     "Detail restored",
