@@ -23,8 +23,18 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.places import modules_of
-from ppl_vae.programs import MASKED, SCORES_ITS_OWN, UNMASK, Program, log_prob_per_datum, sample_sites, trace_of, traced
+from ppl_vae.programs import (
+    MASKED,
+    SCORES_ITS_OWN,
+    UNMASK,
+    Program,
+    is_random,
+    log_prob_per_datum,
+    sample_sites,
+    trace_of,
+    traced,
+)
+from ppl_vae.system.places import modules_of
 
 WHOLE = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
 CHUNK_DATA = 256  # data whose observed values are looked at together
@@ -318,7 +328,12 @@ def _is_point(fn: Distribution) -> bool:
 
 def observed_sites(trace: Trace) -> dict[str, dict]:
     """The observed sample sites of a trace by name, without factors."""
-    return {k: site for k, site in sample_sites(trace, observed=True).items() if not site_is_factor(site)}
+    return {name: site for name, site in trace.nodes.items() if is_observation(site)}
+
+
+def is_observation(site: Any) -> bool:
+    """Whether a site of a trace, or a handler's message, is an observed sample site, and no factor."""
+    return is_random(site) and site["is_observed"] and not site_is_factor(site)
 
 
 def only_latent(who: str, trace: Trace) -> tuple[str, dict]:

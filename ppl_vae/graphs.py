@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppl_vae.places import Constants
 from ppl_vae.system.errors import one_line
+from ppl_vae.system.places import Constants
 
 Tensors = tuple[Tensor, ...]
 

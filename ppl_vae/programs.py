@@ -17,7 +17,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from ppl_vae.places import modules_of
+from ppl_vae.system.places import modules_of
 
 Program = Callable[..., Any]
 
@@ -96,10 +96,11 @@ def in_particles(program: Program, num_samples: int) -> Program:
 
 def sample_sites(trace: Trace, *, observed: bool) -> dict[str, dict]:
     """The observed, or the latent, sample sites of a trace by name; `pyro.deterministic` makes neither."""
-    return {k: site for k, site in trace.nodes.items() if _is_random(site) and site["is_observed"] == observed}
+    return {k: site for k, site in trace.nodes.items() if is_random(site) and site["is_observed"] == observed}
 
 
-def _is_random(site: Any) -> bool:
+def is_random(site: Any) -> bool:
+    """Whether a site is a sample site; `pyro.deterministic` makes none."""
     return site["type"] == "sample" and not site["infer"].get("_deterministic")
 
 
@@ -161,7 +162,7 @@ def log_prob_per_datum(trace: Trace, shape: tuple[int, ...]) -> dict[str, Tensor
     """
     log_probs = {}
     for name, site in trace.nodes.items():
-        if not _is_random(site):
+        if not is_random(site):
             continue
         check_unmasked(name, site)
         log_probs[name] = _log_prob(site["fn"], site["value"])

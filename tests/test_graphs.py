@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ppl_vae.graphs import Compiled, Graph, Graphs, Replay, repays
-from ppl_vae.places import kept
 from ppl_vae.programs import seeded
+from ppl_vae.system.places import kept
 
 
 def test_arguments_of_distributions_are_checked_as_before(monkeypatch):

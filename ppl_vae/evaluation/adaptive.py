@@ -76,9 +76,6 @@ def log_likelihood_within(
     max_samples = max_samples or MAX_FACTOR * num_samples
     if max_samples < num_samples:
         raise ValueError(f"max_samples: expected at least num_samples = {num_samples}; got {max_samples}")
-    sizes = [num_samples]
-    while 4 * sizes[-1] <= max_samples:
-        sizes.append(4 * sizes[-1])
     shared: dict[str, Any] = {"memory": memory, "show_progress": show_progress}
     posteriors: list[Program] = []
 
@@ -99,7 +96,7 @@ def log_likelihood_within(
 
     rungs = [
         (GUIDE, partial(sample, num_samples=num_samples, of=lambda *data: guide)),
-        *((REFINED, partial(sample, num_samples=K, of=refined)) for K in sizes),
+        *((REFINED, partial(sample, num_samples=K, of=refined)) for K in fourfold(num_samples, max_samples)),
         *((ANNEALED, partial(anneal, num_steps=T)) for T in ANNEALING_STEPS),
     ]
     result, number = climb([rung for _, rung in rungs], data, tolerance, seed=seed)
@@ -108,6 +105,18 @@ def log_likelihood_within(
         rung[rung == REFINED] = GUIDE
     counts = ", ".join(f"{count} {name}" for name, count in rungs_of(rung).items())
     return replace(result, rung=rung, bound=f"lower (by rung of a ladder: {counts}; in expectation)")
+
+
+def fourfold(num_samples: int, max_samples: int) -> list[int]:
+    """The numbers of samples of one rung after another.
+
+    >>> fourfold(1000, 64_000)
+    [1000, 4000, 16000, 64000]
+    """
+    sizes = [num_samples]
+    while 4 * sizes[-1] <= max_samples:
+        sizes.append(4 * sizes[-1])
+    return sizes
 
 
 def refined_or_guide(model: Program, guide: Program, *data: Tensor, **options: Any) -> Program:

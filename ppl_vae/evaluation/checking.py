@@ -18,8 +18,8 @@ from torch.distributions.constraints import Constraint
 from ppl_vae import contract, programs
 from ppl_vae.contract import Finding, observed_sites, plain_trace, support_name, tensors_of
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.places import modules_of
 from ppl_vae.programs import Program, log_prob_per_datum, sample_sites
+from ppl_vae.system.places import modules_of
 
 Data = tuple[Tensor, ...]
 Buffer = tuple[str, nn.Module, str, Tensor, Tensor]  # path, module, name in the module, itself, its value before

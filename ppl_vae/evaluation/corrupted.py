@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from ppl_vae.contract import is_observation
 from ppl_vae.programs import Program, innermost
 
 Clean = Literal["mean", "drawn"]
@@ -141,7 +141,7 @@ class _Observe(Messenger):
         self.how, self.y = how, y
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] or site_is_factor(msg) or msg["infer"].get("_deterministic"):
+        if not is_observation(msg):
             return
         p_x, how = msg["fn"], self.how
         event = how.corruption.guess(self.y).shape[1:]

@@ -14,7 +14,6 @@ from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from ppl_vae.contract import support_name
 from ppl_vae.graphs import Compiled
-from ppl_vae.places import Constants
 from ppl_vae.programs import (
     Program,
     guide_trace_of,
@@ -24,6 +23,7 @@ from ppl_vae.programs import (
     sum_of_sites,
     trace_of,
 )
+from ppl_vae.system.places import Constants
 from ppl_vae.system.progress import Report
 
 Sites = dict[str, tuple[Transform, torch.Size]]  # of a latent site: from R^n to its support, and the shape in R^n

@@ -13,7 +13,6 @@ from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed
 from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.graphs import Compiled, flop_counter, repays
-from ppl_vae.places import Constants
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -25,6 +24,7 @@ from ppl_vae.programs import (
     trace_of,
 )
 from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.places import Constants
 from ppl_vae.system.progress import progress
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -19,6 +18,7 @@ from ppl_vae.contract import (
     check_same_without_x,
     check_scores_any,
     check_structure,
+    is_observation,
     observed_sites,
     observed_x,
     plain_trace,
@@ -322,17 +322,13 @@ class _Hide(Messenger):
         self.x, self.seen = x, seen
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _is_of_x(msg):
+        if is_observation(msg):
             shape = msg["value"].shape
             msg["fn"] = _per_dimension(msg["fn"]).mask(self.seen.reshape(shape)).to_event(len(shape) - 1)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if _is_of_x(msg):  # and of all samples, by now
+        if is_observation(msg):  # and of all samples, by now
             self.known = _Filled(self.x, self.seen, _per_dimension(msg["fn"]).base_dist)
-
-
-def _is_of_x(msg: Any) -> bool:
-    return msg["is_observed"] and not site_is_factor(msg) and not msg["infer"].get("_deterministic")
 
 
 def _by_guesses(

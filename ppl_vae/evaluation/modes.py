@@ -15,8 +15,8 @@ from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.refined import Refined, mixture_of
 from ppl_vae.evaluation.refinement import MIN_SPREAD, SMALL_SIZE, WIDE_SHARE
 from ppl_vae.graphs import Compiled, flop_counter, repays
-from ppl_vae.places import Constants
 from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded, sum_of_sites
+from ppl_vae.system.places import Constants
 from ppl_vae.system.progress import progress
 
 Value = Callable[[Tensor], tuple[Tensor, Tensor]]

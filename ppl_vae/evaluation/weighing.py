@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.contract import check_structure, plain_trace
-from ppl_vae.evaluation.adaptive import ANNEALING_CHAINS, ANNEALING_STEPS, choose
+from ppl_vae.evaluation.adaptive import ANNEALING_CHAINS, ANNEALING_STEPS, choose, fourfold
 from ppl_vae.evaluation.annealing import Annealing, anneal, annealed_log_likelihood
 from ppl_vae.evaluation.chunks import BLOCK_DATA, chunks_of, rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import latent_sites
@@ -21,8 +21,8 @@ from ppl_vae.evaluation.importance import LogWeights, log_likelihood
 from ppl_vae.evaluation.modes import refine_modes
 from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, LogMeanExp, PerDatum, widening
 from ppl_vae.graphs import Compiled
-from ppl_vae.places import Constants
 from ppl_vae.programs import Program, evaluating, model_trace_of, seeded, sum_of_sites, trace_of
+from ppl_vae.system.places import Constants
 
 LEAPFROG_STEPS = 5
 MAX_FACTOR = 16  # of num_samples
@@ -101,9 +101,7 @@ def infer(
         posterior = guide
     else:
         posterior = refine_modes(model, guide, data[0], *data[1:], seed=seed_of(seed, 0), **shared, **fitting)
-    sizes = [num_samples]
-    while climb and 4 * sizes[-1] <= MAX_FACTOR * num_samples:
-        sizes.append(4 * sizes[-1])
+    sizes = fourfold(num_samples, MAX_FACTOR * num_samples if climb else num_samples)
     rungs = [(REFINED, K) for K in sizes] + [(ANNEALED, T) for T in ANNEALING_STEPS if climb]
     if posterior is guide:
         rungs = [(GUIDE, num_samples)]

@@ -13,8 +13,8 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.contract import observed_sites, plain_trace, raise_first, support_of
 from ppl_vae.distributions import standard_units
 from ppl_vae.likelihoods import Rescaled
-from ppl_vae.places import modules_of
 from ppl_vae.programs import Program, evaluating
+from ppl_vae.system.places import modules_of
 
 Batch = tuple[Tensor, ...]
 

@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 
 from ppl_vae.graphs import Graph, Graphs, Replay, Tensors, flop_counter, layout
 from ppl_vae.objectives import Elbo, Objective
-from ppl_vae.places import Constants, kept, modules_of
 from ppl_vae.programs import Program
+from ppl_vae.system.places import Constants, kept, modules_of
 from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_rates, adam_update
 
 

@@ -17,7 +17,6 @@ from torch.distributions import Distribution
 
 from ppl_vae.distributions import kl_divergence
 from ppl_vae.likelihoods import Rescaled
-from ppl_vae.places import modules_of
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -28,6 +27,7 @@ from ppl_vae.programs import (
     sample_sites,
     seeded,
 )
+from ppl_vae.system.places import modules_of
 
 TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
 COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one

@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from ppl_vae.places import Constants, modules_of
 from ppl_vae.programs import mode
+from ppl_vae.system.places import Constants, modules_of
 
 
 class Owner(nn.Module):
