@@ -141,7 +141,8 @@ def run_reference(
     **options: Any,
 ) -> dict[str, Any]:
     """Trains and evaluates what is not in the folder `output` yet, each row of the first seed before any of the second;
-    writes `metrics.json` there, and returns it. `options` go to `fit` and the estimators.
+    writes `metrics.json` there, with all rows of this config that the folder has, and returns it. `options` go to `fit`
+    and the estimators.
 
     A row that fails is said, and in `metrics.json` under "failed"; the others continue.
     """
@@ -153,13 +154,13 @@ def run_reference(
         for name, model in models.items():
             model, folder = dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}"
             with attempted(f"{name}/seed-{seed}", failed, say):
-                if not (finished(folder, model) and _is_evaluated(folder, config, dataset)):
+                if not _is_done(folder, model, config, dataset):
                     say(f"{dataset_name} {name}, seed {seed}")
                     run = trained(model, folder, dataset=dataset, **options)
                     for method in ("importance", "ladder"):
                         evaluate_once(run, folder, method, _sizes(config, dataset, method), say=say, **options)
-                summarise(dataset, config, output, failed)
-    return summarise(dataset, config, output, failed)
+                summarise(dataset, dataset_name, config, output, failed)
+    return summarise(dataset, dataset_name, config, output, failed)
 
 
 def _sizes(config: ReferenceConfig, dataset: Dataset, method: str) -> dict[str, int]:
@@ -168,17 +169,23 @@ def _sizes(config: ReferenceConfig, dataset: Dataset, method: str) -> dict[str, 
     return {"num_samples": num_samples, "num_images": min(config.num_images, len(dataset.test)), "seed": 0}
 
 
-def _is_evaluated(folder: Path, config: ReferenceConfig, dataset: Dataset) -> bool:
+def _is_done(folder: Path, model: TrainConfig, config: ReferenceConfig, dataset: Dataset) -> bool:
+    """Whether the folder has just this model, and its evaluations."""
     methods = ("importance", "ladder")
-    return all(evaluated(folder, method=m, **_sizes(config, dataset, m)) is not None for m in methods)
+    return finished(folder, model) and all(
+        evaluated(folder, method=method, **_sizes(config, dataset, method)) is not None for method in methods
+    )
 
 
-def summarise(dataset: Dataset, config: ReferenceConfig, output: Path, failed: dict[str, str]) -> dict[str, Any]:
+def summarise(
+    dataset: Dataset, dataset_name: str, config: ReferenceConfig, output: Path, failed: dict[str, str]
+) -> dict[str, Any]:
     """`metrics.json` from the run folders that are there, of rows in the order of the table."""
     rows = {}
-    for name, row in ROWS[dataset.name].items():
-        folders = [output / name / f"seed-{seed}" for seed in config.seeds]
-        if done := [folder for folder in folders if _is_evaluated(folder, config, dataset)]:
+    for name, model in models_of(dataclasses.replace(config, rows=()), dataset_name).items():
+        folders = {output / name / f"seed-{seed}": dataclasses.replace(model, seed=seed) for seed in config.seeds}
+        if done := [folder for folder, of_seed in folders.items() if _is_done(folder, of_seed, config, dataset)]:
+            row = ROWS[dataset.name][name]
             rows[name] = _summary(row, done, dataset)
     metrics = {
         "dataset": dataset.name,

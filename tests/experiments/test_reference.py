@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from ppl_vae.components import UsageError
@@ -52,6 +54,10 @@ def test_a_row_is_trained_once_and_scored_by_the_protocol_and_the_ladder(tmp_pat
     again = run_reference("mnist-mini", SMALL, tmp_path, say=said.append, **options)
     assert again == metrics
     assert said == []
+    one = dataclasses.replace(SMALL, rows=("a",))
+    assert run_reference("mnist-mini", one, tmp_path, **options)["reference"] == metrics["reference"]
+    other = dataclasses.replace(one, epochs=1)  # the runs of the other row are of another config
+    assert [*run_reference("mnist-mini", other, tmp_path, **options)["reference"]] == ["a"]
 
 
 def test_rows_are_those_of_the_papers():
