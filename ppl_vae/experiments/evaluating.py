@@ -201,7 +201,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "source": result.source,
         "num_images": int(result.done.sum()),
         "num_samples": int(result.num_samples.max()),
-        "least_samples": int(result.num_samples[result.done].min()) if result.done.any() else 0,
+        "least_samples": int(result.num_samples[result.done].min()),
         "complete": result.complete,
         "decoder_rows": result.decoder_rows,
         "seed": seed,

@@ -8,7 +8,14 @@ from small_runs import CONFIG, SMALL, quiet_train
 
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.evaluating import anneal_run, evaluate_run, sandwich_run, save_evaluation
+from ppl_vae.experiments.evaluating import (
+    anneal_run,
+    evaluate_run,
+    held_out,
+    sandwich_run,
+    save_evaluation,
+    summarise,
+)
 from ppl_vae.experiments.preparation import build, prepare
 from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.training import train
@@ -27,6 +34,16 @@ def test_log_likelihood_of_a_run_does_not_depend_on_training_noise(tmp_path, dat
     with np.load(tmp_path / "run" / "log_likelihood.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["log_p"], result.log_p.numpy())
     assert json.loads((tmp_path / "run" / "log_likelihood.json").read_text())["log_p"] == summary["log_p"]
+
+
+def test_the_least_and_the_most_samples_of_an_image_are_told(tmp_path, dataset):
+    run = quiet_train(CONFIG, tmp_path, dataset)
+    result, summary = evaluate_run(run, num_samples=30, num_images=4)
+    assert (summary["least_samples"], summary["num_samples"]) == (30, 30)
+    data, _ = held_out(run, 4, 0)
+    mixed = dataclasses.replace(result, num_samples=torch.tensor([30, 0, 480, 120]))  # an interrupt left one out
+    summary = summarise(run, mixed, data, 0)
+    assert (summary["least_samples"], summary["num_samples"]) == (30, 480)
 
 
 def test_bernoulli_on_grey_pixels_is_refused_before_the_first_step(tmp_path, dataset):
