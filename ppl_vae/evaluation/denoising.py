@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def image_quality(restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
@@ -84,3 +85,38 @@ class PCA:
 
         pca.num_components = min(candidates or [1], key=error)
         return pca
+
+
+class Wiener:
+    """The best linear estimate of clean images x from noisy ones y, for squared error: the Wiener filter of pairs of
+    training images (data, *event),
+
+        x' = E[x] + Cov(x, y) Cov(y)^-1 (y - E[y]),    clipped to [0, 1].
+
+    Norbert Wiener: Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949; here without the
+    stationarity. Raises `ValueError` for pairs that differ in shape.
+    """
+
+    def __init__(self, clean: Tensor, noisy: Tensor):
+        if clean.shape != noisy.shape:
+            raise ValueError(f"expected pairs of one shape; got {tuple(clean.shape)} and {tuple(noisy.shape)}")
+        x, y = clean.flatten(1).double(), noisy.flatten(1).double()
+        self.mean_x, self.mean_y = x.mean(0), y.mean(0)
+        y = y - self.mean_y
+        covariance = torch.linalg.pinv(y.T @ y, hermitian=True)  # a pixel that is always black has no variance
+        self._filter = covariance @ (y.T @ (x - self.mean_x))
+
+    def __call__(self, y: Tensor) -> Tensor:
+        flat = (y.flatten(1).double() - self.mean_y) @ self._filter + self.mean_x
+        return flat.reshape(y.shape).to(y.dtype).clamp(0, 1)
+
+
+def linear_baselines(
+    images: Tensor, validation: Tensor, noisy: Tensor, add: Callable[[Tensor, Generator], Tensor], *, seed: int
+) -> dict[str, Tensor]:
+    """Noisy images, and what linear methods make of them that are fitted to clean images (data, *event) and to noise
+    that `add` adds, by name: a projection on as many principal components as serve best on validation images, which
+    sees clean images alone, and the Wiener filter, which sees pairs."""
+    pca = PCA.tuned(images, add(validation, Generator().manual_seed(seed + 1)), validation)
+    wiener = Wiener(images, add(images, Generator().manual_seed(seed + 2)))
+    return {"noisy": noisy, f"PCA ({pca.num_components} components)": pca(noisy), "Wiener filter": wiener(noisy)}

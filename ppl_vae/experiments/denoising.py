@@ -1,4 +1,4 @@
-"""Remove noise from test images: by runs, and by PCA for comparison."""
+"""Remove noise from test images: by runs, and by linear methods for comparison."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 from torch import Generator, Tensor
 
 from ppl_vae.components import create
-from ppl_vae.data.dataset import Dataset, select
+from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.noise import Noise, NoNoise
-from ppl_vae.evaluation.denoising import PCA, quality_summary
+from ppl_vae.evaluation.denoising import linear_baselines, quality_summary
 from ppl_vae.experiments.imputing import pictures
-from ppl_vae.experiments.preparation import split_of
-from ppl_vae.experiments.restoring import restore_run
+from ppl_vae.experiments.restoring import clean_images, restore_run
 from ppl_vae.experiments.runs import Run
 from ppl_vae.system.files import to_json, write_whole
 
@@ -60,17 +59,15 @@ def denoise_run(
 
 
 def denoise_all(runs: dict[str, Run], dataset: Dataset, noise: str, *, seed: int) -> tuple[dict, dict[str, Tensor]]:
-    """Quality of every model's restoration of the same noisy test images, beside the noisy images and PCA.
+    """Quality of every model's restoration of the same noisy test images, beside the noisy images and linear methods.
 
     Returns rows for JSON, and the images of each row.
     """
     add = create(Noise, noise)
     clean = dataset.test / 255
     noisy = add(clean, Generator().manual_seed(seed))
-    indices = split_of(next(iter(runs.values())).config, dataset)
-    images, validation = (select(dataset.train, index) / 255 for index in indices)
-    pca = PCA.tuned(images, add(validation, Generator().manual_seed(seed + 1)), validation)
-    restored = {"noisy": noisy, f"PCA ({pca.num_components} components)": pca(noisy)}
+    images, validation = clean_images(next(iter(runs.values())), dataset)
+    restored = linear_baselines(images, validation, noisy, add, seed=seed)
     restored |= {name: run.reconstruct(noisy, *run.test_labels(len(noisy))) for name, run in runs.items()}
     rows: dict[str, Any] = {}
     for name, x in restored.items():

@@ -14,13 +14,17 @@ import torch
 from torch import Generator, Tensor
 
 from ppl_vae.components import create
+from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.noise import Noise, NoNoise
-from ppl_vae.evaluation.denoising import mean_and_se, quality_summary
+from ppl_vae.evaluation.denoising import linear_baselines, mean_and_se, quality_summary
 from ppl_vae.evaluation.restoration import Restoration, restore
 from ppl_vae.evaluation.results import rungs_of
 from ppl_vae.experiments.imputing import pictures
+from ppl_vae.experiments.preparation import split_of
 from ppl_vae.experiments.runs import Run, versions
+from ppl_vae.programs import seeded
 from ppl_vae.system.files import read_json, to_json, write_json, write_whole
+from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import attempted
 
 MISFIT = 0.2  # of images around a decoder's mean, where noise leaves pixels as they are: of the highest log p(y)
@@ -35,6 +39,7 @@ NOISES = tuple(
     for value in values
 )
 HALF_LEVEL = 0.5 / 255  # images are rounded to levels
+NUM_SIMULATED = 200  # images
 
 
 def keeps_pixels(corruption: Noise) -> bool:
@@ -68,16 +73,17 @@ def _says_what_pixels_were(corruption: Noise) -> bool:
     return True
 
 
+def covers(result: Restoration, clean: Tensor, slack: float = 0.0) -> dict[str, float]:
+    """What shares of the pixels are in the intervals of the stated mean and standard deviation, by name."""
+    error = (result.mean - clean).abs() - slack
+    return {name: (error <= width * result.std).double().mean().item() for name, width in INTERVALS.items()}
+
+
 def quality_of(result: Restoration, clean: Tensor, seconds: float) -> dict[str, Any]:
     """MSE, PSNR and SSIM of restored images, and what shares of pixels their intervals hold, for JSON."""
-    error = (result.mean - clean).abs() - HALF_LEVEL
-    covers = {
-        name: mean_and_se((error <= width * result.std).float().flatten(1).mean(1))[0]
-        for name, width in INTERVALS.items()
-    }
     return {
         **quality_summary(result.mean, clean),
-        "covers": covers,
+        "covers": covers(result, clean, HALF_LEVEL),
         "log_p": result.log_p.mean,
         "khat_over_limit": result.num_unreliable,
         "rungs": rungs_of(result.rung),
@@ -149,8 +155,15 @@ def is_restored(run: Run, corruption: Noise, output: Path, *, num_images: int, s
     return path.is_file() and all(read_json(path).get(name) == value for name, value in wanted.items())
 
 
+def clean_images(run: Run, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The images that a run was trained on, and its validation images, in [0, 1]."""
+    images, validation = (select(dataset.train, index) / 255 for index in split_of(run.config, dataset))
+    return images, validation
+
+
 def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **options: Any) -> dict[str, Any]:
-    """A VAE's restorations of the first test images, by inference and by its own networks, for JSON."""
+    """A VAE's restorations of the first test images, by inference and by its own networks, and how its intervals cover
+    where the model is right, for JSON."""
     corruption = create(Noise, noise)
     clean = run.dataset.test[:num_images] / 255
     y = corruption(clean, Generator().manual_seed(seed))
@@ -160,7 +173,24 @@ def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **o
     result = restore_run(run, y, corruption, seed=seed, **options)
     end = time.process_time()
     network_row = quality_summary(network, clean) | {"cpu_seconds_per_image": (middle - start) / len(y)}
-    return {"inference": quality_of(result, clean, end - middle), "network": network_row, "seed": seed}
+    row = {"inference": quality_of(result, clean, end - middle), "network": network_row, "seed": seed}
+    if not keeps_pixels(corruption) and not run.model.needs_labels:
+        row["simulated"] = simulated_covers(run, corruption, seed=seed, **options)
+    return row
+
+
+def simulated_covers(run: Run, corruption: Noise, *, seed: int, **options: Any) -> dict[str, Any]:
+    """`covers` of images that the model itself made: means of p(x|z) for z from the prior, then corrupted."""
+    with seeded(seed), torch.no_grad():
+        means = run.model.generate(NUM_SIMULATED).mean.reshape(NUM_SIMULATED, *run.dataset.test.shape[1:])
+    clean = run.observe.encoding.brightness(means).clamp(0, 1)
+    y = corruption(clean, Generator().manual_seed(seed))
+    return covers(restore_run(run, y, corruption, seed=seed, **options), clean) | {"num_images": len(y)}
+
+
+def weights_of(run: Run) -> str:
+    """A fingerprint of a run's weights: that of a run that was trained again is another."""
+    return fingerprint(*(t for t in run.model.state_dict().values() if t.is_floating_point()))
 
 
 def restore_study(
@@ -173,18 +203,30 @@ def restore_study(
     failed: dict[str, str],
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Rows of `inference.json` in a study's folder, {noise: {model: row}}: each VAE by inference, against each noise.
-    Those that are there already, of as many images or more, are not made again; one that fails is in `failed`."""
+    """Rows of `inference.json` in a study's folder, {noise: {model: row}}: each VAE by inference, against each noise,
+    and {noise: {method: quality}} of `linear_baselines` on all test images. Those that are there already, of the same
+    weights and of as many images or more, are not made again; one that fails is in `failed`."""
     path = folder / "inference.json"
-    rows: dict[str, Any] = read_json(path)["rows"] if path.is_file() else {}
+    known: dict[str, Any] = read_json(path) if path.is_file() else {}
+    rows, baselines = known.get("rows", {}), known.get("baselines", {})
     for noise, (name, run) in itertools.product(noises, runs.items()):
         wanted = min(num_images or len(run.dataset.test), len(run.dataset.test))
-        known = rows.get(noise, {}).get(name)
-        if not run.model.has_log_p or (known and known["inference"]["num_images"] >= wanted):
+        row, weights = rows.get(noise, {}).get(name), weights_of(run)
+        is_known = row and row.get("weights") == weights and row["inference"]["num_images"] >= wanted
+        if is_known or not run.model.has_log_p:
             continue
         with attempted(f"{name}, by inference", failed, say):
             say(f"{folder.name} {name}: {noise} by inference, {wanted} images")
-            row = restore_cell(run, noise, num_images=wanted, seed=seed) | {"versions": versions()}
-            rows.setdefault(noise, {})[name] = row
-            write_json(path, {"rows": rows})
+            made = restore_cell(run, noise, num_images=wanted, seed=seed)
+            rows.setdefault(noise, {})[name] = made | {"weights": weights, "versions": versions()}
+            write_json(path, {"rows": rows, "baselines": baselines})
+    for noise in noises:
+        if noise not in baselines and (run := next(iter(runs.values()), None)):
+            say(f"{folder.name}: {noise} by linear methods")
+            clean, add = run.dataset.test / 255, create(Noise, noise)
+            y = add(clean, Generator().manual_seed(seed))
+            restored = linear_baselines(*clean_images(run, run.dataset), y, add, seed=seed)
+            qualities = {name: quality_summary(x, clean) for name, x in restored.items()}
+            baselines[noise] = {name: quality | {"num_images": len(clean)} for name, quality in qualities.items()}
+            write_json(path, {"rows": rows, "baselines": baselines})
     return rows

@@ -28,31 +28,25 @@ def denoising_table(metrics: dict[str, Any]) -> str:
     return table(["model", "trained on", "MSE", "PSNR (dB)", "SSIM"], rows)
 
 
-def restoration_table(rows: dict[str, Any]) -> str:
-    """What `inference.json` says of one noise: a row a VAE, by inference and by its networks alone."""
+def restoration_table(rows: dict[str, Any], baselines: dict[str, Any]) -> str:
+    """What `inference.json` says of one noise: a row a VAE, by inference and by its networks alone, below the noisy
+    images and linear methods."""
 
-    def cell(row: dict[str, Any], metric: str, digits: int) -> str:
-        return f"{number(row[metric]['mean'], digits)} ± {number(row[metric]['se'], digits)}"
+    def quality(row: dict[str, Any]) -> list[str]:
+        return [f"{number(row[m]['mean'], digits)} ± {number(row[m]['se'], digits)}" for m, digits in QUALITY]
 
-    cells = []
+    def shares(row: dict[str, Any] | None) -> str:
+        return "—" if row is None else f"{row['50%']:.0%} / {row['90%']:.0%}"
+
+    cells = [[name, *quality(row), *"———", "", f"{row['num_images']:,}"] for name, row in baselines.items()]
     for name, row in rows.items():
-        inference, network = row["inference"], row["network"]
-        cells += [
-            [
-                f"{name}, by inference",
-                *(cell(inference, metric, digits) for metric, digits in QUALITY),
-                " / ".join(f"{share:.0%}" for share in inference["covers"].values()),
-                unreliable(inference),
-                f"{1e3 * inference['cpu_seconds_per_image']:.0f}",
-            ],
-            [
-                f"{name}, its networks",
-                *(cell(network, metric, digits) for metric, digits in QUALITY),
-                *("—", "—"),
-                f"{1e3 * network['cpu_seconds_per_image']:.1f}",
-            ],
-        ]
-    return table(["model", "MSE", "PSNR (dB)", "SSIM", "in 50 % / 90 %", "k̂ over limit", "ms"], cells)
+        inference, network, count = row["inference"], row["network"], f"{row['inference']['num_images']:,}"
+        of_inference = [shares(inference["covers"]), shares(row.get("simulated")), unreliable(inference)]
+        ms = [1e3 * r["cpu_seconds_per_image"] for r in (inference, network)]
+        cells.append([f"{name}, by inference", *quality(inference), *of_inference, f"{ms[0]:.0f}", count])
+        cells.append([f"{name}, its networks", *quality(network), *"———", f"{ms[1]:.1f}", count])
+    columns = ["model", "MSE", "PSNR (dB)", "SSIM", "in 50 % / 90 %", "of simulated", "k̂ over limit", "ms", "images"]
+    return table(columns, cells)
 
 
 def elbo(row: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from ppl_vae.evaluation.denoising import PCA, image_quality, mean_and_se
+from ppl_vae.evaluation.denoising import PCA, Wiener, image_quality, linear_baselines, mean_and_se
 
 
 def images(n=6, seed=0):
@@ -76,3 +76,36 @@ def test_pca_is_tuned_on_validation_images_for_the_noise():
     noise = torch.randn(clean.shape, generator=generator)
     assert PCA.tuned(train, clean + 1e-4 * noise, clean).num_components >= 8
     assert PCA.tuned(train, clean + 0.2 * noise, clean).num_components == 4
+
+
+def test_the_wiener_filter_is_the_posterior_mean_of_a_normal():
+    draw, N, D, scale = torch.Generator().manual_seed(0), 40_000, 4, 0.1
+    L = 0.02 * torch.randn(D, D, generator=draw).tril() + 0.08 * torch.eye(D)
+    x = 0.5 + torch.randn(N, D, generator=draw) @ L.T
+    y = x + scale * torch.randn(N, D, generator=draw)
+    C = L @ L.T
+    gain = C @ torch.linalg.inv(C + scale**2 * torch.eye(D))
+    exact = 0.5 + (y - 0.5) @ gain.T
+    # the gain's error is that of a regression, scale / (sd of y) / sqrt(N) by element, of which y has D
+    torch.testing.assert_close(Wiener(x, y)(y), exact, atol=6 * D / math.sqrt(N), rtol=0)
+    worse = (exact - x).square().mean() * 1.001
+    assert (Wiener(x, y)(y) - x).square().mean() < worse
+    black = torch.cat([y, torch.zeros(N, 1)], 1)
+    assert Wiener(torch.cat([x, torch.zeros(N, 1)], 1), black)(black)[:, -1].abs().max() < 1e-6
+    with pytest.raises(ValueError, match="expected pairs of one shape"):
+        Wiener(x, y[:, :2])
+
+
+def test_linear_baselines_by_name():
+    draw = torch.Generator().manual_seed(0)
+    basis, parts = torch.rand(3, 1, 16, 16, generator=draw), torch.rand(500, 3, generator=draw) / 3
+    images, clean = torch.einsum("nk,kchw->nchw", parts, basis).split([400, 100])
+
+    def add(x, generator):
+        return (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+    noisy = add(clean, torch.Generator().manual_seed(0))
+    restored = linear_baselines(images, clean, noisy, add, seed=0)
+    assert [*restored] == ["noisy", "PCA (4 components)", "Wiener filter"]
+    error = {name: (x - clean).square().mean() for name, x in restored.items()}
+    assert max(error["Wiener filter"], error["PCA (4 components)"]) < 0.2 * error["noisy"]

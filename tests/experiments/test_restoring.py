@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -50,11 +51,19 @@ def test_rows_are_kept_and_one_that_fails_does_not_stop_the_others(tmp_path, dat
         rows = restore_study(tmp_path, {"vae": run, "ae": ae}, noises, num_images=num_images, **options)
     assert [(noise, n) for noise, n in made if noise != "masking"] == [(noises[1], 2), (noises[1], 3)]
     assert [*failed] == ["vae, by inference"]
-    assert json.loads((tmp_path / "inference.json").read_text())["rows"] == rows
+    stored = json.loads((tmp_path / "inference.json").read_text())
+    assert stored["rows"] == rows
+    baselines = stored["baselines"][noises[1]]
+    assert [name.partition(" ")[0] for name in baselines] == ["noisy", "PCA", "Wiener"]
+    assert baselines["Wiener filter"]["mse"]["mean"] < baselines["noisy"]["mse"]["mean"]
     inference = rows[noises[1]]["vae"]["inference"]
     assert inference["num_images"] == 3
     assert 0 <= inference["covers"]["50%"] <= inference["covers"]["90%"] <= 1
-    assert restoration_table(rows[noises[1]]).count("\n") == 3
+    assert 0.5 < rows[noises[1]]["vae"]["simulated"]["90%"] <= 1
+    assert restoration_table(rows[noises[1]], baselines).count("\n") == 6
+    again = {"vae": quiet_train(dataclasses.replace(CONFIG, seed=1), tmp_path / "again", dataset)}
+    restore_study(tmp_path, again, noises[1:], num_images=3, **options)
+    assert len(made) == 7  # of other weights
 
 
 def test_an_autoencoder_is_refused(tmp_path, dataset):
