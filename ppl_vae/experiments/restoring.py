@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ppl_vae.components import create
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.noise import Noise, NoNoise
-from ppl_vae.evaluation.denoising import linear_baselines, mean_and_se, quality_summary
+from ppl_vae.evaluation.denoising import linear_baselines, quality_summary
 from ppl_vae.evaluation.restoration import Restoration, restore
 from ppl_vae.evaluation.results import rungs_of
 from ppl_vae.experiments.imputing import pictures
@@ -179,11 +179,16 @@ def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **o
     return row
 
 
-def simulated_covers(run: Run, corruption: Noise, *, seed: int, **options: Any) -> dict[str, Any]:
-    """`covers` of images that the model itself made: means of p(x|z) for z from the prior, then corrupted."""
+def simulated_images(run: Run, num_images: int, *, seed: int) -> Tensor:
+    """Images that a model makes, (num_images, C, H, W) in [0, 1]: the means of p(x|z) for z from the prior."""
     with seeded(seed), torch.no_grad():
-        means = run.model.generate(NUM_SIMULATED).mean.reshape(NUM_SIMULATED, *run.dataset.test.shape[1:])
-    clean = run.observe.encoding.brightness(means).clamp(0, 1)
+        means = run.model.generate(num_images).mean.reshape(num_images, *run.dataset.test.shape[1:])
+    return run.observe.encoding.brightness(means).clamp(0, 1)
+
+
+def simulated_covers(run: Run, corruption: Noise, *, seed: int, **options: Any) -> dict[str, Any]:
+    """`covers` of images that the model itself made."""
+    clean = simulated_images(run, NUM_SIMULATED, seed=seed)
     y = corruption(clean, Generator().manual_seed(seed))
     return covers(restore_run(run, y, corruption, seed=seed, **options), clean) | {"num_images": len(y)}
 
@@ -221,8 +226,9 @@ def restore_study(
             rows.setdefault(noise, {})[name] = made | {"weights": weights, "versions": versions()}
             write_json(path, {"rows": rows, "baselines": baselines})
     for noise in noises:
-        if noise not in baselines and (run := next(iter(runs.values()), None)):
+        if noise not in baselines and runs:
             say(f"{folder.name}: {noise} by linear methods")
+            run = next(iter(runs.values()))
             clean, add = run.dataset.test / 255, create(Noise, noise)
             y = add(clean, Generator().manual_seed(seed))
             restored = linear_baselines(*clean_images(run, run.dataset), y, add, seed=seed)

@@ -11,6 +11,7 @@ from ppl_vae.plots.comparisons import log_likelihood_bars as log_likelihood_bars
 from ppl_vae.plots.comparisons import per_datum_differences as per_datum_differences
 from ppl_vae.plots.curves import Columns as Columns
 from ppl_vae.plots.curves import convergence as convergence
+from ppl_vae.plots.curves import error_lines as error_lines
 from ppl_vae.plots.curves import loss_curve as loss_curve
 from ppl_vae.plots.curves import training_curves as training_curves
 from ppl_vae.plots.figures import LABEL_COLOURS as LABEL_COLOURS

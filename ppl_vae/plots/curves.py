@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,20 @@ def convergence(
     ax.set_xlabel("K")
     ax.set_ylabel("log p(x) [nats]")
     ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
+
+
+def error_lines(ax: Axes, curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> None:
+    """A line through points with error bars for each name: x, means and standard errors, shape (points,) each, of
+    which two are drawn; NaN has no bar. Raises ValueError for other shapes."""
+    colours = [colour for name, colour in OKABE_ITO.items() if name != "black"]
+    for (name, values), colour in zip(curves.items(), itertools.cycle(colours)):
+        x, mean, error = (np.asarray(t, dtype=float) for t in values)
+        if not x.shape == mean.shape == error.shape or x.ndim != 1:
+            raise ValueError(f"expected x, means and errors (points,); got {x.shape}, {mean.shape} and {error.shape}")
+        ax.errorbar(x, mean, 2 * error, fmt="o-", color=colour, ms=4, lw=1.2, capsize=2, label=name)
+    ax.grid(alpha=0.3)
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize=8)
 
 
 def _leave_out_first(ax: Axes, curves: Array) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from ppl_vae import plots
-from ppl_vae.experiments.folders import best_evaluations
+from ppl_vae.experiments.folders import CURVES, best_evaluations
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import read_json
 from ppl_vae.system.signals import stoppable
@@ -30,6 +31,9 @@ def draw_study(folder: Path) -> list[Path]:
 
     if (folder / "restoration-shown.npz").is_file():
         paths.append(draw_restoration(folder, f"{name}: {metrics['config']['noise']}, removed by inference"))
+
+    if (folder / CURVES).is_file():
+        paths.append(draw_restoration_curves(folder, name))
 
     fig, axes = plots.figure(10, 0.4 * len(rows) + 1.2, ncols=3, sharey=True)
     quality = {
@@ -113,6 +117,31 @@ def draw_restoration(run: Path, title: str) -> Path:
     deviation by pixel, and draws, from `restoration.npz` in the folder of a run, to its `figures/restoration.png`.
     Returns the path."""
     return _draw_rows(run, "restoration-shown", 5.6, title, "restoration")
+
+
+def draw_restoration_curves(folder: Path, name: str) -> Path:
+    """Draws quality against CPU time and estimated against true scales of noise, from `restoration-curves.json` in the
+    folder of a study, to its `figures/restoration-curves.png`. Returns the path."""
+    curves = read_json(folder / CURVES)
+    fig, (quality, scales) = plots.figure(9, 3.6, ncols=2)
+    steps = curves["steps"]
+    ms = [1e3 * row["cpu_seconds_per_image"] for row in steps]
+    means, errors = ([row["ssim"][key] for row in steps] for key in ("mean", "se"))
+    plots.error_lines(quality, {"by inference": (ms, means, [math.nan if e is None else e for e in errors])})
+    for x, y, row in zip(ms, means, steps, strict=True):
+        quality.annotate(f"{row['num_steps']}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
+    quality.set(xlabel="CPU time an image [ms], and Adam's steps", ylabel="SSIM", xscale="log", title=curves["noise"])
+    of_each = {}
+    for kind, rows in curves["scales"].items():
+        true, estimates, se = ([row[key] for row in rows] for key in ("scale", "estimate", "se"))
+        of_each[kind] = true, estimates, [math.nan if e is None else e for e in se]
+    plots.error_lines(scales, of_each)
+    ends = [min(true), max(true)]
+    scales.plot(ends, ends, "--", color=plots.OKABE_ITO["black"], lw=1)
+    scales.set(xlabel="true scale of Gaussian noise", ylabel="estimated", title=f"of {curves['num_scaled']} images")
+    path = _figures(folder) / "restoration-curves.png"
+    plots.save(fig, path, title=f"{name}: restoration against time, and the scale of noise that nobody gave")
+    return path
 
 
 @stoppable()

@@ -90,6 +90,16 @@ def restoration_lines(folder: Path) -> list[str]:
     inference = read_json(folder / "inference.json")
     for noise, rows in inference["rows"].items():
         lines += [f"{noise}:", "", restoration_table(rows, inference.get("baselines", {}).get(noise, {})), ""]
+    if (folder / "figures" / "restoration-curves.png").is_file():
+        text = "SSIM against CPU time, and estimated scales of noise"
+        lines += [
+            "Left: the same images against the time that is spent, and the number of Adam's steps from each start. "
+            "Right: the scale of noise, from noisy images alone, by the highest log p(y) (± 2 s.e.), for test images "
+            "and for images that the model made; by how much test images differ from the model's counts as noise.",
+            "",
+            f"![{text}]({folder.name}/figures/restoration-curves.png)",
+            "",
+        ]
     if (folder / "figures" / "restoration.png").is_file():
         text = "Corrupted images, restored by inference, with their uncertainty and draws"
         lines += [f"![{text}]({folder.name}/figures/restoration.png)", ""]

@@ -83,3 +83,14 @@ def test_convergence_shows_every_method(ax: Axes) -> None:
 )
 def test_errors_are_one_line(ax: Axes, draw: Callable[[Axes], None], message: str) -> None:
     assert_refused_in_one_line(ax, draw, message)
+
+
+def test_lines_have_bars_of_two_errors() -> None:
+    ax = plots.figure(4, 3)[1]
+    plots.error_lines(ax, {"a": ([1, 2], [3.0, 4.0], [0.5, float("nan")]), "b": ([1], [2], [1])})
+    line, _, (bars,) = ax.containers[0].lines
+    assert list(line.get_ydata()) == [3.0, 4.0]
+    assert bars.get_segments()[0][:, 1].tolist() == [2.0, 4.0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    with pytest.raises(ValueError, match="expected x, means and errors"):
+        plots.error_lines(ax, {"a": ([1, 2], [1], [1])})
