@@ -34,6 +34,7 @@ from ppl_vae.programs import (
     trace_of,
     traced,
 )
+from ppl_vae.system.machine import fits
 from ppl_vae.system.places import modules_of
 
 WHOLE = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
@@ -67,12 +68,14 @@ def raise_first(findings: Iterable[Finding]) -> None:
 
 
 def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]:
-    """The arguments of a pair as tensors: NumPy arrays, data frames and lists, too, and floating-point numbers in the
-    precision of the pair's parameters where that loses nothing. Whole numbers stay what they are.
+    """The arguments of a pair as tensors on the device of its parameters: NumPy arrays, data frames and lists, too, and
+    floating-point numbers in the precision of the parameters where that loses nothing. Whole numbers stay what they
+    are. Data that would take more than half of a device's memory stay where they are.
 
     Raises `ValueError` for what is not numbers, numbers that would be rounded, no rows, or different numbers of them.
     """
-    dtypes = {p.dtype for module in modules_of(model, guide) for p in module.parameters() if p.is_floating_point()}
+    parameters = [p for module in modules_of(model, guide) for p in module.parameters() if p.is_floating_point()]
+    dtypes, device = {p.dtype for p in parameters}, device_of_parameters(model, guide)
     tensors = []
     for i, t in enumerate(data):
         if not isinstance(t, Tensor):
@@ -91,7 +94,15 @@ def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]
         tensors.append(t)
         if not len(t) or len(t) != len(tensors[0]):
             raise ValueError(f"argument {i}: expected {max(len(tensors[0]), 1)} rows; got {len(t)}")
+    if device is not None and fits(sum(t.nbytes for t in tensors if t.device != device), device):
+        tensors = [t.to(device) for t in tensors]
     return tuple(tensors)
+
+
+def device_of_parameters(*programs: Program) -> torch.device | None:
+    """Where the parameters of programs are; None for none, or several places."""
+    devices = {p.device for module in modules_of(*programs) for p in module.parameters()}
+    return devices.pop() if len(devices) == 1 else None
 
 
 def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -> Trace:

@@ -331,7 +331,7 @@ class ConditionalVAE(PyroPair):
         """p(x|z, y) for a sample z ~ p(z) for each label (*), or vector (*, num_classes), batch shape (*, *event); for
         a number of samples in place of labels, of each class in turn."""
         if isinstance(y, int):
-            y = torch.arange(y) % self.num_classes
+            y = torch.arange(y, device=self.unit_vectors.device) % self.num_classes
         return self.p_x(self.prior().sample(y.shape[:-1] if y.is_floating_point() else y.shape), y)
 
 

@@ -32,7 +32,7 @@ FEW, SOME = 100, 500  # images, where each takes seconds, and where it takes som
 
 
 def evaluate(options: EvaluateCommand) -> None:
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset)
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
     output = writable(options.output or output_of(run, options.run))
     if options.method == "sandwich":
         _sandwich(options, run, output)

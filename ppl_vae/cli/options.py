@@ -26,6 +26,8 @@ class WithModels:
 
     data_dir: Path | None = None
     """Where torchvision's datasets are or go. Default: $PPL_VAE_DATA, else the user's cache folder."""
+    device: str = "auto"
+    """Where models and their data go: cpu, cuda, cuda:1, or auto, which is CUDA where there is one."""
     plugin: str | None = None
     """A module of yours, by name or as a .py file: its likelihoods, priors, networks, ... are choices too."""
 

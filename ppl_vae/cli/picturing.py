@@ -25,7 +25,7 @@ from ppl_vae.system.files import read_json, writable
 
 
 def sample(options: SampleCommand) -> None:
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset)
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
     suffix, output = (".png" if run.is_of_images else ".npy"), options.output
     if output is not None and output.suffix and output.suffix.lower() != suffix:
         kind = "images" if run.is_of_images else "vectors"
@@ -104,5 +104,5 @@ def _check_replaced(
 
 def _prepared(options: OfRun) -> tuple[Run, Path]:
     """The run, and the folder for the results, which can be written to."""
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset)
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
     return run, writable(options.output or output_of(run, options.run))

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 from ppl_vae.cli.main import fail
 from ppl_vae.cli.options import ExperimentOptions, ReferenceOptions, StudyOptions, SwapsOptions, TrustOptions
@@ -52,34 +53,41 @@ def run_experiment(options: ExperimentOptions) -> None:
 
 def run_on(options: ExperimentOptions, name: str, folder: Path) -> dict[str, str]:
     """Runs an experiment on one dataset; returns what failed, and why."""
+    shared: dict[str, Any] = {"data_dir": options.data_dir, "device": options.device, "say": say}
     match options:
         case StudyOptions():
-            return _study(options, name, folder)
+            return _study(options, name, folder, shared)
         case TrustOptions():
-            run_trust(folder, options.config, data_dir=options.data_dir, say=say)
+            run_trust(folder, options.config, **shared)
             trust = read_json(folder / "trust.json")
             if trust["models"]:
                 draw_trust(folder)
                 say(trust_table(trust))
             return trust.get("failed", {})
         case SwapsOptions():
-            metrics = run_swaps(name, options.config, folder, data_dir=options.data_dir, say=say, after_each=draw_swaps)
+            metrics = run_swaps(
+                name,
+                options.config,
+                folder,
+                **shared,
+                after_each=draw_swaps,
+            )
             for group in metrics["groups"].values():
                 say(swap_table(group))
             say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
             return metrics["failed"]
         case ReferenceOptions():
-            metrics = run_reference(name, options.config, folder, data_dir=options.data_dir, say=say)
+            metrics = run_reference(name, options.config, folder, **shared)
             say(reference_table(metrics))
             say(f"Numbers: {folder / 'metrics.json'}")
             return metrics["failed"]
     raise TypeError(f"options: expected those of an experiment; got {type(options).__name__}")
 
 
-def _study(options: StudyOptions, name: str, folder: Path) -> dict[str, str]:
+def _study(options: StudyOptions, name: str, folder: Path, shared: dict[str, Any]) -> dict[str, str]:
     say(f"ppl-vae run study on {name}, into {folder}")
     config = dataclasses.replace(options.config, dataset=name)
-    metrics = run_study(config, folder, data_dir=options.data_dir, say=say, after_run=draw_run)
+    metrics = run_study(config, folder, after_run=draw_run, **shared)
     draw_study(folder)
     show_denoising(f"{name}: removing {config.noise}", metrics["denoising"]["rows"])
     for noise, rows in metrics["restoration"].items():

@@ -25,6 +25,7 @@ def train_model(options: TrainCommand) -> None:
     output = options.output or Path("runs") / f"{config.model}-{folder_of(config.dataset)}".replace(":", "-")
     more: dict[str, Any] = {
         "data_dir": options.data_dir,
+        "device": options.device,
         "resume": options.resume,
         "checkpoint_epochs": options.checkpoint_epochs,
         "checkpoint_minutes": options.checkpoint_minutes,

@@ -52,7 +52,7 @@ class Binarize(Encoding):
     log_p_is = "mass on {0, 1}^D (binarised at random)"
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        u = torch.rand(images.shape, generator=generator)
+        u = torch.rand(images.shape, generator=generator, device=images.device)
         return u.mul_(255).lt_(images)  # in place: 0 or 1, in half the time
 
 
@@ -75,7 +75,7 @@ class StaticBinarize(Encoding):
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         levels = images.flatten(1).long()
-        place = _splitmix64(torch.arange(levels.shape[1]) + (self.seed << 32))
+        place = _splitmix64(torch.arange(levels.shape[1], device=levels.device) + (self.seed << 32))
         image = (levels * place).sum(1, keepdim=True)
         u = (_splitmix64(image + place) >> 40 & 0xFFFFFF) / 2**24
         return (u * 255 < levels).float().reshape(images.shape)
@@ -140,7 +140,7 @@ class Dequantize(Encoding):
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         # torch.rand is a multiple of 2^-24, and a level + u rounds up to the next level at worst
-        return torch.rand(images.shape, generator=generator).add_(images).div_(256)
+        return torch.rand(images.shape, generator=generator, device=images.device).add_(images).div_(256)
 
     def brightness(self, x: Tensor) -> Tensor:
         return (x * 256 - 0.5) / 255

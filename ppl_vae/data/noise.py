@@ -32,7 +32,8 @@ class Noise(Component, ABC):
     """Whether NaN in y is a pixel that is missing."""
 
     def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        seed = int(torch.randint(2**62, (), generator=generator))
+        device = None if generator is None else generator.device
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return self.likelihood(x).sample()
@@ -98,7 +99,7 @@ class GaussianNoise(Noise):
         _check_scale("gaussian-noise", self.scale)
 
     def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        return (x + self.scale * torch.randn(x.shape, generator=generator)).clamp_(0, 1)
+        return (x + self.scale * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
 
     def likelihood(self, clean: Tensor, spread: Any = 0.0) -> TorchDistribution:
         return _around(clean, _hypot(self.scale, spread))
@@ -125,7 +126,7 @@ class SaltAndPepper(Noise):
         _check_fraction("salt-and-pepper", self.fraction)
 
     def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        u = torch.rand(x.shape, generator=generator)
+        u = torch.rand(x.shape, generator=generator, device=x.device)
         x = torch.where(u < self.fraction / 2, 0.0, x)
         return torch.where(u > 1 - self.fraction / 2, 1.0, x)
 
@@ -146,7 +147,7 @@ class Masking(Noise):
         _check_fraction("masking", self.fraction)
 
     def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        return torch.where(torch.rand(x.shape, generator=generator) < self.fraction, 0.0, x)
+        return torch.where(torch.rand(x.shape, generator=generator, device=x.device) < self.fraction, 0.0, x)
 
     def likelihood(self, clean: Tensor, spread: Any = 0.0) -> Replaced:
         return Replaced(_around(clean, spread), self.fraction, 0.0)

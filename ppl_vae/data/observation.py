@@ -28,7 +28,7 @@ class Observe:
 
     def frozen(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
         """Observed once under a seed: for validation and test data."""
-        return self(images, generator=Generator().manual_seed(seed))
+        return self(images, generator=Generator(images.device).manual_seed(seed))
 
     def for_encoder(self, grey: Tensor) -> Tensor:
         """Images in [0, 1] as the encoder expects them: one that is trained on noisy images sees them as they are."""

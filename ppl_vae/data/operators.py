@@ -103,11 +103,11 @@ class Missing(Operator):
         if self.part == "nan":
             return ~images.isnan()
         if self.part == "random":
-            u = torch.rand(images[:, :1].shape, generator=generator)
+            u = torch.rand(images[:, :1].shape, generator=generator, device=images.device)
             return (u >= self.fraction).expand(images.shape)
         dim = 2 if self.part in ("top", "bottom") else 3
         size = images.shape[dim]
-        place = torch.arange(size)
+        place = torch.arange(size, device=images.device)
         if self.part in ("bottom", "right"):
             place = place.flip(0)
         kept = place >= round(self.fraction * size)

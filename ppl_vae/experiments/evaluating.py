@@ -58,7 +58,8 @@ def held_out(run: Run, num_images: int | None, seed: int) -> tuple[tuple[Tensor,
         )
     images = run.dataset.test[:num_images]
     names = {"encoding": f"{run.observe.encoding!r}, seed {seed}", "source": fingerprint(images)}
-    return (*run.observe.frozen(images, seed), *run.test_labels(num_images)), names
+    data = *run.observe.frozen(images, seed), *run.test_labels(num_images)
+    return tuple(t.to(run.device) for t in data), names
 
 
 def evaluate_run(
@@ -225,7 +226,7 @@ def _accuracy(run: Run, x: Tensor) -> float | None:
     labels = run.dataset.test_labels
     if not isinstance(run.model, SemiSupervisedVAE) or labels is None:
         return None
-    labels = labels[: len(x)]
+    labels = labels[: len(x)].to(x.device)
     with evaluating(run.model.model):
         right = run.model.predict(x).logits.argmax(-1) == labels
     return right[labels >= 0].double().mean().item()

@@ -182,7 +182,7 @@ def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **o
 def simulated_images(run: Run, num_images: int, *, seed: int) -> Tensor:
     """Images that a model makes, (num_images, C, H, W) in [0, 1]: the means of p(x|z) for z from the prior."""
     with seeded(seed), torch.no_grad():
-        means = run.model.generate(num_images).mean.reshape(num_images, *run.dataset.test.shape[1:])
+        means = run.model.generate(num_images).mean.cpu().reshape(num_images, *run.dataset.test.shape[1:])
     return run.observe.encoding.brightness(means).clamp(0, 1)
 
 

@@ -27,6 +27,7 @@ from ppl_vae.networks import Shape
 from ppl_vae.programs import Program, evaluating, seeded
 from ppl_vae.system.files import check, read_json
 from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.machine import device_of
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.history import History
 
@@ -47,6 +48,11 @@ class Run(Assembled):
     def dataset(self) -> Dataset:
         """Raises `ValueError` for data that the model is not for, and as `load` does."""
         return self._fitting(self.load_dataset())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. Data are on the CPU, and results too."""
+        return next(self.model.parameters()).device
 
     def on(self, dataset: Dataset) -> Run:
         """The same model on other data. Raises `ValueError` for data of another shape."""
@@ -104,18 +110,18 @@ class Run(Assembled):
 
         x are data as a `Dataset` has them: images (data, C, H, W), uint8 or floats in [0, 1], or vectors (data, D)."""
         with evaluating(self.model.model):
-            return self.model.encode(self._seen(x)).mean
+            return self.model.encode(self._seen(x)).mean.cpu()
 
     def decode(self, z: Tensor) -> Tensor:
         """E[x|z], (*, *event), of latents (*, latent), for a model without labels; images as brightness in [0, 1]."""
         with evaluating(self.model.model):
-            return self._shown(self.model.decode(z))
+            return self._shown(self.model.decode(z.to(self.device)))
 
     def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512) -> Tensor:
         """What the model makes of data as `encode` takes them, noisy ones among them: (data, *event), of images as
         brightness in [0, 1]. A model that needs labels is given them, (data,)."""
         with evaluating(self.model.model):
-            parts = zip(*(t.split(chunk) for t in (x, *labels)), strict=True)
+            parts = zip(x.split(chunk), *(t.to(self.device).split(chunk) for t in labels), strict=True)
             made = (self.model.reconstruct(self._seen(part), *rest) for part, *rest in parts)
             return torch.cat([self._shown(x) for x in made])
 
@@ -129,22 +135,29 @@ class Run(Assembled):
             )
         with seeded(seed), evaluating(self.model.model):
             x = self.model.generate(num_data)
-            return self._shown(x.mean) if mean else x.sample()
+            return self._shown(x.mean) if mean else x.sample().cpu()
 
     def _shown(self, x: Tensor) -> Tensor:
-        return self.observe.encoding.grey(x) if self.is_of_images else x
+        return self.observe.encoding.grey(x.cpu()) if self.is_of_images else x.cpu()
 
     def _seen(self, x: Tensor) -> Tensor:
-        return self.observe.for_encoder(x / 255 if x.dtype == torch.uint8 else x)
+        return self.observe.for_encoder(x / 255 if x.dtype == torch.uint8 else x).to(self.device)
 
 
-def load_run(folder: Path | str, *, data_dir: Path | None = None, dataset: Dataset | str | None = None) -> Run:
+def load_run(
+    folder: Path | str,
+    *,
+    data_dir: Path | None = None,
+    dataset: Dataset | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Run:
     """A finished run from its folder.
 
     Arguments:
         data_dir: where torchvision's datasets are: see `load`.
         dataset: the data, or their name or path: those of the training at another place, or others of their shape. By
             default those of the training, where they were.
+        device: where the model goes, and the data that it is asked about: cpu, cuda, cuda:1, or auto.
 
     Data are loaded when `Run.dataset` is first used. That raises `ValueError` for data of another shape, and for others
     than those of the training unless `dataset` is given.
@@ -155,7 +168,7 @@ def load_run(folder: Path | str, *, data_dir: Path | None = None, dataset: Datas
     check(folder, "config.json", "weights.safetensors", "metrics.json")
     config, shape, num_classes = read_config(folder / "config.json")
     assembly = _assembled(config, shape, folder / "config.json")
-    model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors")
+    model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors").to(device_of(str(device)))
     metrics = read_json(folder / "metrics.json")
 
     def given() -> Dataset:

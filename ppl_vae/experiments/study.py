@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ppl_vae.components import create
 from ppl_vae.data.loading import load
 from ppl_vae.data.noise import Noise
@@ -39,6 +41,7 @@ def run_study(
     output: Path,
     *,
     data_dir: Path | None = None,
+    device: torch.device | str = "cpu",
     say: Callable[[str], object] = print,
     after_run: Callable[[Run, Path], object] = lambda run, folder: None,
     show_progress: bool = True,
@@ -61,7 +64,7 @@ def run_study(
     failed: dict[str, str] = {}
     for name, c in configs.items():
         with attempted(name, failed, say):
-            runs[name] = trained(c, output / name, dataset=dataset, show_progress=show_progress)
+            runs[name] = trained(c, output / name, dataset=dataset, device=device, show_progress=show_progress)
     metrics: dict[str, Any] = {
         "config": dataclasses.asdict(config),
         "image_shape": dataset.image_shape,

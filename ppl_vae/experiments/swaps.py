@@ -84,6 +84,7 @@ def run_swaps(
     output: Path,
     *,
     data_dir: Path | None = None,
+    device: torch.device | str = "cpu",
     say: Callable[[str], object] = print,
     after_each: Callable[[Path], object] = lambda output: None,
     **options: Any,
@@ -107,7 +108,7 @@ def run_swaps(
                 continue
             say(f"{dataset_name} {name}, seed {seed}")
             with attempted(f"{name}/seed-{seed}", failed, say):
-                run_one(c, folder, config, dataset, **options)
+                run_one(c, folder, config, dataset, device=device, **options)
             with attempted("tables", failed, say):
                 summarise(dataset, config, output, failed)
                 after_each(output)
@@ -116,8 +117,16 @@ def run_swaps(
     return metrics
 
 
-def run_one(c: TrainConfig, folder: Path, config: SwapsConfig, dataset: Dataset, **options: Any) -> None:
-    run = trained(c, folder, dataset=dataset, **options)
+def run_one(
+    c: TrainConfig,
+    folder: Path,
+    config: SwapsConfig,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> None:
+    run = trained(c, folder, dataset=dataset, device=device, **options)
     images = (run.sample(NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
     samples = io.BytesIO()
     np.savez_compressed(samples, samples=images.numpy())

@@ -26,6 +26,7 @@ from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, load_
 from ppl_vae.models import PyroPair
 from ppl_vae.system.files import CHECKSUMS, check, locked, to_json, write_checked, write_whole
 from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.machine import device_of
 from ppl_vae.system.signals import stoppable
 from ppl_vae.training.checkpoints import Checkpoints, difference, from_file, to_bytes
 from ppl_vae.training.fitting import fit
@@ -48,6 +49,7 @@ def train(
     checkpoint_epochs: int | None = 1,
     checkpoint_minutes: float | None = 5.0,
     keep_state: bool = True,
+    device: torch.device | str = "cpu",
     **options: Any,
 ) -> Run:
     """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`; of a run
@@ -63,6 +65,7 @@ def train(
         checkpoint_epochs, checkpoint_minutes: how often checkpoints are written; None for not by epoch, or time.
         keep_state: whether the last checkpoint is kept, as `state.safetensors`, from which `extend` goes on: a file
             three to five times as large as the weights.
+        device: where the model and its data go: cpu, cuda, cuda:1, or auto. Checkpoints move between devices.
         options: of `fit`.
 
     SIGINT and SIGTERM finish the step and write a checkpoint, and `Stopped` is raised.
@@ -85,6 +88,7 @@ def train(
             stacklevel=2,
         )
     prepared.initialise()
+    prepared.model.to(device_of(str(device)))
     if config.start_from is not None and not (resume and checkpoints.paths()):
         _start_from(Path(config.start_from), prepared)
     if overwrite and checkpoints.paths():
@@ -267,12 +271,15 @@ def _metrics(prepared: Prepared, history: History) -> dict[str, Any]:
     }
 
 
-def trained(config: TrainConfig, folder: Path, *, dataset: Dataset, **options: Any) -> Run:
+def trained(
+    config: TrainConfig, folder: Path, *, dataset: Dataset, device: torch.device | str = "cpu", **options: Any
+) -> Run:
     """The run in the folder, if it is finished; else it is trained, from its checkpoints if it has some. Of its state
     nothing is kept, unless it is asked for."""
     if finished(folder, config):
-        return load_run(folder, dataset=dataset)
-    return train(config, folder, dataset=dataset, resume=unfinished(folder), **{"keep_state": False} | options)
+        return load_run(folder, dataset=dataset, device=device)
+    options = {"keep_state": False, "device": device} | options
+    return train(config, folder, dataset=dataset, resume=unfinished(folder), **options)
 
 
 def _load_same(output: Path, config: TrainConfig, dataset: Dataset) -> Run:

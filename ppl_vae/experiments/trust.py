@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ppl_vae.data.loading import load
 from ppl_vae.data.noise import NoNoise
 from ppl_vae.evaluation.quadrature import MAX_SIZE, log_p_by_quadrature
@@ -28,7 +30,12 @@ OF_EXACT = ("most_samples", "tolerances")  # what concerns VAEs alone whose log 
 
 
 def run_trust(
-    study: Path, config: TrustConfig, *, data_dir: Path | None = None, say: Callable[[str], None] = print
+    study: Path,
+    config: TrustConfig,
+    *,
+    data_dir: Path | None = None,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluates the VAEs of the study in the folder `study`; writes `trust.json` there.
 
@@ -54,7 +61,7 @@ def run_trust(
 
     for folder in sorted(p.parent for p in study.glob("*/weights.safetensors")):
         with attempted(folder.name, failed, say):
-            run = load_run(folder, dataset=dataset)
+            run = load_run(folder, dataset=dataset, device=device)
             trained = kept_epoch(run.metrics)  # other weights leave other numbers here
             if folder.name in models and models[folder.name].get("trained", trained) == trained:
                 continue

@@ -110,23 +110,26 @@ def reference_section(folder: Path) -> str:
     """Published figures beside ours, from `metrics.json`."""
     metrics = read_json(folder / "metrics.json")
     config, rows = metrics["config"], metrics["reference"].values()
-    units = " and ".join(dict.fromkeys(row["unit"] for row in rows))
+    units = " and ".join(dict.fromkeys(row["unit"] for row in rows)) or "nats"
     sources = "; ".join(dict.fromkeys(row["source"] for row in rows if row["source"]))
-    sizes = {method: max((row[method]["num_images"] for row in rows), default=0) for method in ("importance", "ladder")}
+    num_images = max((row["importance"]["num_images"] for row in rows), default=0)
+    binarised = "" if units == "bits per dimension" else ", binarised once"
+    first = next(iter(metrics["reference"]), "ROW")
+    of_file = f" --dataset {metrics['data']}" if metrics.get("data", "").endswith(".npz") else ""
     lines = [
         f"## Reference: {metrics['dataset']}",
         "",
         reference_table(metrics),
         "",
-        f"Minus log p(x) in {units or 'nats'} per image, ± Monte Carlo error, of {sizes['importance']:,} test images, "
-        f"binarised once. Importance sampling: from the guide with K = {config['num_samples']:,}, as the published "
-        f"figures have it, on which the verdict is. Ladder: refined for each image, K = "
-        f"{config['num_refined_samples']:,}. Gap: what the ladder misses at most on data simulated from the model. "
-        f"Trained for {config['epochs']:,} epochs at most, batch {config['batch_size']}, Adam at "
-        f"{config['learning_rate']:g} falling by half a cosine, the KL's weight rising for {config['warm_up']} epochs; "
-        "the weights are those of the best epoch on validation data. Hours are of one training on "
-        f"{metrics['processor']}, beside other work. Published: {sources}. {versions(metrics)}. To score a row again: "
-        f"`ppl-vae evaluate results/reference/{folder.name}/{next(iter(metrics['reference']), 'ROW')}/seed-0`.",
+        f"Minus log p(x) in {units} per image, ± Monte Carlo error, of {num_images:,} test images{binarised}. "
+        f"Importance sampling: from the guide with K = {config['num_samples']:,}, as the published figures have it, on "
+        "which the verdict is; its error is that of the samples, without what they missed, which the ladder shows. "
+        f"Ladder: refined for each image, K = {config['num_refined_samples']:,}. Gap: what the ladder misses at most "
+        f"on data simulated from the model. Trained for {config['epochs']:,} epochs at most, batch "
+        f"{config['batch_size']}, Adam at {config['learning_rate']:g} falling by half a cosine, the KL's weight rising "
+        f"for {config['warm_up']} epochs; the weights are those of the best epoch on validation data. Hours are of one "
+        f"training on {metrics['processor']}, beside other work. Published: {sources}. {versions(metrics)}. To score a "
+        f"row again: `ppl-vae evaluate results/reference/{folder.name}/{first}/seed-0{of_file}`.",
         "",
     ]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ppl_vae.contract import check_training, plain_trace, tensors_of
+from ppl_vae.contract import check_training, device_of_parameters, plain_trace, tensors_of
 from ppl_vae.graphs import repays
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.objectives import Elbo
@@ -79,6 +79,8 @@ def fit(
         model, guide: any Pyro pair with one data plate, whose parameters are those of `nn.Module`s (`pyro.module`), or
             bare (`pyro.param`): these are trained from where Pyro's param store has them, and put there.
         x, args: the data, batched together along dim 0, of shape (data, ...): tensors, or what numpy makes arrays of.
+            They go to the device of the parameters: whole, or a batch at a time where they would take more than half of
+            its free memory. Their order is the same on every device, and noise is the device's own.
         validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each.
         encode: from a batch of stored data to the programs' arguments, with new noise for each training batch.
         elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch. Of a
@@ -123,7 +125,8 @@ def fit(
     """
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
     data, held_out = _tensors(model, guide, (x, *args), validation, patience)
-    monitored = _monitored(data, held_out, encode, seed)
+    device = device_of_parameters(model, guide) or data[0].device
+    monitored = _monitored(data, held_out, encode, seed, device)
     options = {"weight_decay": weight_decay or None, "clip_norm": clip_norm, "schedule": schedule}
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, **options)
     compiled = True if compiled is None and isinstance(elbo, CompiledTrace_ELBO) else compiled
@@ -137,7 +140,7 @@ def fit(
     ):
         generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
         keeping: dict[str, Any] = {"ema_decay": ema_decay, "keep_best": patience is not None}
-        state = TrainingState(modules, optim, generator, num_steps, data[0].device, bare, **keeping)
+        state = TrainingState(modules, optim, generator, num_steps, device, bare, **keeping)
         _plan(objective, optim, epochs, state)
         step = Step(model, guide, objective, optim, compiled=bool(compiled))
         steps = _Steps(step, state, data, encode, batch_size, epochs * num_steps if compiled is None else None)
@@ -225,12 +228,17 @@ class _Steps:
 
     def batches(self) -> Sequence[Tensor]:
         """The rows of the batches of this epoch."""
-        return self.state.order(len(self.data[0])).split(self.batch_size)[: len(self.state.losses)]
+        order = self.state.order(len(self.data[0])).to(self.data[0].device)
+        return order.split(self.batch_size)[: len(self.state.losses)]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         # index_select copies rows in a tenth of the time that t[rows] takes
-        parts = (t.index_select(0, rows.to(t.device)) for t in self.data)
-        return self.encode(*parts, generator=self.state.generator)
+        parts = (t.index_select(0, rows) for t in self.data)
+        return self.encoded(*parts, generator=self.state.noise_of(rows.device))
+
+    def encoded(self, *batch: Tensor, generator: Generator) -> tuple[Tensor, ...]:
+        """Where the parameters are."""
+        return _to(self.state.losses.device, self.encode(*batch, generator=generator))
 
     def take(self, rows: Tensor, *, first: bool) -> Tensor:
         """The loss of a step. Raises `ValueError` for what Pyro's validation finds in the first."""
@@ -252,7 +260,7 @@ class _Steps:
         """Raises `ValueError` for data that the programs can't score, all of them looked at, and for a last batch of
         one that BatchNorm can't take. `first` are the first data, encoded."""
         for part in (self.data, held_out) if held_out else (self.data,):
-            encode = partial(self.encode, generator=Generator().manual_seed(seed))
+            encode = partial(self.encoded, generator=Generator(part[0].device).manual_seed(seed))
             check_batches(self.step.model, self.step.guide, part, encode, self.batch_size)
         if min(self.batch_size, len(self.data[0]) - (len(self.state.losses) - 1) * self.batch_size) == 1:
             self._check_single(tuple(t[:1] for t in first))
@@ -381,13 +389,20 @@ def _tensors(
 
 
 def _monitored(
-    data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], encode: Encode, seed: int
+    data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], encode: Encode, seed: int, device: torch.device
 ) -> dict[str, tuple[Tensor, ...]]:
     """The programs' arguments whose ELBO is logged. Encoded once, so that epochs differ by the weights alone."""
     parts = {"train": tuple(t[: len(held_out[0] if held_out else t)] for t in data)}
     if held_out:
         parts["validation"] = held_out
-    return {name: encode(*part, generator=Generator().manual_seed(seed)) for name, part in parts.items()}
+    return {
+        name: _to(device, encode(*part, generator=Generator(part[0].device).manual_seed(seed)))
+        for name, part in parts.items()
+    }
+
+
+def _to(device: torch.device, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.to(device, non_blocking=True) for t in batch)
 
 
 def _place(state: TrainingState, epochs: int) -> str:

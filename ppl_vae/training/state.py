@@ -42,7 +42,7 @@ class TrainingState:
         optim: PyroOptim,
         generator: Generator,
         num_steps: int,
-        device: Any,
+        device: torch.device,
         bare: Sequence[str] = (),
         *,
         ema_decay: float | None = None,
@@ -57,6 +57,11 @@ class TrainingState:
         self.weights = self.snapshot()
         self.keep_best, self.kept = keep_best, self.weights
         self._before = generator.get_state()
+        self._noise = None if device.type == "cpu" else Generator(device).manual_seed(generator.initial_seed())
+
+    def noise_of(self, device: torch.device) -> Generator:
+        """The generator of noise on a device: that of the order on the CPU, and the device's own elsewhere."""
+        return self.generator if self._noise is None or device.type == "cpu" else self._noise
 
     @property
     def num_steps(self) -> int:
@@ -144,6 +149,7 @@ class TrainingState:
             "since": self.since,
             "optim": self.optim.get_state(),
             "generator": self.generator.get_state(),
+            "noise": self._noise and self._noise.get_state(),
             "before": self._before,
             "generators": generator_states(),
         }
@@ -183,6 +189,8 @@ class TrainingState:
         self.optim.set_state({**optim, "optimizer": {**optim["optimizer"], "state": moments}})
         self.generator.set_state(state["generator"])
         self._before = state["before"]
+        if self._noise is not None and state.get("noise") is not None:
+            self._noise.set_state(state["noise"])
         set_generator_states(state["generators"])
 
 

@@ -14,7 +14,7 @@ def test_a_state_is_finite_if_its_losses_and_all_its_parameters_are(where):
     module = nn.ParameterDict({"weight": torch.zeros(3)})
     with pyro.get_param_store().scope():
         bare = pyro.param("bare", torch.zeros(2))
-        state = TrainingState([module], adam(), Generator(), 2, "cpu", bare=["bare"])
+        state = TrainingState([module], adam(), Generator(), 2, torch.device("cpu"), bare=["bare"])
         assert state.is_finite()
         with torch.no_grad():
             {"losses": state.losses, "weight": module["weight"], "bare": bare}[where][1] = torch.inf
