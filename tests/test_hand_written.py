@@ -1,4 +1,4 @@
-"""`fit`, traced as it is by default for long runs, against a training loop written by hand in plain torch."""
+"""`fit`, compiled for one seed of several, against a training loop written by hand in plain torch."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_the_same_test_log_likelihood_after_the_same_number_of_steps(graphs: lis
         vae, other = build(config, SHAPE), build(config, SHAPE)
         untrained.append(test_log_p(vae))
         fit(vae.model, vae.guide, train, epochs=EPOCHS, batch_size=BATCH, learning_rate=1e-2, seed=seed,
-            compiled=True, show_progress=False)  # fmt: skip
+            compiled=seed == 0, show_progress=False)  # fmt: skip
         with seeded(1000 + seed):
             train_by_hand(other.encoder, other.decoder, train)
         ours.append(test_log_p(vae))

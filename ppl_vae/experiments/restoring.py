@@ -39,7 +39,7 @@ NOISES = tuple(
     for value in values
 )
 HALF_LEVEL = 0.5 / 255  # images are rounded to levels
-NUM_SIMULATED = 200  # images
+NUM_SIMULATED = 200  # images, at most
 
 
 def keeps_pixels(corruption: Noise) -> bool:
@@ -175,7 +175,7 @@ def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **o
     network_row = quality_summary(network, clean) | {"cpu_seconds_per_image": (middle - start) / len(y)}
     row = {"inference": quality_of(result, clean, end - middle), "network": network_row, "seed": seed}
     if not keeps_pixels(corruption) and not run.model.needs_labels:
-        row["simulated"] = simulated_covers(run, corruption, seed=seed, **options)
+        row["simulated"] = simulated_covers(run, corruption, min(len(y), NUM_SIMULATED), seed=seed, **options)
     return row
 
 
@@ -186,9 +186,9 @@ def simulated_images(run: Run, num_images: int, *, seed: int) -> Tensor:
     return run.observe.encoding.brightness(means).clamp(0, 1)
 
 
-def simulated_covers(run: Run, corruption: Noise, *, seed: int, **options: Any) -> dict[str, Any]:
+def simulated_covers(run: Run, corruption: Noise, num_images: int, *, seed: int, **options: Any) -> dict[str, Any]:
     """`covers` of images that the model itself made."""
-    clean = simulated_images(run, NUM_SIMULATED, seed=seed)
+    clean = simulated_images(run, num_images, seed=seed)
     y = corruption(clean, Generator().manual_seed(seed))
     return covers(restore_run(run, y, corruption, seed=seed, **options), clean) | {"num_images": len(y)}
 

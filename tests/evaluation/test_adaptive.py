@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -150,6 +151,7 @@ def test_an_interrupt_leaves_what_each_datum_has_by_then(ppca, monkeypatch, inte
     """Pilots of K = 100, K = 200 and 5 and 10 steps of annealing, then fresh chains."""
     pair, x = ppca(D=10, L=10, N=4, width=0.4)
     monkeypatch.setattr(adaptive, "ANNEALING_STEPS", (5, 10))
+    monkeypatch.setattr(adaptive, "refine", partial(adaptive.refine, num_steps=2))
 
     def within():
         return log_likelihood_within(pair.model, pair.guide, x, tolerance=1e-9, num_samples=100, max_samples=200)

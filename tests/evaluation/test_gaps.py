@@ -97,9 +97,11 @@ def test_errors_of_the_gaps_are_those_of_their_parts_and_what_other_seeds_change
     parts = (gaps.total.mc_se**2 + gaps.approximation.mc_se**2).sqrt()
     torch.testing.assert_close(gaps.amortisation.mc_se, parts)
     few = {"log_p": pair.log_p(X), "num_samples": 20, "num_steps": 1}
-    runs = [gap_decomposition(pair.model, pair.guide, X, seed=s, **few).total for s in range(40)]
+    runs = [gap_decomposition(pair.model, pair.guide, X, seed=s, **few).total for s in range(16)]
     spread = torch.stack([run.values for run in runs]).std(0).mean().item()
-    assert spread == pytest.approx(torch.stack([run.mc_se for run in runs]).mean().item(), rel=0.15)
+    assert spread == pytest.approx(
+        torch.stack([run.mc_se for run in runs]).mean().item(), rel=0.2
+    )  # 3.5 standard errors of the spread
 
 
 def test_generalisation_gap_is_unpaired():
@@ -133,11 +135,11 @@ def test_any_pair_of_modules_is_left_as_it_was(flow: bool):
         net = Net(flow=flow)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     log_p = log_likelihood(net.model, net.guide, X, X, num_samples=20)
-    gaps = gap_decomposition(net.model, net.guide, X, X, log_p=log_p, num_steps=100)
+    gaps = gap_decomposition(net.model, net.guide, X, X, log_p=log_p, num_steps=50)
     assert gaps.amortisation.mean > 4 * gaps.amortisation.mc_se_of_mean > 0
-    again = gap_decomposition(net.model, net.guide, X, X, log_p=log_p, num_steps=100)
+    again = gap_decomposition(net.model, net.guide, X, X, log_p=log_p, num_steps=50)
     assert torch.equal(gaps.total.values, again.total.values)
-    other = gap_decomposition(net.model, net.guide, X, X, log_p=log_p, num_steps=100, seed=1)
+    other = gap_decomposition(net.model, net.guide, X, X, log_p=log_p, num_steps=50, seed=1)
     assert not torch.equal(gaps.total.values, other.total.values)
     assert net.training
     assert all(p.grad is None for p in net.parameters())

@@ -90,8 +90,8 @@ def test_a_move_leaves_the_density_as_it_is():
     assert (z.square().mean() - 1).abs() < 4 * math.sqrt(2 / z.numel())
 
 
-@pytest.mark.parametrize(("full", "step", "compiled"), [(False, 0.4, False), (True, 0.9, False), (True, 0.9, True)])
-def test_a_move_with_a_mass_matrix_leaves_a_correlated_density_as_it_is(full, step, compiled):
+@pytest.mark.parametrize(("full", "step"), [(False, 0.4), (True, 0.9)])
+def test_a_move_with_a_mass_matrix_leaves_a_correlated_density_as_it_is(full, step):
     """z of p(z|x) = N(S W^T x, S), S = (I + W^T W)^-1, stays so, whatever the spread that steps are measured in."""
     W = torch.tensor([[1.0, 2.0], [1.5, 2.5]])
     S = torch.linalg.inv(torch.eye(2) + W.T @ W)
@@ -109,8 +109,6 @@ def test_a_move_with_a_mass_matrix_leaves_a_correlated_density_as_it_is(full, st
     L = torch.linalg.cholesky(S) if full else S.diag().sqrt()[:, None]
     with evaluating(), seeded(0):
         start, ends = path_of(model, posterior, "guide", latent_sites(model, posterior, x[:1]), 100_000)
-        if compiled:
-            ends.compile(model, posterior)
         chains = AnnealingPath(start, ends, (x,), 3, lambda: None)
         point = chains.at(chains.draw(20_000))
         for _ in range(3):

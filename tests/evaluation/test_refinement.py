@@ -95,8 +95,9 @@ def _observing(latents: Any) -> Any:
     return model
 
 
-def test_weights_are_unbiased() -> None:
+def test_weights_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
     """E[w] = p(x) whatever the fit: over independent fits of few steps, each with its own draws."""
+    monkeypatch.setattr(refinement, "UPHILL_STEPS", 3)
     pair = Linear(OBLIQUE, shift=0.5, width=0.5)
     exact = pair.log_p(X[:4]).log_p
     ratios = []
