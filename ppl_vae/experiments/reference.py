@@ -167,8 +167,10 @@ def run_reference(
 
 def _sizes(config: ReferenceConfig, dataset: Dataset, method: str) -> dict[str, int]:
     """The test images are observed under one seed, so that models of all seeds see the same."""
-    num_samples = config.num_samples if method == "importance" else config.num_refined_samples
-    return {"num_samples": num_samples, "num_images": min(config.num_images, len(dataset.test)), "seed": 0}
+    num_samples, num_images = config.num_samples, min(config.num_images, len(dataset.test))
+    if method == "ladder":
+        num_samples, num_images = config.num_refined_samples, min(config.num_refined_images, num_images)
+    return {"num_samples": num_samples, "num_images": num_images, "seed": 0}
 
 
 def _is_done(folder: Path, model: TrainConfig, config: ReferenceConfig, dataset: Dataset) -> bool:
@@ -204,22 +206,29 @@ def summarise(
 
 
 def _summary(row: Row, folders: list[Path], dataset: Dataset) -> dict[str, Any]:
-    """Of the runs of all seeds: means over them, of minus log p(x) and of minus the ELBO in the row's unit."""
+    """Of the runs of all seeds: means over them, of minus log p(x) and of minus the ELBO in the row's unit. Where the
+    ladder scored the first images alone, what it gains there is added to importance sampling on all."""
     factor = 1.0 if row.unit == "nats" else 1 / (math.prod(dataset.image_shape) * math.log(2))
     summary: dict[str, Any] = {name: getattr(row, name) for name in ("title", "published", "error", "source", "unit")}
-    for method in ("importance", "ladder"):
-        results = [load_evaluation(folder, method) for folder in folders]
-        of_seeds = torch.tensor([-factor * result.mean for result in results], dtype=torch.float64)
-        together = mean_over_seeds(results)
-        # of the protocol the samples' own, which does not count what they missed: as those of published figures
-        errors = PerDatum(together.log_p, together.mc_se) if method == "importance" else together
+    of_guide, of_ladder = ([load_evaluation(folder, m) for folder in folders] for m in ("importance", "ladder"))
+    guide, ladder = mean_over_seeds(of_guide), mean_over_seeds(of_ladder)
+    # the samples' own errors, which do not count what they missed: as those of published figures
+    parts = {"importance": [PerDatum(guide.log_p, guide.mc_se)], "ladder": [PerDatum.of(ladder)]}
+    values = {"importance": [of.mean for of in of_guide], "ladder": [of.mean for of in of_ladder]}
+    if (n := len(ladder)) < len(guide):
+        first = PerDatum(guide.log_p[:n], guide.mc_se[:n])
+        parts["ladder"] = [*parts["importance"], parts["ladder"][0] - first]
+        pairs = zip(of_guide, of_ladder, strict=True)
+        values["ladder"] = [of.mean + better.mean - of.log_p[:n].mean().item() for of, better in pairs]
+    for method, result in (("importance", guide), ("ladder", ladder)):
+        of_seeds = -factor * torch.tensor(values[method], dtype=torch.float64)
         summary[method] = {
             "value": of_seeds.mean().item(),
-            "mc_se": factor * errors.mc_se_of_mean,
-            "data_se": factor * together.data_se_of_mean,
+            "mc_se": factor * math.hypot(*(part.mc_se_of_mean for part in parts[method])),
+            "data_se": factor * math.hypot(*(part.data_se_of_mean for part in parts[method])),
             "sd_of_seeds": of_seeds.std().item() if len(folders) > 1 else None,
-            "khat_over_limit": together.num_unreliable,
-            "num_images": len(together),
+            "khat_over_limit": result.num_unreliable,
+            "num_images": len(result),
         }
     stored = [checked_json(folder, evaluation_files("ladder")[0]) for folder in folders]
     metrics, histories = [read_json(folder / "metrics.json") for folder in folders], [history_of(f) for f in folders]

@@ -141,8 +141,10 @@ class ReferenceConfig:
     """Test images whose log p(x) is estimated, binarised once."""
     num_samples: Count = 5000
     """Importance samples from the guide for each of them, as papers have it."""
+    num_refined_images: Count = 10_000
+    """How many of them the ladder scores too, the first ones: the others are taken to gain as much by it."""
     num_refined_samples: Count = 1000
-    """Samples for each of them in the ladder."""
+    """Samples for each of these in the ladder."""
     seeds: tuple[int, ...] = (0,)
     train_images: Count | None = None
 

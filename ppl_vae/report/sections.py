@@ -113,6 +113,10 @@ def reference_section(folder: Path) -> str:
     units = " and ".join(dict.fromkeys(row["unit"] for row in rows)) or "nats"
     sources = "; ".join(dict.fromkeys(row["source"] for row in rows if row["source"]))
     num_images = max((row["importance"]["num_images"] for row in rows), default=0)
+    num_refined = max((row["ladder"]["num_images"] for row in rows), default=0)
+    gains = f", of the first {num_refined:,}, whose gain is added to importance sampling on all" * (
+        num_refined < num_images
+    )
     binarised = "" if units == "bits per dimension" else ", binarised once"
     first = next(iter(metrics["reference"]), "ROW")
     of_file = f" --dataset {metrics['data']}" if metrics.get("data", "").endswith(".npz") else ""
@@ -124,8 +128,8 @@ def reference_section(folder: Path) -> str:
         f"Minus log p(x) in {units} per image, ± Monte Carlo error, of {num_images:,} test images{binarised}. "
         f"Importance sampling: from the guide with K = {config['num_samples']:,}, as the published figures have it, on "
         "which the verdict is; its error is that of the samples, without what they missed, which the ladder shows. "
-        f"Ladder: refined for each image, K = {config['num_refined_samples']:,}. Gap: what the ladder misses at most "
-        f"on data simulated from the model. Trained for {config['epochs']:,} epochs at most, batch "
+        f"Ladder: refined for each image, K = {config['num_refined_samples']:,}{gains}. Gap: what the ladder misses at "
+        f"most on data simulated from the model. Trained for {config['epochs']:,} epochs at most, batch "
         f"{config['batch_size']}, Adam at {config['learning_rate']:g} falling by half a cosine, the KL's weight rising "
         f"for {config['warm_up']} epochs; the weights are those of the best epoch on validation data. Hours are of one "
         f"training on {metrics['processor']}, beside other work. Published: {sources}. {versions(metrics)}. To score a "

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from ppl_vae.components import UsageError
 from ppl_vae.data.loading import load
@@ -39,6 +40,8 @@ def test_a_row_is_trained_once_and_scored_by_the_protocol_and_the_ladder(tmp_pat
     means = [-load_evaluation(run).mean for run in runs]
     assert a["importance"]["value"] == pytest.approx(sum(means) / 2)
     assert a["importance"]["sd_of_seeds"] == pytest.approx(abs(means[0] - means[1]) / 2**0.5)
+    of_ladder = [-load_evaluation(run, "ladder").mean for run in runs]
+    assert a["ladder"]["value"] == pytest.approx(sum(of_ladder) / 2)
     assert a["best_epochs"] == [history_of(run).best_epoch for run in runs]
     assert (a["epochs"], a["num_seeds"]) == ([2, 2], 2)
     assert a["verdict"] == ("better" if a["importance"]["value"] < 699 else f"behind by {sum(means) / 2 - 700:.2f}")
@@ -58,6 +61,18 @@ def test_a_row_is_trained_once_and_scored_by_the_protocol_and_the_ladder(tmp_pat
     assert run_reference("mnist-mini", one, tmp_path, **options)["reference"] == metrics["reference"]
     other = dataclasses.replace(one, epochs=1)  # the runs of the other row are of another config
     assert [*run_reference("mnist-mini", other, tmp_path, **options)["reference"]] == ["a"]
+
+
+def test_a_ladder_of_the_first_images_adds_what_it_gains_there(tmp_path, few_rows):
+    config = dataclasses.replace(SMALL, rows=("a",), num_refined_images=4, seeds=(0,))
+    row = run_reference("mnist-mini", config, tmp_path, show_progress=False)["reference"]["a"]
+    guide, ladder = (load_evaluation(tmp_path / "a" / "seed-0", method) for method in ("importance", "ladder"))
+    gain = ladder.log_p - guide.log_p[:4]
+    assert (len(guide), row["ladder"]["num_images"]) == (6, 4)
+    assert row["ladder"]["value"] == pytest.approx(-(guide.mean + gain.mean().item()))
+    errors = guide.log_p.std() / 6**0.5, gain.std() / 4**0.5
+    assert row["ladder"]["data_se"] == pytest.approx(torch.stack(errors).norm().item())
+    assert "of the first 4, whose gain is added" in reference_section(tmp_path)
 
 
 def test_rows_are_those_of_the_papers():
