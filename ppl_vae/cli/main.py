@@ -1,4 +1,4 @@
-"""`ppl-vae run | train | evaluate | compare | sample | denoise | restore | impute | report | datasets`.
+"""`ppl-vae run | train | evaluate | compare | sample | denoise | restore | impute | refit-prior | report | datasets`.
 
 What takes long to import is imported inside, where an interrupt is one line too."""
 

@@ -384,6 +384,48 @@ class ImputeCommand(OfRun):
 
 
 @dataclass(frozen=True)
+class RefitPriorCommand(OfRun):
+    """Fit another prior to the latents of the training data, the rest of the model as it is: a new run, and how much
+    log p(x) it gains.
+
+    Both runs are evaluated by the ladder on the same test data, unless they have been, and compared in pairs. Writes
+    figures/samples-before-and-after.png.
+    Example: ppl-vae refit-prior RUN --prior normalizing-flow"""
+
+    prior: str = "normalizing-flow"
+    """As in `ppl-vae train --prior`: normalizing-flow, gaussian-mixture:num_components=100, vamp-prior, ..."""
+    epochs: int = 100
+    """At most."""
+    patience: int = 10
+    """Early stopping: epochs without a better fit to validation data."""
+    batch_size: int = 500
+    learning_rate: float = 1e-3
+    num_images: int = 500
+    """The first so many test data whose log p(x) is estimated."""
+    num_samples: int = 1000
+    """K of the ladder, for each of them."""
+    seed: int = 0
+    output: Path | None = None
+    """The folder of the new run. Default: RUN-PRIOR."""
+    overwrite: bool = False
+    """Replace an earlier run there."""
+
+    def __call__(self) -> None:
+        names = ("epochs", "patience", "batch_size", "num_samples")
+        at_least_one(**{name: getattr(self, name) for name in names})
+        if self.num_images < 2:
+            raise UsageError(f"--num-images: expected at least 2; got {self.num_images}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"--learning-rate: expected a number above 0; got {self.learning_rate}")
+        if self.plugin is None:
+            check_name("prior", self.prior)
+        check_run(self.run)
+        from ppl_vae.cli.refitting import refit
+
+        refit(self)
+
+
+@dataclass(frozen=True)
 class ReportCommand(WithModels):
     """One HTML page of finished runs or experiments, with all that it shows inside: it opens from a file.
 
@@ -426,6 +468,7 @@ COMMANDS: dict[str, Any] = {
     "denoise": DenoiseCommand,
     "restore": RestoreCommand,
     "impute": ImputeCommand,
+    "refit-prior": RefitPriorCommand,
     "report": ReportCommand,
     "datasets": DatasetsCommand,
 }

@@ -268,11 +268,11 @@ def evaluate_once(
     *,
     say: Callable[[str], object] = lambda text: None,
     **options: Any,
-) -> dict[str, Any]:
-    """The summary of a run's evaluation by importance sampling or the ladder: from its folder where one of just these
+) -> tuple[LogLikelihood, dict[str, Any]]:
+    """A run's evaluation by importance sampling or the ladder, and its summary: from its folder where one of just these
     sizes is whole, and else computed, and written there unless there is one of more."""
     if (known := evaluated(folder, method=method, **sizes)) is not None:
-        return known
+        return load_evaluation(folder, method), known
     evaluate = {"importance": evaluate_run, "ladder": ladder_run}[method]
     say(f"by {METHODS[method]}")
     result, summary = evaluate(run, **sizes, **options)
@@ -281,7 +281,7 @@ def evaluate_once(
     settings = {"num_samples": sizes["num_samples"]}
     if not outranks(folder / evaluation_files(method)[0], {**settings, "num_images": sizes["num_images"]}):
         save_evaluation(folder, result, summary, method=method, settings=settings)
-    return summary
+    return result, summary
 
 
 def outranks(path: Path, settings: Mapping[str, float]) -> bool:

@@ -130,6 +130,6 @@ def _evaluate(run: Run, folder: Path, config: StudyConfig, show_progress: bool, 
     asked = {"num_samples": num_samples, "num_images": num_images, "seed": config.seed}
     of = f"{config.dataset} {folder.name}: log p(x) of {num_images} test images, K = {num_samples}"
     options: dict[str, Any] = {"say": lambda text: say(f"{of}, {text}"), "show_progress": show_progress}
-    summary = evaluate_once(run, folder, "importance", asked, **options)
+    _, summary = evaluate_once(run, folder, "importance", asked, **options)
     evaluate_once(run, folder, "ladder", asked, **options)
     return summary

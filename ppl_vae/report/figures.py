@@ -119,6 +119,18 @@ def draw_restoration(run: Path, title: str) -> Path:
     return _draw_rows(run, "restoration-shown", 5.6, title, "restoration")
 
 
+@stoppable()
+def draw_before_and_after(run: Path, samples: dict[str, Any]) -> Path:
+    """Draws rows of samples, by name, to `figures/samples-before-and-after.png` in the folder of a run. Returns the
+    path."""
+    fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
+    plots.rows_of_images(ax, samples)
+    path = _figures(run) / "samples-before-and-after.png"
+    plots.save(fig, path, title="E[x|z], z from the prior")
+    return path
+
+
+@stoppable()
 def draw_restoration_curves(folder: Path, name: str) -> Path:
     """Draws quality against CPU time and estimated against true scales of noise, from `restoration-curves.json` in the
     folder of a study, to its `figures/restoration-curves.png`. Returns the path."""

@@ -243,3 +243,22 @@ def test_labels_that_are_missing_are_minus_one_and_the_accuracy_is_told(ppl_vae,
     status, _, err = ppl_vae("train", "--model", "dense-vae", *options, "--alpha", 1, "--output", "other")
     assert status == 2
     assert "alpha: expected a semi-supervised model (m2)" in one_line(err)
+
+
+def test_another_prior_is_fitted_evaluated_and_drawn(ppl_vae, run, drawn):
+    command = ("refit-prior", "run", "--prior", "learned-normal", "--epochs", 2, "--num-images", 4, "--num-samples", 30)
+    status, out, err = ppl_vae(*command)
+    assert status == 0, err
+    assert "nats per datum, learned-normal for standard-normal" in out
+    assert "run-learned-normal" in out
+    folder = run.parent / "run-learned-normal"
+    assert {"refit.json", "log_likelihood-ladder.npz", "weights.safetensors"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert (folder / "figures" / "samples-before-and-after.png").is_file()
+    status, _, err = ppl_vae(*command)
+    assert status == 2
+    assert "run-learned-normal, a finished run (see --overwrite)" in one_line(err)
+    status, _, err = ppl_vae("refit-prior", "run", "--prior", "normalising-flow")
+    assert status == 2
+    assert "normalizing-flow" in one_line(err)
