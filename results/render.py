@@ -115,24 +115,34 @@ def calibration_section(folder: Path) -> list[str]:
 
 
 def ladder_lines(study: Path) -> list[str]:
-    """The ladder's errors by image, of the runs of which quadrature tells log p(x) of the same images."""
-    lines = []
-    for path in sorted(study.glob("*/*/log_likelihood-quadrature.npz")):
+    """How far up the ladder images went, a row a run; and its errors by image, of the runs of which quadrature tells
+    log p(x) of the same images."""
+    rows, lines = [], []
+    for path in sorted(study.glob("*/*/log_likelihood-ladder.npz")):
         run = path.parent
-        if not (run / "log_likelihood-ladder.npz").is_file():
+        summary = checked_json(run, "log_likelihood-ladder.json")
+        with np.load(path) as ladder:
+            log_p, mc_se, num_samples = (ladder[name] for name in ("log_p", "mc_se", "num_samples"))
+        shares = (num_samples > summary["num_samples"]).mean(), summary["rungs"].get("annealed", 0) / len(log_p)
+        over = summary["khat_over_limit"] / len(log_p)
+        rows.append([run.parent.name, run.name, str(len(log_p)), *(f"{share:.1%}" for share in (*shares, over))])
+        exact_path = run / "log_likelihood-quadrature.npz"
+        if not exact_path.is_file():
             continue
-        summaries = [checked_json(run, f"log_likelihood-{method}.json") for method in ("ladder", "quadrature")]
-        if summaries[0]["fingerprint"] != summaries[1]["fingerprint"]:
+        exact_summary = checked_json(run, "log_likelihood-quadrature.json")
+        if summary["fingerprint"] != exact_summary["fingerprint"]:
             continue
-        with np.load(run / "log_likelihood-ladder.npz") as ladder, np.load(path) as exact:
-            error, mc_se = ladder["log_p"] - exact["log_p"], ladder["mc_se"]
+        with np.load(exact_path) as exact:
+            error = log_p - exact["log_p"]
         lines += [
             f"The ladder on {len(error):,} test images of {run.parent.name}, {run.name}, against quadrature: rms error "
             f"by image {np.sqrt(np.square(error).mean()):.3f} nats, the largest {np.abs(error).max():.2f}; the stated "
             f"95 % intervals cover {np.mean(np.abs(error) <= 1.96 * mc_se + ROUNDING):.1%}.",
             "",
         ]
-    return lines
+    columns = ["dataset", "model", "images", "of the refined posterior with more samples", "annealed", "k̂ over limit"]
+    text = "How far up the ladder images went; the others stand on the refined posterior with the samples asked for:"
+    return [text, "", table(columns, rows), "", *lines] if rows else []
 
 
 def ratios(case: dict[str, Any], contender: str) -> tuple[float, float, float]:
