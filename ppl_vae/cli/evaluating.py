@@ -10,6 +10,7 @@ from typing import Any
 from ppl_vae.cli.options import EvaluateCommand
 from ppl_vae.cli.terminal import say
 from ppl_vae.evaluation.results import LogLikelihood
+from ppl_vae.evaluation.separation import auroc
 from ppl_vae.experiments.evaluating import (
     SIMULATED,
     anneal_run,
@@ -17,6 +18,7 @@ from ppl_vae.experiments.evaluating import (
     evaluation_files,
     gaps_run,
     ladder_run,
+    load_evaluation,
     output_of,
     outranks,
     sandwich_run,
@@ -24,6 +26,7 @@ from ppl_vae.experiments.evaluating import (
 )
 from ppl_vae.experiments.exact import integrate_run
 from ppl_vae.experiments.runs import Run, load_run
+from ppl_vae.report.figures import draw_histograms
 from ppl_vae.report.sections import gaps_lines
 from ppl_vae.report.words import evaluation_lines
 from ppl_vae.system.files import writable, write_json
@@ -67,6 +70,8 @@ def evaluate(options: EvaluateCommand) -> None:
         say(f"Written to {path}, and by datum to {path.with_suffix('.npz').name}")
     if not result.complete:
         raise KeyboardInterrupt
+    if not run.has_its_own_data:
+        _separation(options, run, output, method, result)
     if options.gaps:
         _gaps(options, run, output, result, shared)
 
@@ -113,6 +118,24 @@ def _sandwich(options: EvaluateCommand, run: Run, output: Path) -> None:
         say(f"Written to {path}")
     if not complete:
         raise KeyboardInterrupt
+
+
+def _separation(options: EvaluateCommand, run: Run, output: Path, method: str, result: LogLikelihood) -> None:
+    """How these data differ in log p(x) from those of the training, where those have been evaluated likewise."""
+    try:
+        own = load_evaluation(options.run, method)
+    except FileNotFoundError:
+        return
+    if (own.measure, own.quantity) != (result.measure, result.quantity):
+        return
+    trained, area = run.config.dataset, auroc(own.log_p, result.log_p)
+    say(
+        f"{len(own)} test data of {trained} have a higher log p(x) than these with probability {area[0]:.3f} ± "
+        f"{area[1]:.3f} (AUROC); 0.5 tells nothing apart, and below it these are the likelier ones: log p(x) alone is "
+        "no test of what is like the training data"
+    )
+    values = {trained: own.log_p.numpy(), run.dataset.name: result.log_p.numpy()}
+    say(str(draw_histograms(output, values, f"log p(x) under {options.run.name}, trained on {trained}")))
 
 
 def _gaps(options: EvaluateCommand, run: Run, output: Path, result: LogLikelihood, shared: dict[str, Any]) -> None:

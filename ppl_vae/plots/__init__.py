@@ -7,6 +7,7 @@ Arrays are NumPy's, or torch's on the CPU without gradient. Images have values i
 
 from ppl_vae.plots.comparisons import denoising_dots as denoising_dots
 from ppl_vae.plots.comparisons import differences as differences
+from ppl_vae.plots.comparisons import histograms as histograms
 from ppl_vae.plots.comparisons import log_likelihood_bars as log_likelihood_bars
 from ppl_vae.plots.comparisons import per_datum_differences as per_datum_differences
 from ppl_vae.plots.curves import Columns as Columns

@@ -50,6 +50,17 @@ def per_datum_differences(ax: Axes, differences: ArrayLike, names: tuple[str, st
     ax.legend(fontsize=7, loc="upper left")
 
 
+def histograms(ax: Axes, values: Mapping[str, ArrayLike], xlabel: str = "log p(x) [nats]") -> None:
+    """Overlaid histograms of named values, shape (data,) each, on common bins, as shares of each set."""
+    arrays = {name: np.asarray(v, dtype=float) for name, v in values.items()}
+    bins = np.histogram_bin_edges(np.concatenate([*arrays.values()]), bins=40).tolist()
+    for (name, array), colour in zip(arrays.items(), ("blue", "vermilion", "bluish green", "orange"), strict=False):
+        share = np.full(len(array), 1 / len(array))
+        ax.hist(array, bins, weights=share, color=OKABE_ITO[colour], alpha=0.5, label=name)
+    ax.set(xlabel=xlabel, ylabel="share of the data")
+    ax.legend(frameon=False, fontsize=8)
+
+
 def denoising_dots(axes: Any, names: Sequence[str], metrics: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
     """One Axes a metric, with one row a model as in `log_likelihood_bars`, named on the first Axes. Means
     and errors have shape (len(names),). MSE, PSNR (in dB) and SSIM say which way is better; other metrics

@@ -120,6 +120,16 @@ def draw_restoration(run: Path, title: str) -> Path:
 
 
 @stoppable()
+def draw_histograms(folder: Path, values: dict[str, Any], title: str) -> Path:
+    """Draws histograms of log p(x) of named sets to `figures/log-likelihoods.png` in a folder. Returns the path."""
+    fig, ax = plots.figure(6, 3.4)
+    plots.histograms(ax, values)
+    path = _figures(folder) / "log-likelihoods.png"
+    plots.save(fig, path, title=title)
+    return path
+
+
+@stoppable()
 def draw_before_and_after(run: Path, samples: dict[str, Any]) -> Path:
     """Draws rows of samples, by name, to `figures/samples-before-and-after.png` in the folder of a run. Returns the
     path."""

@@ -195,13 +195,16 @@ def test_data_are_asked_for_where_they_are_needed(ppl_vae, run, tmp_path):
     assert load_run(str(run), dataset=str(tmp_path / "moved.npz")).has_its_own_data
 
 
-def test_other_data_are_evaluated_apart_and_never_taken_for_those_of_the_training(ppl_vae, run, tmp_path):
+def test_other_data_are_evaluated_apart_and_never_taken_for_those_of_the_training(ppl_vae, run, tmp_path, drawn):
     few = ("--method", "importance", "--num-images", 4, "--num-samples", 30)
     assert ppl_vae("evaluate", "run", *few)[0] == 0
     before = (run / "log_likelihood.npz").read_bytes()
     other = np.random.default_rng(1).integers(0, 256, (80, 6, 6), dtype=np.uint8)
     np.savez(tmp_path / "other.npz", images=other)
-    assert ppl_vae("evaluate", "run", *few, "--dataset", "other.npz")[0] == 0
+    status, out, _ = ppl_vae("evaluate", "run", *few, "--dataset", "other.npz")
+    assert status == 0
+    assert "4 test data of own.npz have a higher log p(x) than these with probability" in out
+    assert (run / "on-other" / "figures" / "log-likelihoods.png").is_file()
     assert (run / "log_likelihood.npz").read_bytes() == before
     apart = load_evaluation(run / "on-other")
     assert apart.source != load_evaluation(run).source

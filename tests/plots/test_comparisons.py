@@ -72,3 +72,12 @@ def test_per_datum_differences_rise_and_say_who_is_better(ax: Axes) -> None:
 )
 def test_errors_are_one_line(ax: Axes, draw: Callable[[Axes], None], message: str) -> None:
     assert_refused_in_one_line(ax, draw, message)
+
+
+def test_histograms_have_common_bins_and_shares() -> None:
+    ax = plots.figure(4, 3)[1]
+    plots.histograms(ax, {"a": [0.0, 1.0], "b": np.linspace(0, 4, 50)})
+    edges = [[patch.get_x() for patch in bars] for bars in ax.containers]
+    assert edges[0] == edges[1]
+    assert sum(patch.get_height() for patch in ax.containers[1]) == pytest.approx(1)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
