@@ -7,7 +7,7 @@ import torch
 
 from ppl_vae.evaluation import imputation, weighing
 from ppl_vae.evaluation.importance import log_likelihood
-from ppl_vae.experiments import evaluating
+from ppl_vae.experiments import evaluating, runs
 
 
 def sampled(*data, tolerance=0.0, **options):
@@ -23,6 +23,7 @@ def refused(*args, **options):
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(evaluating, "log_likelihood_within", sampled)
     patch.setattr(evaluating, "certify", refused)
+    patch.setattr(runs, "log_likelihood_within", sampled)
     patch.setattr(imputation, "log_likelihood_within", sampled)
     patch.setattr(weighing, "ANNEALING_STEPS", ())
     patch.setattr(weighing, "MAX_FACTOR", 1)

@@ -1,4 +1,4 @@
-"""`ppl-vae run | train | evaluate | compare | sample | denoise | restore | impute | refit-prior | report | datasets`.
+"""`ppl-vae COMMAND`, of the commands in `ppl_vae.cli.options`.
 
 What takes long to import is imported inside, where an interrupt is one line too."""
 

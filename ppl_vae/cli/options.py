@@ -298,6 +298,28 @@ class SampleCommand(OfRun):
 
 
 @dataclass(frozen=True)
+class EncodeCommand(OfRun):
+    """Write the latents of test data, for other programs to use.
+
+    An .npz file with z (data, latent), the posterior's mean, of the top layer if there are two, and labels where there
+    are some.
+    Example: ppl-vae encode RUN --dataset mine.npz --output latents.npz"""
+
+    num_images: int | None = None
+    """The first so many test data. Default: all."""
+    output: Path | None = None
+    """The file. Default: RUN/latents.npz."""
+
+    def __call__(self) -> None:
+        at_least_one(num_images=self.num_images)
+        ends_in("--output", self.output, ".npz")
+        check_run(self.run)
+        from ppl_vae.cli.picturing import encode
+
+        encode(self)
+
+
+@dataclass(frozen=True)
 class DenoiseCommand(OfRun):
     """Remove noise from test images: MSE, PSNR and SSIM against the clean ones, mean and standard error.
 
@@ -465,6 +487,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": EvaluateCommand,
     "compare": CompareCommand,
     "sample": SampleCommand,
+    "encode": EncodeCommand,
     "denoise": DenoiseCommand,
     "restore": RestoreCommand,
     "impute": ImputeCommand,

@@ -1,13 +1,14 @@
-"""`ppl-vae sample`, `denoise`, `restore` and `impute`: pictures of what a run does."""
+"""`ppl-vae sample`, `encode`, `denoise`, `restore` and `impute`: what a run makes of data."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppl_vae.cli.options import DenoiseCommand, ImputeCommand, OfRun, RestoreCommand, SampleCommand
+from ppl_vae.cli.options import DenoiseCommand, EncodeCommand, ImputeCommand, OfRun, RestoreCommand, SampleCommand
 from ppl_vae.cli.terminal import say, show_denoising
 from ppl_vae.components import UsageError, create
 from ppl_vae.data.noise import Noise
@@ -21,7 +22,7 @@ from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.plots import figure, images, save
 from ppl_vae.report.figures import draw_denoising, draw_imputation, draw_restoration
 from ppl_vae.report.gallery import draw_run
-from ppl_vae.system.files import read_json, writable
+from ppl_vae.system.files import read_json, writable, write_whole
 
 
 def sample(options: SampleCommand) -> None:
@@ -45,6 +46,22 @@ def sample(options: SampleCommand) -> None:
         paths = draw_run(run, options.run, output=folder, num_samples=options.num_images, seed=options.seed, say=say)
         for path in paths:
             say(str(path))
+
+
+def encode(options: EncodeCommand) -> None:
+    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
+    if run.model.needs_labels:
+        raise ValueError(f"{run.config.model}: expected a model whose encoder sees x alone; got one that sees labels")
+    output = options.output or options.run / "latents.npz"
+    writable(output.parent)
+    x, labels = run.dataset.test[: options.num_images], run.dataset.test_labels
+    arrays = {"z": run.encode(x)} | ({} if labels is None else {"labels": labels[: len(x)]})
+    content = io.BytesIO()
+    numbers: dict[str, Any] = {name: t.numpy() for name, t in arrays.items()}
+    np.savez_compressed(content, **numbers)
+    write_whole(output, content.getvalue())
+    size = arrays["z"].shape[1:].numel()
+    say(f"{' and '.join(arrays)} of {len(x)} test data of {run.dataset.name}, in {size} dimensions: {output}")
 
 
 def denoise(options: DenoiseCommand) -> None:

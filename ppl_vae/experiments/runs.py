@@ -19,6 +19,8 @@ from torch import Tensor
 from ppl_vae.components import UnknownComponentError
 from ppl_vae.data.dataset import Dataset, select
 from ppl_vae.data.loading import load
+from ppl_vae.evaluation.adaptive import log_likelihood_within
+from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.architectures import Model
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import check_run
@@ -105,25 +107,41 @@ class Run(Assembled):
         images, labels = select(self.dataset.train, index), self.dataset.train_labels
         return images, (labels[index],) if self.model.needs_labels and labels is not None else ()
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, *, chunk: int = 512) -> Tensor:
         """E_q[z|x], (data, latent), of the top layer if there are two, for a model without labels.
 
-        x are data as a `Dataset` has them: images (data, C, H, W), uint8 or floats in [0, 1], or vectors (data, D)."""
+        x are data as a `Dataset` has them, tensors or arrays: images (data, C, H, W), uint8 or floats in [0, 1], or
+        vectors (data, D)."""
         with evaluating(self.model.model):
-            return self.model.encode(self._seen(x)).mean.cpu()
+            parts = torch.as_tensor(x).split(chunk)
+            return torch.cat([self.model.encode(self._seen(part)).mean.cpu() for part in parts])
 
     def decode(self, z: Tensor) -> Tensor:
         """E[x|z], (*, *event), of latents (*, latent), for a model without labels; images as brightness in [0, 1]."""
         with evaluating(self.model.model):
-            return self._shown(self.model.decode(z.to(self.device)))
+            return self._shown(self.model.decode(torch.as_tensor(z).to(self.device)))
 
     def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512) -> Tensor:
         """What the model makes of data as `encode` takes them, noisy ones among them: (data, *event), of images as
         brightness in [0, 1]. A model that needs labels is given them, (data,)."""
         with evaluating(self.model.model):
-            parts = zip(x.split(chunk), *(t.to(self.device).split(chunk) for t in labels), strict=True)
+            parts = zip(torch.as_tensor(x).split(chunk), *(t.to(self.device).split(chunk) for t in labels), strict=True)
             made = (self.model.reconstruct(self._seen(part), *rest) for part, *rest in parts)
             return torch.cat([self._shown(x) for x in made])
+
+    def score(
+        self, x: Tensor, *labels: Tensor, num_samples: int = 1000, seed: int = 0, **options: Any
+    ) -> LogLikelihood:
+        """log p(x) of data as `encode` takes them, encoded under the seed, with errors and k-hats: by
+        `log_likelihood_within`, whose `options` these are. A model that needs labels is given them. Raises `ValueError`
+        for an autoencoder."""
+        if not self.model.has_log_p:
+            raise ValueError(f"{self.config.model}: expected a VAE; got an autoencoder, which has no log p(x)")
+        x = torch.as_tensor(x)
+        if self.is_of_images and x.is_floating_point():
+            x = (x * 255).round().to(torch.uint8)
+        data = *self.observe.frozen(x, seed), *labels
+        return log_likelihood_within(*self.programs, *data, num_samples=num_samples, seed=seed, **options)
 
     def sample(self, num_data: int, *, seed: int = 0, mean: bool = True) -> Tensor:
         """New data, (num_data, *event): E[x|z] for z from the prior, of images as brightness in [0, 1], or x ~ p(x|z)

@@ -265,3 +265,13 @@ def test_another_prior_is_fitted_evaluated_and_drawn(ppl_vae, run, drawn):
     status, _, err = ppl_vae("refit-prior", "run", "--prior", "normalising-flow")
     assert status == 2
     assert "normalizing-flow" in one_line(err)
+
+
+def test_latents_are_written_for_other_programs(ppl_vae, run):
+    status, out, err = ppl_vae("encode", "run", "--num-images", 7, "--output", "z.npz")
+    assert status == 0, err
+    assert "z and labels of 7 test data of own, in 2 dimensions: z.npz" in out
+    with np.load(run.parent / "z.npz") as arrays:
+        loaded = load_run(run)
+        np.testing.assert_array_equal(arrays["z"], loaded.encode(loaded.dataset.test[:7]).numpy())
+    assert ppl_vae("encode", "run", "--output", "z.csv")[0] == 2

@@ -6,6 +6,7 @@ import torch
 from small_runs import CONFIG, corrupt, quiet_train
 
 from ppl_vae.data.dataset import Dataset
+from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import finished, history_of, load_run
@@ -103,3 +104,18 @@ def test_images_of_another_size_are_refused(tmp_path, dataset):
     other = Dataset("other", torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"expected data of shape \(1, 12, 12\), as trained on"):
         load_run(tmp_path / "run", dataset=other)
+
+
+def test_a_run_scores_arrays_and_tensors_of_new_data(tmp_path, dataset, quick_ladder):
+    run = quiet_train(CONFIG, tmp_path, dataset)
+    images = dataset.test[:5]
+    scored = run.score(images, num_samples=30)
+    expected = log_likelihood(*run.programs, *run.observe.frozen(images, 0), num_samples=30)
+    assert torch.equal(scored.log_p, expected.log_p)
+    for same in (images.numpy(), images / 255, (images / 255).numpy()):
+        assert torch.equal(run.score(same, num_samples=30).log_p, scored.log_p)
+        torch.testing.assert_close(run.encode(same), run.encode(images))
+    torch.testing.assert_close(run.encode(images, chunk=2), run.encode(images))
+    ae = quiet_train(dataclasses.replace(CONFIG, model="dense-ae"), tmp_path / "ae", dataset)
+    with pytest.raises(ValueError, match="dense-ae: expected a VAE; got an autoencoder, which has no log p"):
+        ae.score(images)
