@@ -14,7 +14,7 @@ import numpy as np
 from ppl_vae.experiments.folders import checked_json
 from ppl_vae.experiments.listing import components
 from ppl_vae.report.markdown import table
-from ppl_vae.report.sections import reference_section, study_section, swaps_section, versions
+from ppl_vae.report.sections import SECTIONS, versions
 from ppl_vae.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -65,9 +65,8 @@ def results_page(results: Path) -> str:
             "its last layer in parts: each step and estimate is that of `ppl-vae run swaps` to rounding.",
             "",
         ]
-    sections = {"reference": reference_section, "denoising": study_section, "groups": swaps_section}
     found = [(path.parent, read_json(path)) for path in sorted(results.glob("*/*/metrics.json"))]
-    for key, section in sections.items():
+    for key, section in SECTIONS.items():
         for folder, metrics in found:
             if key in metrics:
                 lines.append(section(folder).replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))

@@ -23,6 +23,7 @@ from ppl_vae.experiments.evaluating import evaluate_once
 from ppl_vae.experiments.imputing import NUM_SHOWN, pictures
 from ppl_vae.experiments.preparation import assemble, split_of
 from ppl_vae.experiments.restoration_curves import restoration_curves
+from ppl_vae.experiments.restoration_panel import restoration_panel
 from ppl_vae.experiments.restoring import NOISES, is_restored, restore_images, restore_study
 from ppl_vae.experiments.runs import Run, finished, versions
 from ppl_vae.experiments.settings import StudyConfig
@@ -92,6 +93,7 @@ def run_study(
         with attempted(f"{shown}, by inference", failed, say):
             if not is_restored(*of_shown, num_images=NUM_SHOWN, seed=config.seed):
                 restore_images(*of_shown, num_images=NUM_SHOWN, seed=config.seed)
+            restoration_panel(output, runs[shown], num_images=4 if config.short else 8, seed=config.seed, say=say)
             if not config.short:
                 restoration_curves(output, runs[shown], config.noise, seed=config.seed, say=say)
     metrics["seconds"] = {

@@ -20,11 +20,12 @@ from ppl_vae.data.loading import load
 from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, kept_epoch, name_in, name_of, runs_of
-from ppl_vae.experiments.settings import StudyConfig, SwapsConfig
+from ppl_vae.experiments.settings import ReferenceConfig, StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
 from ppl_vae.report.explorer import Explorer, explorer
 from ppl_vae.report.markdown import number, table
-from ppl_vae.report.sections import gaps_lines, likelihood_caption, study_section, swaps_section, versions
+from ppl_vae.report.panel import Panel, panel
+from ppl_vae.report.sections import SECTIONS, gaps_lines, likelihood_caption, versions
 from ppl_vae.report.tables import likelihood_table
 from ppl_vae.report.warnings import warnings_of
 from ppl_vae.system.files import check, write_whole
@@ -61,6 +62,8 @@ class Section:
     blocks: list[str | Figure] = field(default_factory=list)
     rerun: Rerun | None = None
     """Of an experiment."""
+    panel: Panel | None = None
+    """Its restored images."""
 
 
 def write_page(
@@ -109,10 +112,11 @@ def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[
     if is_run(folder):
         return Section(name_of(folder), parts)
     metrics = checked_json(folder, "metrics.json")
-    text = study_section(folder) if "denoising" in metrics else swaps_section(folder)
+    section = next(section for key, section in SECTIONS.items() if key in metrics)
+    text = section(folder)
     without_heading = text.partition("\n")[2]
     blocks = list(_blocks(without_heading, folder.parent))
-    return Section(name_of(folder), parts, blocks, _rerun(_experiment(metrics), metrics))
+    return Section(name_of(folder), parts, blocks, _rerun(_experiment(metrics), metrics), panel(folder))
 
 
 def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPart:
@@ -152,11 +156,14 @@ def _rerun(command: str, metrics: dict[str, Any]) -> Rerun:
 
 
 def _experiment(metrics: dict[str, Any]) -> str:
-    """The command of a study or of swaps, from the config in its `metrics.json`."""
+    """The command of an experiment, from the config in its `metrics.json`."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics["config"].items()}
     try:
         if "denoising" in metrics:
             return command_of("ppl-vae run study", StudyConfig(**values), StudyConfig())
+        if "reference" in metrics:
+            words = f"ppl-vae run reference --dataset {shlex.quote(metrics['data'])}"
+            return command_of(words, ReferenceConfig(**values), ReferenceConfig())
         dataset = shlex.quote(metrics["dataset"])
         return command_of(f"ppl-vae run swaps --dataset {dataset}", SwapsConfig(**values), SwapsConfig())
     except (TypeError, ValueError) as error:

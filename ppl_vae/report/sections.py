@@ -322,3 +322,7 @@ def swaps_section(folder: Path) -> str:
     if metrics["failed"]:
         lines += ["Failed: " + "; ".join(f"{name}: {why}" for name, why in metrics["failed"].items()) + ".", ""]
     return "\n".join(lines)
+
+
+SECTIONS = {"reference": reference_section, "denoising": study_section, "groups": swaps_section}
+"""By a key that the `metrics.json` of the experiment has; in the order in which they are shown."""

@@ -19,12 +19,14 @@ from PIL import Image
 from ppl_vae.cli.main import parse
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.evaluating import evaluate_run, save_evaluation
+from ppl_vae.experiments.folders import PANEL
 from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import train
 from ppl_vae.report.explorer import GRID, plane
-from ppl_vae.report.page import command_of, html_of, write_page
-from ppl_vae.system.files import write_json
+from ppl_vae.report.page import Rerun, Section, _environment, command_of, html_of, write_page
+from ppl_vae.report.panel import panel
+from ppl_vae.system.files import write_checked, write_json
 
 
 class Elements(HTMLParser):
@@ -211,15 +213,15 @@ def browser():
         started.close()
 
 
-def opened(browser, path, **options):
-    """The page in a new window, what went wrong in it, and what it asked for."""
+def opened(browser, path, ready="document.querySelector('output').textContent != ''", **options):
+    """The page in a new window, when it is ready, what went wrong in it, and what it asked for."""
     page = browser.new_page(**options)
     wrong, asked = [], []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
-    page.wait_for_function("document.querySelector('output').textContent != ''")
+    page.wait_for_function(ready)
     return page, wrong, asked
 
 
@@ -244,6 +246,55 @@ def test_in_a_browser_the_explorer_reacts_to_mouse_and_keyboard(folder, browser)
     assert at_left != shown
     page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2)  # along the row
     assert page.evaluate("document.querySelector('.shown').toDataURL()") != at_left
+    assert wrong == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+@pytest.fixture
+def study(folder, tmp_path):
+    """An experiment with restored images alone: two corruptions of three images, in two stages."""
+    study = tmp_path / "study"
+    study.mkdir()
+    tiles = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)[..., None, None, None] * 20
+    levels = dict(zip("ab", np.broadcast_to(tiles, (2, 2, 3, 1, 4, 4)), strict=True))
+    content = io.BytesIO()
+    np.savez(content, **levels)
+    summary = {"corruptions": {"a": ["noise"], "b": ["blur"]}, "stages": ["clean", "restored"], "num_images": 3}
+    write_checked(study, {PANEL: content.getvalue(), "restoration-panel.json": json.dumps(summary).encode()})
+    return study
+
+
+def test_the_panel_has_each_stage_of_each_image(study):
+    found = panel(study)
+    assert (found.corruptions, found.stages, found.num_images) == (["a", "b"], ["clean", "restored"], 3)
+    data = base64.b64decode(found.address.partition(",")[2])
+    sprite = np.array(Image.open(io.BytesIO(data)).convert("L"))
+    # corruption b, image 2, stage 1, of 2 x 3 rows and 2 columns
+    assert sprite.shape == (24, 8)
+    assert (sprite[20:24, 4:8] == (1 * 6 + 1 * 3 + 2) * 20).all()
+
+
+def test_a_panel_of_other_arrays_is_refused(study):
+    (study / "checksums.json").unlink()
+    np.savez(study / PANEL, a=np.zeros((2, 3, 1, 4, 4)), b=np.zeros((2, 3, 1, 4, 4)))
+    with pytest.raises(ValueError, match=r"expected levels \(stages, images, C, H, W\) = \(2, 3\); got other arrays"):
+        panel(study)
+
+
+def test_in_a_browser_a_corruption_and_an_image_are_picked(study, browser):
+    """By mouse and by keyboard; the stages that are shown are those of the sprite."""
+    template = _environment().get_template("page.html.jinja")
+    rerun = Rerun("ppl-vae run", "python", "beef")
+    html = template.render(sections=[Section("study", [], [], rerun, panel(study))], warnings=[], comparison="")
+    (study / "page.html").write_text(html)
+    shade = "document.querySelectorAll('.stage')[1].getContext('2d').getImageData(1, 1, 1, 1).data[0]"
+    page, wrong, asked = opened(browser, study / "page.html", ready=f"{shade} == 60")  # corruption a, image 1, restored
+    page.locator("input[value='1']").first.check()
+    page.wait_for_function(f"{shade} == 180")  # corruption b
+    page.locator("input[name=image0]").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{shade} == 200")  # image 2
     assert wrong == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     page.close()
