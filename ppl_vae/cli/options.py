@@ -367,6 +367,9 @@ class RestoreCommand(OfRun):
     """The first so many images. Default: 20 test images, or all that are given."""
     num_samples: int = 256
     """Samples of the latents for each image."""
+    climb: bool = False
+    """Whether images for which these can't be trusted get more samples, and annealed chains: for the sake of log p(y)
+    and std; means hardly change. It takes several times as long."""
     misfit: float | None = None
     """Standard deviation of clean pixels around the decoder's mean. Default: 0, or 0.2 where noise leaves pixels as
     they are."""

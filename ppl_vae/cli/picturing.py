@@ -85,7 +85,7 @@ def restore(options: RestoreCommand) -> None:
     sizes = {"num_images": options.num_images or (20 if y is None else len(y)), "num_samples": options.num_samples}
     _check_replaced(options, output / "restoration.json", {"corruption": repr(spoils)}, sizes)
     asked: dict[str, Any] = {"num_images": options.num_images, "num_samples": options.num_samples, "seed": options.seed}
-    result = restore_images(run, spoils, output, y=y, misfit=options.misfit, **asked)
+    result = restore_images(run, spoils, output, y=y, misfit=options.misfit, climb=options.climb, **asked)
     say(str(result))
     say(str(draw_restoration(output, f"{options.run.name}: {' '.join(options.corruption)}, restored")))
 

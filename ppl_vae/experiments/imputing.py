@@ -40,7 +40,7 @@ def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_prog
         raise ValueError(f"{output}: expected a model of images; got one of vectors, {run.event_shape}")
     missing, generator = Missing(config.missing, config.fraction), Generator().manual_seed(config.seed)
     seen = missing.seen(run.dataset.test[: config.num_images], generator)
-    options: dict[str, Any] = {k: getattr(config, k) for k in ("num_images", "num_samples", "seed")}
+    options: dict[str, Any] = {k: getattr(config, k) for k in ("num_images", "num_samples", "climb", "seed")}
     result, x = impute_run(run, seen, show_progress=show_progress, **options)
     grey, p = run.observe.encoding.grey, result.log_p_missing
     square = (grey(result.mean) - grey(x)) ** 2 * ~seen

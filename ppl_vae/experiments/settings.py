@@ -160,6 +160,8 @@ class ImputationConfig:
     num_images: int = 20
     """The first so many test images."""
     num_samples: int = 1000
-    """Samples of the latents for each image, and more where these can't be trusted."""
+    """Samples of the latents for each image."""
+    climb: bool = True
+    """Whether images for which these can't be trusted get more samples, and annealed chains."""
     seed: int = 0
     """Of all samples."""
