@@ -19,7 +19,7 @@ from ppl_vae.experiments.reference import models_of, run_reference
 from ppl_vae.experiments.study import run_study
 from ppl_vae.experiments.swaps import run_swaps
 from ppl_vae.experiments.trust import run_trust
-from ppl_vae.report.figures import draw_study, draw_swaps, draw_trust
+from ppl_vae.report.figures import draw_reference, draw_study, draw_swaps, draw_trust
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.report.tables import reference_table, swap_table, trust_table
 from ppl_vae.system.files import locked, read_json, writable
@@ -78,6 +78,7 @@ def run_on(options: ExperimentOptions, name: str, folder: Path) -> dict[str, str
             return metrics["failed"]
         case ReferenceOptions():
             metrics = run_reference(name, options.config, folder, **shared)
+            draw_reference(folder)
             say(reference_table(metrics))
             say(f"Numbers: {folder / 'metrics.json'}")
             return metrics["failed"]

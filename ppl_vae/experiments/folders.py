@@ -21,6 +21,7 @@ def name_in(folder: Path, run: Path) -> str:
 PROTOCOL = "log_likelihood.json"  # importance sampling from the guide, as papers have it
 BETTER = ("log_likelihood-quadrature.json", "log_likelihood-ladder.json")  # by `ppl-vae evaluate --method`, best first
 CURVES, PANEL = "restoration-curves.json", "restoration-panel.npz"
+SAMPLES = "samples.npz"
 RESULTS = ("log_likelihood*", "sandwich*", "gaps*", "denoising.*", "imputation.*", "samples.*")
 
 

@@ -23,8 +23,9 @@ from ppl_vae.evaluation.results import PerDatum
 from ppl_vae.experiments.comparing import mean_over_seeds
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.evaluating import evaluate_once, evaluated, evaluation_files, load_evaluation
-from ppl_vae.experiments.folders import checked_json
+from ppl_vae.experiments.folders import SAMPLES, checked_json
 from ppl_vae.experiments.runs import finished, history_of, versions
+from ppl_vae.experiments.sampling import save_samples
 from ppl_vae.experiments.settings import ReferenceConfig
 from ppl_vae.experiments.training import trained
 from ppl_vae.system.files import read_json, write_json
@@ -159,6 +160,7 @@ def run_reference(
                 if not _is_done(folder, model, config, dataset):
                     say(f"{dataset_name} {name}, seed {seed}")
                     run = trained(model, folder, dataset=dataset, device=device, **options)
+                    save_samples(run, folder)
                     for method in ("importance", "ladder"):
                         evaluate_once(run, folder, method, _sizes(config, dataset, method), say=say, **options)
                 summarise(dataset, dataset_name, config, output, failed)
@@ -176,8 +178,10 @@ def _sizes(config: ReferenceConfig, dataset: Dataset, method: str) -> dict[str, 
 def _is_done(folder: Path, model: TrainConfig, config: ReferenceConfig, dataset: Dataset) -> bool:
     """Whether the folder has just this model, and its evaluations."""
     methods = ("importance", "ladder")
-    return finished(folder, model) and all(
-        evaluated(folder, method=method, **_sizes(config, dataset, method)) is not None for method in methods
+    return (
+        finished(folder, model)
+        and (folder / SAMPLES).is_file()
+        and all(evaluated(folder, method=method, **_sizes(config, dataset, method)) is not None for method in methods)
     )
 
 

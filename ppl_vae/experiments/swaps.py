@@ -8,13 +8,11 @@ resumes, also in the middle of a training. The tables are written again after ea
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppl_vae.components import choices
@@ -24,20 +22,21 @@ from ppl_vae.evaluation.comparison import Unit, compare
 from ppl_vae.experiments.comparing import mean_over_seeds
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import evaluate_once, evaluated, evaluation_files, load_evaluation
+from ppl_vae.experiments.folders import SAMPLES
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import history_of, versions
+from ppl_vae.experiments.sampling import save_samples
 from ppl_vae.experiments.settings import SwapsConfig
 from ppl_vae.experiments.training import trained
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
-from ppl_vae.system.files import check, read_json, write_checked, write_json
+from ppl_vae.system.files import check, read_json, write_json
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import attempted
 
 BASE = "base"
 GROUPS = ("prior", "posterior", "objective", "layers", "likelihood")
-NUM_SAMPLED = 10
 
 
 def models_of(config: SwapsConfig, dataset: str) -> dict[str, TrainConfig]:
@@ -127,10 +126,7 @@ def run_one(
     **options: Any,
 ) -> None:
     run = trained(c, folder, dataset=dataset, device=device, **options)
-    images = (run.sample(NUM_SAMPLED, seed=c.seed) * 255).round().to(torch.uint8)
-    samples = io.BytesIO()
-    np.savez_compressed(samples, samples=images.numpy())
-    write_checked(folder, {"samples.npz": samples.getvalue()})
+    save_samples(run, folder)
     for method in ("importance", "ladder"):
         evaluate_once(run, folder, method, _sizes(config, dataset), **options)
 
@@ -147,7 +143,7 @@ def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Datas
     if any(evaluated(folder, method=method, **sizes) is None for method in ("importance", "ladder")):
         return False
     try:
-        check(folder, "config.json", "metrics.json", "samples.npz")  # what is damaged is made again
+        check(folder, "config.json", "metrics.json", SAMPLES)  # what is damaged is made again
         history_of(folder)
         return read_config(folder / "config.json")[0] == assemble(c).config
     except (OSError, ValueError):

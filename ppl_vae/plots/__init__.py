@@ -10,6 +10,7 @@ from ppl_vae.plots.comparisons import differences as differences
 from ppl_vae.plots.comparisons import histograms as histograms
 from ppl_vae.plots.comparisons import log_likelihood_bars as log_likelihood_bars
 from ppl_vae.plots.comparisons import per_datum_differences as per_datum_differences
+from ppl_vae.plots.comparisons import side_by_side as side_by_side
 from ppl_vae.plots.curves import Columns as Columns
 from ppl_vae.plots.curves import convergence as convergence
 from ppl_vae.plots.curves import error_lines as error_lines

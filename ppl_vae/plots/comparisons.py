@@ -35,6 +35,25 @@ def differences(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayL
     ax.set_xlabel(f"paired difference to the best ± 1 s.e. over images [{unit}]")
 
 
+def side_by_side(
+    ax: Axes, names: Sequence[str], values: Mapping[str, tuple[ArrayLike, ArrayLike]], xlabel: str
+) -> None:
+    """Several values of each name, one below the other, by kind: means and standard errors, shape (len(names),) each,
+    of which two are drawn; NaN is left out. Other shapes raise ValueError."""
+    colours = ("vermilion", "blue", "green", "orange")
+    for i, ((kind, (means, errors)), colour) in enumerate(zip(values.items(), colours, strict=False)):
+        x, error = (np.asarray(t, dtype=float) for t in (means, errors))
+        if not x.shape == error.shape == (len(names),):
+            raise ValueError(f"expected means and errors ({len(names)},); got {x.shape} and {error.shape}")
+        rows, bars = np.arange(len(names)) + 0.22 * (i - (len(values) - 1) / 2), 2 * np.nan_to_num(error)
+        ax.errorbar(x, rows, xerr=bars, fmt="o", color=OKABE_ITO[colour], ms=5, capsize=3, label=kind)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_xlabel(xlabel)
+    ax.legend(frameon=False, fontsize=8)
+
+
 def per_datum_differences(ax: Axes, differences: ArrayLike, names: tuple[str, str], unit: str = "nats") -> None:
     """Each datum's log p(x) under the first of two models less that under the second, shape (data,), in rising order,
     with their mean. Raises ValueError for another shape."""
@@ -54,7 +73,7 @@ def histograms(ax: Axes, values: Mapping[str, ArrayLike], xlabel: str = "log p(x
     """Overlaid histograms of named values, shape (data,) each, on common bins, as shares of each set."""
     arrays = {name: np.asarray(v, dtype=float) for name, v in values.items()}
     bins = np.histogram_bin_edges(np.concatenate([*arrays.values()]), bins=40).tolist()
-    for (name, array), colour in zip(arrays.items(), ("blue", "vermilion", "bluish green", "orange"), strict=False):
+    for (name, array), colour in zip(arrays.items(), ("blue", "vermilion", "green", "orange"), strict=False):
         share = np.full(len(array), 1 / len(array))
         ax.hist(array, bins, weights=share, color=OKABE_ITO[colour], alpha=0.5, label=name)
     ax.set(xlabel=xlabel, ylabel="share of the data")

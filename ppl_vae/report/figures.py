@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
 from ppl_vae import plots
-from ppl_vae.experiments.folders import CURVES, best_evaluations
+from ppl_vae.experiments.folders import CURVES, SAMPLES, best_evaluations
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import read_json
 from ppl_vae.system.signals import stoppable
+from ppl_vae.training.history import History
 
 
 @stoppable()
@@ -100,6 +102,43 @@ def draw_trust(folder: Path) -> list[Path]:
     return [path]
 
 
+@stoppable()
+def draw_reference(folder: Path) -> list[Path]:
+    """Draws what was published beside ours, and the validation ELBO by epoch, to `figures/reference.png` in the folder
+    of an experiment, and samples of each row's model to `figures/samples.png`. Returns the paths; none for no rows."""
+    metrics = read_json(folder / "metrics.json")
+    rows, dataset, seed = metrics["reference"], metrics["dataset"], metrics["config"]["seeds"][0]
+    if not rows:
+        return []
+    names, unit = [row["title"] for row in rows.values()], next(iter(rows.values()))["unit"]
+
+    def column(*keys: str) -> list[float]:
+        """NaN where there is none."""
+        cells = [functools.reduce(lambda cell, key: cell[key], keys, row) for row in rows.values()]
+        return [math.nan if cell is None else cell for cell in cells]
+
+    values = {"published": (column("published"), column("error"))}
+    titles = {"importance": "ours, importance sampling", "ladder": "ours, the ladder"}
+    values |= {title: (column(method, "value"), column(method, "mc_se")) for method, title in titles.items()}
+    fig, (dots, curves) = plots.figure(11, 0.55 * len(rows) + 2.2, ncols=2)
+    plots.side_by_side(dots, names, values, f"- log p(x) [{unit}]")
+    for name, row in rows.items():
+        history = History.load(folder / name / f"seed-{seed}" / "history.csv")
+        curves.plot(history["epoch"], history["validation_elbo"], label=row["title"], lw=1)
+    curves.set(xlabel="epoch", ylabel="validation ELBO [nats]")
+    last = min(History.load(folder / name / f"seed-{seed}" / "history.csv")["validation_elbo"][-1] for name in rows)
+    curves.set_ylim(bottom=last - 0.15 * abs(last))
+    curves.grid(alpha=0.3)
+    curves.legend(frameon=False, fontsize=8)
+    paths = [_figures(folder) / "reference.png", _figures(folder) / "samples.png"]
+    plots.save(fig, paths[0], title=f"{dataset}: published, and ours")
+    samples = {row["title"]: _samples(folder / name, metrics["config"]["seeds"]) for name, row in rows.items()}
+    fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
+    plots.rows_of_images(ax, samples)
+    plots.save(fig, paths[1], title=f"{dataset}: E[x|z], z from the prior")
+    return paths
+
+
 def draw_denoising(run: Path, title: str) -> Path:
     """Draws test images as they are, noisy and restored, from `denoising.npz` in the folder of a run, to its
     `figures/denoising.png`. Returns the path."""
@@ -184,5 +223,5 @@ def _figures(folder: Path) -> Path:
 def _samples(model: Path, seeds: list[int]) -> Any:
     """Samples of the prior, as brightness in [0, 1], of the first seed that has them."""
     folders = [model / f"seed-{seed}" for seed in seeds]
-    found = next((f for f in folders if (f / "samples.npz").is_file()), folders[0])
-    return read_npz(found / "samples.npz", ["samples"])["samples"] / 255
+    found = next((f for f in folders if (f / SAMPLES).is_file()), folders[0])
+    return read_npz(found / SAMPLES, ["samples"])["samples"] / 255

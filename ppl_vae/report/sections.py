@@ -136,6 +136,9 @@ def reference_section(folder: Path) -> str:
         f"row again: `ppl-vae evaluate results/reference/{folder.name}/{first}/seed-0{of_file}`.",
         "",
     ]
+    for stem, about in (("reference", "Published and ours, and the validation ELBO by epoch"), ("samples", "Samples")):
+        if (folder / "figures" / f"{stem}.png").is_file():
+            lines += [f"![{about}]({folder.name}/figures/{stem}.png)", ""]
     return "\n".join(lines)
 
 

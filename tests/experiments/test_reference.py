@@ -10,6 +10,7 @@ from ppl_vae.experiments.evaluating import load_evaluation
 from ppl_vae.experiments.reference import ROWS, Row, models_of, run_reference
 from ppl_vae.experiments.runs import history_of
 from ppl_vae.experiments.settings import ReferenceConfig
+from ppl_vae.report.figures import draw_reference
 from ppl_vae.report.sections import reference_section
 from ppl_vae.report.tables import reference_table
 
@@ -53,6 +54,9 @@ def test_a_row_is_trained_once_and_scored_by_the_protocol_and_the_ladder(tmp_pat
     assert "| A | 700.00 ± 0.10 |" in table
     assert "| B | — |" in table
     assert "Published: a paper." in reference_section(tmp_path)
+    drawn = draw_reference(tmp_path)
+    assert [path.name for path in drawn] == ["reference.png", "samples.png"]
+    assert f"{tmp_path.name}/figures/reference.png" in reference_section(tmp_path)
     said.clear()
     again = run_reference("mnist-mini", SMALL, tmp_path, say=said.append, **options)
     assert again == metrics

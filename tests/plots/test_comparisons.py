@@ -81,3 +81,15 @@ def test_histograms_have_common_bins_and_shares() -> None:
     assert edges[0] == edges[1]
     assert sum(patch.get_height() for patch in ax.containers[1]) == pytest.approx(1)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_values_side_by_side_are_offset_and_have_two_errors() -> None:
+    ax = plots.figure(4, 3)[1]
+    values = {"published": ([1.0, np.nan], [0.1, np.nan]), "ours": ([2.0, 3.0], [np.nan, 0.5])}
+    plots.side_by_side(ax, ["a", "b"], values, "nats")
+    published, ours = (container.lines[0] for container in ax.containers)
+    assert list(ours.get_xdata()) == [2.0, 3.0]
+    assert (ours.get_ydata() > published.get_ydata()).all()
+    assert ax.containers[1].lines[2][0].get_segments()[1][:, 0].tolist() == [2.0, 4.0]
+    with pytest.raises(ValueError, match="expected means and errors"):
+        plots.side_by_side(ax, ["a", "b"], {"ours": ([1.0], [1.0])}, "nats")
