@@ -175,9 +175,11 @@ class Affine(dist.TransformedDistribution):
 
 
 def standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each dimension of data (data, *event), and its standard deviation: 1 where it is constant."""
+    """The mean of each dimension of data (data, *event), and its standard deviation: 1 where it is constant. NaN is
+    left out; where there is nothing else the mean is 0."""
     x = x.double()
-    mean, scale = x.mean(0), x.std(0, correction=0)
+    mean = x.nanmean(0).nan_to_num(nan=0.0)
+    scale = (x - mean).square().nanmean(0).nan_to_num(nan=0.0).sqrt()
     return mean, torch.where(scale > 1e-6 * mean.abs(), scale, 1.0)
 
 
@@ -344,6 +346,35 @@ class OptimalNormal(dist.Normal):
         count += 1
         variance.lerp_(v.to(variance.dtype), count.reciprocal().clamp(min=self.momentum))
         return dist.Normal(self.loc, v.sqrt()).log_prob(value)
+
+
+class Seen(TorchDistribution):
+    """Values of which NaN is not seen, and has no part in the log-probability: that is what is left where the others
+    are integrated out, of values that are independent."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, base: TorchDistribution):
+        self.base = base
+        super().__init__(base.batch_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.base.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Seen:
+        return Seen(self.base.expand(batch_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        seen = ~value.isnan()
+        return self.base.log_prob(value.where(seen, 0.0)).where(seen, 0.0)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.sample(sample_shape)
 
 
 def kl_divergence(q: Distribution, p: Distribution) -> Tensor:

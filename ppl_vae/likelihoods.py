@@ -373,6 +373,26 @@ class ZeroInflatedNegativeBinomial(Likelihood):
         return distributions.ZeroInflatedNegativeBinomial(*params.unbind(-1))
 
 
+class Seen(Likelihood, by_name=False):
+    """Another likelihood, of what is seen of x: NaN is missing, and has no part in log p(x|z), whose dimensions are
+    independent. So log p(x) is that of the values that are there.
+
+    Pierre-Alexandre Mattei, Jes Frellsen: MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets,
+    2019, arXiv:1812.02633.
+    """
+
+    def __init__(self, likelihood: Likelihood):
+        super().__init__()
+        self.likelihood, self.params_per_dim = likelihood, likelihood.params_per_dim
+        self.support = likelihood.support  # type: ignore[misc]
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return distributions.Seen(self.likelihood(params))
+
+    def extra_repr(self) -> str:
+        return repr(self.likelihood)
+
+
 class Rescaled(Likelihood, by_name=False):
     """Another likelihood, of (x - mean) / scale: the density of x itself, in its own units, with the Jacobian
 

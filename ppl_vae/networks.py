@@ -411,6 +411,13 @@ class Divided(nn.Module):
         return f"divisor={self.divisor:g}"
 
 
+class Filled(nn.Module):
+    """0 where x is NaN, which is missing: in standard units, its mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.nan_to_num(nan=0.0)
+
+
 class Log1p(nn.Module):
     """log(1 + x): scales counts to a range that suits the initialisation of encoders."""
 

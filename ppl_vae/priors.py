@@ -166,7 +166,9 @@ class VampPrior(Prior):
         K = len(self.pseudo_inputs)
         if len(x) < K:
             raise ValueError(f"prior vamp-prior: expected at least num_components = {K} training data; got {len(x)}")
-        self.pseudo_inputs.copy_(x[torch.arange(K) * len(x) // K])
+        mean = x.double().nanmean(0).nan_to_num(nan=0.0).to(x)  # for what is missing
+        chosen = x[torch.arange(K) * len(x) // K]
+        self.pseudo_inputs.copy_(chosen.where(~chosen.isnan(), mean))
 
     def forward(self) -> TorchDistribution:
         encoder, posterior = self._shared

@@ -61,14 +61,16 @@ def from_file(name: str, path: Path) -> Dataset:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _vectors(array: Array, where: str) -> Tensor:
+def _vectors(array: Array, where: str, *, gaps: bool = False) -> Tensor:
+    """With `gaps`, NaN may be a value that is missing."""
     if array.dtype.kind != "f":
         return _int64(array, where)
     with np.errstate(over="ignore"):
         vectors = torch.from_numpy(array.astype(np.float32, copy=False))
     for part in chunks(vectors):
-        if not bool(part.isfinite().all()):
-            raise ValueError(f"{where}: expected finite numbers in float32; got NaN, infinity or larger ones")
+        if not bool((part.isfinite() | part.isnan() if gaps else part.isfinite()).all()):
+            nan = "" if gaps else "NaN, "
+            raise ValueError(f"{where}: expected finite numbers in float32; got {nan}infinity or larger ones")
     return vectors
 
 
@@ -80,7 +82,7 @@ def _int64(array: Array, where: str) -> Tensor:
 
 def _images(array: Array, where: str) -> Tensor:
     if array.ndim == 2 and array.size and array.dtype.kind in "fiub" and array.dtype != np.uint8:
-        return _vectors(array, where)
+        return _vectors(array, where, gaps=True)
     if array.ndim == 2 and array.size and array.dtype == np.uint8:
         raise ValueError(f"{where}: expected images; got uint8 {array.shape} (store vectors as uint16 or float32)")
     if array.ndim not in (3, 4) or array.size == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.contract import is_observation
+from ppl_vae.distributions import Seen
 from ppl_vae.programs import Program, innermost
 
 Clean = Literal["mean", "drawn"]
@@ -166,27 +167,3 @@ class _Observe(Messenger):
                 )
         self.pixels = Pixels(how, self.y, mean, spread, are_bits)
         msg["fn"], msg["value"] = self.pixels.p_y.to_event(self.y.dim() - 1), self.y
-
-
-class Seen(TorchDistribution):
-    """Values of which NaN is not seen, and has no part in the log-probability."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, base: TorchDistribution):
-        self.base = base
-        super().__init__(base.batch_shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        return self.base.support
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Seen:
-        return Seen(self.base.expand(batch_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        seen = ~value.isnan()
-        return self.base.log_prob(value.where(seen, 0.0)).where(seen, 0.0)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base.sample(sample_shape)

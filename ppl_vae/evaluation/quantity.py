@@ -27,7 +27,7 @@ def quantity_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str
     some = [t[:SOME_DATA] for t in data]
     guide_trace = plain_trace(guide, *some)
     trace = plain_trace(model, *some, latents=guide_trace)
-    scored, used = ["x"], []
+    scored, used = ["x seen" if x.is_floating_point() and x.isnan().any() else "x"], []
     for site, value in ((name, s["value"]) for name, s in observed_sites(trace).items()):
         of = [i for i, t in enumerate(some[1:]) if _same(value, t)]
         used += of

@@ -131,6 +131,9 @@ class TrainConfig:
     standardize: bool = False
     """Of vectors under a density on the real line: the model learns them with mean 0 and standard deviation 1. log p(x)
     stays that of x in its own units."""
+    missing: bool = False
+    """Of vectors: NaN is a value that is missing. The model is trained and scored on what is seen, log p(x) is that of
+    the values that are there, and the encoder sees the mean for the others."""
     start_from: Annotated[str | None, arg(aliases=["--from"])] = None
     """The folder of a finished run of the same model: begin with its weights, and a new optimiser. On the command line
     its options are then the defaults of all others. Default: begin with random weights."""

@@ -24,9 +24,9 @@ from ppl_vae.data.observation import Observe
 from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_names
 from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig, unknown_model
 from ppl_vae.kl_weights import KLWeight
-from ppl_vae.likelihoods import Likelihood, Rescaled
+from ppl_vae.likelihoods import GaussianOptimal, Likelihood, Rescaled, Seen
 from ppl_vae.models import SemiSupervisedVAE
-from ppl_vae.networks import Dense, Divided, Log1p, Network, Shape, Standardized
+from ppl_vae.networks import Dense, Divided, Filled, Log1p, Network, Shape, Standardized
 from ppl_vae.objectives import Objective
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -50,14 +50,25 @@ class Assembly:
     observe: Observe
     objective: ELBO
 
+    @property
+    def _is_of_counts(self) -> bool:
+        """... in vectors."""
+        is_of_vectors, support = isinstance(self.observe.encoding, Identity), self.likelihood.support
+        return is_of_vectors and support.is_discrete and support is not constraints.boolean
+
     def _rescale(self, event_shape: Shape) -> Callable[[], nn.Module] | None:
         """What the encoder's input passes through first. An image with noise is in [0, 1] already."""
-        encoding, support = self.observe.encoding, self.likelihood.support
+        encoding = self.observe.encoding
         if isinstance(encoding, Levels) and isinstance(self.observe.noise, NoNoise):
             return partial(Divided, encoding.white)
-        if not isinstance(encoding, Identity) or support is constraints.boolean:
+        if not isinstance(encoding, Identity):
             return None
-        return Log1p if support.is_discrete else partial(Standardized, event_shape)
+        rescale: Callable[[], nn.Module] = Log1p if self._is_of_counts else partial(Standardized, event_shape)
+        if self.likelihood.support is constraints.boolean:
+            rescale = nn.Identity
+        if self.config.missing:
+            return lambda: nn.Sequential(rescale(), Filled())
+        return None if rescale is nn.Identity else rescale
 
     def build(self, event_shape: Shape, num_classes: int = 0) -> Model:
         """The untrained model for data of this shape, with the components themselves: they serve one model."""
@@ -66,6 +77,8 @@ class Assembly:
             raise ValueError(f"num_classes: expected a number of classes for {about}; got {num_classes}")
         make_rescale = self._rescale(event_shape)
         likelihood = Rescaled(self.likelihood, event_shape) if self.config.standardize else self.likelihood
+        if self.config.missing:
+            likelihood = Seen(likelihood)
         with seeded(self.config.seed):
             parts = Parts(
                 self.network,
@@ -76,7 +89,7 @@ class Assembly:
                 event_shape,
                 num_classes,
                 make_rescale,
-                is_quiet=make_rescale is Log1p,
+                is_quiet=self._is_of_counts,
             )
             return self.kind.build(parts)
 
@@ -153,6 +166,8 @@ def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
         )
     if config.standardize and assembly.likelihood.support is not constraints.real:
         raise UsageError(f"standardize: expected a density on the real line; got {resolved.likelihood}")
+    if config.missing and isinstance(assembly.likelihood, GaussianOptimal):
+        raise UsageError(f"missing: expected a likelihood of each value alone; got {resolved.likelihood}")
     for name in ("num_labels", "alpha"):
         if getattr(config, name) is not None and not kind.model.enumerates:
             raise UsageError(f"{name}: expected a semi-supervised model (m2); got {about}")
@@ -235,6 +250,8 @@ def fitted(config: TrainConfig, dataset: Dataset) -> Assembly:
             raise ValueError(
                 f"encoding: expected one for images ({dataset.name}); got {config.encoding!r}, for vectors"
             )
+        if config.missing:
+            raise ValueError(f"missing: expected vectors, which may have NaN; got images ({dataset.name})")
         if config.standardize:
             raise ValueError(f"standardize: expected vectors; got images ({dataset.name}), whose units are known")
         return assembly
@@ -260,6 +277,14 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
         )
     for part in (*chunks(dataset.train), *chunks(dataset.test)):
         x = part.float()
+        if not assembly.config.missing and x.isnan().any():
+            got = f"NaN in {int(x.isnan().any(1).sum())} of {len(x)} rows"
+            raise ValueError(
+                f"{dataset.name}: expected numbers; got {got}. Where that means missing values, say so: --missing"
+            )
+        if x.isnan().all(1).any():
+            raise ValueError(f"{dataset.name}: expected something to be seen of each datum; got rows of NaN alone")
+        x = x[~x.isnan()]
         if not bool(support.check(x).all()):
             raise ValueError(
                 f"{dataset.name}: expected {support_in_words(support)} for {likelihood}; got "
