@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.components import choices
-from ppl_vae.distributions import EPS
+from ppl_vae.distributions import EPS, NegativeBinomial
 from ppl_vae.likelihoods import (
     Bernoulli,
     DiscretizedLogisticMixture,
@@ -482,3 +482,14 @@ def test_a_rescaled_likelihood_is_the_density_of_x_in_its_own_units(cls):
     with pytest.raises(ValueError, match="expected a density on the real line; got bernoulli"):
         Rescaled(Bernoulli(), (3,))
     assert Rescaled not in choices(Likelihood).values()
+
+
+@pytest.mark.parametrize("c", [19.9, 20.1, 30.0, 200.0, 1e6])
+def test_a_negative_binomial_is_exact_where_its_series_begins(c):
+    """Stirling's series has an error of 1e-9 from a concentration of 20 on, and of its second term 3e-6."""
+    x = torch.tensor([0.0, 1.0, 5.0, 100.0, 1e4], dtype=torch.float64)
+    m, log_c = torch.tensor(2.0, dtype=torch.float64), torch.tensor(math.log(c), dtype=torch.float64)
+    with mp.workdps(40):
+        exact = [float(negative_binomial(mp.mpf(v), mp.mpf(2), mp.mpf(log_c.item()))) for v in x.tolist()]
+    log_p = NegativeBinomial(m, log_c).log_prob(x)
+    torch.testing.assert_close(log_p, torch.tensor(exact, dtype=torch.float64), rtol=1e-10, atol=1e-8)

@@ -23,6 +23,7 @@ from ppl_vae.report.figures import draw_reference, draw_study, draw_swaps, draw_
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.report.tables import reference_table, swap_table, trust_table
 from ppl_vae.system.files import locked, read_json, writable
+from ppl_vae.system.machine import device_of
 from ppl_vae.system.signals import attempted
 
 
@@ -36,6 +37,7 @@ def run_experiment(options: ExperimentOptions) -> None:
     if isinstance(options, ReferenceOptions):
         for name in options.dataset:
             models_of(options.config, name)
+    device_of(options.device)
     start = time.perf_counter()
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -47,7 +49,7 @@ def run_experiment(options: ExperimentOptions) -> None:
                 failed |= {f"{name} {part}": why for part, why in run_on(options, name, folder).items()}
     if failed:
         what = "; ".join(f"{part} ({why})" for part, why in failed.items())
-        fail(f"failed: {what}. What did not is kept, and not done again", 1)
+        fail(f"failed: {what}. The others are kept, and not done again", 1)
     say(f"Done in {(time.perf_counter() - start) / 60:.1f} min.")
 
 

@@ -528,3 +528,11 @@ def test_arrays_of_another_shape_or_type(tmp_path, capsys, array, message):
     with pytest.raises(SystemExit):
         main(["train", "--dataset", str(tmp_path / "own.npy"), "--output", str(tmp_path / "run")])
     assert message in one_line(capsys.readouterr().err)
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_done(ppl_vae, tmp_path):
+    for command in (("run", "--dataset", "mnist-mini"), ("train", "--model", "dense-vae", "--epochs", 1)):
+        status, out, err = ppl_vae(*command, "--device", "cuda:99")
+        assert (status, out) == (1, "")
+        assert "device: expected one that is here, auto, cpu" in one_line(err)
+        assert not list(tmp_path.glob("runs/*/*/metrics.json"))

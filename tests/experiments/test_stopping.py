@@ -232,7 +232,7 @@ def test_a_study_goes_on_past_a_model_that_fails(ppl_vae, tmp_path, monkeypatch)
         patch.setattr(study, "_evaluate", failing)
         status, err = ppl_vae(*command)
     assert status == 1
-    assert "failed: tiny.npz dense-vae (NaN). What did not is kept" in one_line(err)
+    assert "failed: tiny.npz dense-vae (NaN). The others are kept" in one_line(err)
     path = tmp_path / "study" / "tiny" / "metrics.json"
     metrics = json.loads(path.read_text())
     assert metrics["failed"] == {"dense-vae": "NaN"}
