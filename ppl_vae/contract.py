@@ -74,8 +74,8 @@ def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]
 
     Raises `ValueError` for what is not numbers, numbers that would be rounded, no rows, or different numbers of them.
     """
-    parameters = [p for module in modules_of(model, guide) for p in module.parameters() if p.is_floating_point()]
-    dtypes, device = {p.dtype for p in parameters}, device_of_parameters(model, guide)
+    parameters = [p for module in modules_of(model, guide) for p in module.parameters()]
+    dtypes, device = {p.dtype for p in parameters if p.is_floating_point()}, common_device(parameters)
     tensors = []
     for i, t in enumerate(data):
         if not isinstance(t, Tensor):
@@ -99,9 +99,9 @@ def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]
     return tuple(tensors)
 
 
-def device_of_parameters(*programs: Program) -> torch.device | None:
-    """Where the parameters of programs are; None for none, or several places."""
-    devices = {p.device for module in modules_of(*programs) for p in module.parameters()}
+def common_device(tensors: Iterable[Tensor]) -> torch.device | None:
+    """Where all tensors are; None for none, or several places."""
+    devices = {t.device for t in tensors}
     return devices.pop() if len(devices) == 1 else None
 
 

@@ -55,7 +55,8 @@ def refit_prior(
         epochs, patience, batch_size, learning_rate, seed: of this fit, with early stopping on validation data.
         options: of `fit`.
 
-    Raises `ValueError` for a model that has no prior of its own (an autoencoder, PPCA), or takes labels.
+    Raises `ValueError` for a model that has no prior of its own (an autoencoder, PPCA), or takes labels, and for a prior
+    without parameters.
     """
     if not isinstance(getattr(run.model, "prior", None), Prior) or run.model.labelled:
         raise ValueError(f"{run.config.model}: expected a model with a prior, and without labels; got another")
@@ -67,6 +68,8 @@ def refit_prior(
     new.load_state_dict({**new.state_dict(), **of_run})
     new.to(run.device)
     p_z, old_p_z = cast(Prior, new.prior), cast(Prior, run.model.prior)
+    if not [*p_z.parameters()]:
+        raise ValueError(f"prior: expected one with parameters to fit; got {prior}")
     for p in {*new.parameters()} - {*p_z.parameters()}:
         p.requires_grad_(False)
 

@@ -93,7 +93,8 @@ def restoration_lines(folder: Path) -> list[str]:
     if (folder / "figures" / "restoration-curves.png").is_file():
         text = "SSIM against CPU time, and estimated scales of noise"
         lines += [
-            "Left: the same images against the time that is spent, and the number of Adam's steps from each start. "
+            "Left: the first test images against the time that is spent, not compiled, and the number of Adam's steps "
+            "from each start. "
             "Right: the scale of noise, from noisy images alone, by the highest log p(y) (± 2 s.e.), for test images "
             "and for images that the model made; by how much test images differ from the model's counts as noise.",
             "",

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ppl_vae.contract import check_training, device_of_parameters, plain_trace, tensors_of
+from ppl_vae.contract import check_training, common_device, plain_trace, tensors_of
 from ppl_vae.graphs import repays
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.objectives import Elbo
@@ -125,7 +125,7 @@ def fit(
     """
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
     data, held_out = _tensors(model, guide, (x, *args), validation, patience)
-    device = device_of_parameters(model, guide) or data[0].device
+    device = common_device(p for m in modules_of(model, guide) for p in m.parameters()) or data[0].device
     monitored = _monitored(data, held_out, encode, seed, device)
     options = {"weight_decay": weight_decay or None, "clip_norm": clip_norm, "schedule": schedule}
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, **options)

@@ -52,6 +52,11 @@ def test_a_normal_prior_gets_the_moments_of_the_latents(run, tmp_path):
     assert summary["elbo_gain"] > 2 * summary["elbo_gain_se"] > 0
 
 
+def test_a_prior_without_parameters_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="prior: expected one with parameters to fit; got laplace"):
+        refit_prior(run, "laplace", tmp_path / "new")
+
+
 def test_models_without_a_prior_of_their_own_are_refused(tmp_path, dataset):
     ae = quiet_train(dataclasses.replace(CONFIG, model="dense-ae", prior="standard-normal"), tmp_path / "ae", dataset)
     with pytest.raises(ValueError, match="dense-ae: expected a model with a prior, and without labels; got another"):
