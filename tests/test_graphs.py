@@ -10,7 +10,7 @@ from torch import nn
 
 from ppl_vae.graphs import Compiled, Graph, Graphs, Replay, repays
 from ppl_vae.programs import seeded
-from ppl_vae.system.places import kept
+from ppl_vae.system.places import Constants, kept
 
 
 def test_arguments_of_distributions_are_checked_as_before(monkeypatch):
@@ -130,3 +130,20 @@ def test_a_graph_that_is_no_longer_valid_is_traced_again_and_what_tracing_change
     keep = functools.partial(kept, [state])
     with pytest.warns(RuntimeWarning, match="not compiled, .*: RuntimeError: no graph"):
         assert Graphs(only_one=True).call("a", (), lambda: state.clone(), broken, keep=keep).tolist() == [0, 0]
+
+
+def test_a_number_that_changes_in_python_is_not_frozen():
+    class Scaled:
+        factor = 2.0
+
+        def __call__(self, x):
+            return (x * self.factor,)
+
+    scaled, x = Scaled(), torch.arange(3.0)
+    scaled.factor = 2.0
+    compiled = Compiled(scaled, Constants(scaled))
+    for _ in range(3):
+        assert torch.equal(compiled(x)[0], 2 * x)
+    scaled.factor = 5.0
+    with pytest.warns(RuntimeWarning, match="not compiled, .*factor' changed from 2.0 to 5.0"):
+        assert torch.equal(compiled(x)[0], 5 * x)

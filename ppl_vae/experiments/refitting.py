@@ -55,7 +55,7 @@ def refit_prior(
         epochs, patience, batch_size, learning_rate, seed: of this fit, with early stopping on validation data.
         options: of `fit`.
 
-    Raises `ValueError` for a model that has no prior of its own (an autoencoder, PPCA), or takes labels, and for a prior
+    Raises `ValueError` for a model that has no prior of its own (an autoencoder, PPCA) or takes labels, and for a prior
     without parameters.
     """
     if not isinstance(getattr(run.model, "prior", None), Prior) or run.model.labelled:
