@@ -52,8 +52,10 @@ from .evaluation.refinement import refine as refine
 from .evaluation.restoration import restore as restore
 from .evaluation.sandwich import bidirectional as bidirectional
 from .evaluation.scales import estimate_scale as estimate_scale
+from .evaluation.separation import auroc as auroc
 from .experiments.config import TrainConfig as TrainConfig
 from .experiments.preparation import build as build
+from .experiments.refitting import refit_prior as refit_prior
 from .experiments.runs import load_run as load_run
 from .experiments.training import extend as extend
 from .experiments.training import save_run as save_run
