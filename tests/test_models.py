@@ -227,6 +227,11 @@ def test_labels_choose_what_is_generated():
     for k in range(CLASSES):
         error = x[y == k].mean(0) - p_x.loc[k]
         assert bool((error.abs() < 5 * (p_x.covariance_matrix.diagonal(dim1=-2, dim2=-1) / 2000).sqrt()).all())
+    in_turn, one_by_one = [], torch.arange(2 * CLASSES + 1) % CLASSES
+    for labels in (2 * CLASSES + 1, one_by_one):
+        with seeded(0), torch.no_grad():
+            in_turn.append(vae.generate(labels).mean)
+    assert torch.equal(*in_turn)
     m2 = semi_supervised().module
     with seeded(0), torch.no_grad():
         x = m2.generate(3000).sample()

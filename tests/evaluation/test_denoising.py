@@ -82,10 +82,10 @@ def test_the_wiener_filter_is_the_posterior_mean_of_a_normal():
     draw, N, D, scale = torch.Generator().manual_seed(0), 40_000, 4, 0.1
     L = 0.02 * torch.randn(D, D, generator=draw).tril() + 0.08 * torch.eye(D)
     x = 0.5 + torch.randn(N, D, generator=draw) @ L.T
-    y = x + scale * torch.randn(N, D, generator=draw)
+    y = 0.8 * x + scale * torch.randn(N, D, generator=draw)  # so that the means differ
     C = L @ L.T
-    gain = C @ torch.linalg.inv(C + scale**2 * torch.eye(D))
-    exact = 0.5 + (y - 0.5) @ gain.T
+    gain = 0.8 * C @ torch.linalg.inv(0.64 * C + scale**2 * torch.eye(D))
+    exact = 0.5 + (y - 0.4) @ gain.T
     # the gain's error is that of a regression, scale / (sd of y) / sqrt(N) by element, of which y has D
     torch.testing.assert_close(Wiener(x, y)(y), exact, atol=6 * D / math.sqrt(N), rtol=0)
     worse = (exact - x).square().mean() * 1.001
