@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.evaluation.corrupted import Corruption
 from ppl_vae.evaluation.restoration import restore
+from ppl_vae.evaluation.results import PerDatum
 from ppl_vae.programs import Program
 
 
@@ -46,6 +47,7 @@ def estimate_scale(
     *args: Tensor,
     scales: Sequence[float],
     corruption: Callable[[float], Corruption],
+    num_halvings: int = 2,
     climb: bool = False,
     **options: Any,
 ) -> ScaleEstimate:
@@ -55,6 +57,7 @@ def estimate_scale(
 
     Arguments:
         scales: three at least, above 0.
+        num_halvings: so many times, the two steps of the grid around its highest point for all images are halved.
         corruption: from a scale to a corruption: `GaussianNoise`, or `lambda sigma: Then(Blur(sigma), noise)`.
         climb: as `restore` has it, at each scale. Without it log p(y) is too low where k-hats are over their limit.
         options: the others of `restore`.
@@ -67,12 +70,20 @@ def estimate_scale(
     if len(scales) < 3 or not scales[0] > 0 or not scales[-1] < math.inf:
         raise ValueError(f"scales: expected three or more, above 0; got {scales}")
     options |= {"num_draws": 1, "climb": climb}
-    log_p = [restore(model, guide, y, *args, corruption=corruption(s), **options).log_p for s in scales]
-    return ScaleEstimate(
-        torch.tensor(scales, dtype=torch.float64),
-        torch.stack([p.values for p in log_p]),
-        torch.stack([p.mc_se for p in log_p]),
-    )
+    log_p: dict[float, PerDatum] = {}
+    for halving in range(num_halvings + 1):
+        new = scales if halving == 0 else _halfway(log_p)
+        log_p |= {s: restore(model, guide, y, *args, corruption=corruption(s), **options).log_p for s in new}
+        log_p = dict(sorted(log_p.items()))
+    values, mc_se = (torch.stack([getattr(p, name) for p in log_p.values()]) for name in ("values", "mc_se"))
+    return ScaleEstimate(torch.tensor([*log_p], dtype=torch.float64), values, mc_se)
+
+
+def _halfway(log_p: dict[float, PerDatum]) -> list[float]:
+    """Scales halfway, in logarithms, from the best one to its neighbours."""
+    scales, totals = [*log_p], [p.mean for p in log_p.values()]
+    at = totals.index(max(totals))
+    return [math.sqrt(scales[at] * scales[i]) for i in (at - 1, at + 1) if 0 <= i < len(scales)]
 
 
 def _peak(t: Tensor, log_p: Tensor) -> tuple[float, float]:

@@ -186,12 +186,13 @@ def draw_restoration_curves(folder: Path, name: str) -> Path:
     curves = read_json(folder / CURVES)
     fig, (quality, scales) = plots.figure(9, 3.6, ncols=2)
     steps = curves["steps"]
-    ms = [1e3 * row["cpu_seconds_per_image"] for row in steps]
+    num_steps, ms = ([row[key] for row in steps] for key in ("num_steps", "cpu_seconds_per_image"))
     means, errors = ([row["ssim"][key] for row in steps] for key in ("mean", "se"))
-    plots.error_lines(quality, {"by inference": (ms, means, [math.nan if e is None else e for e in errors])})
-    for x, y, row in zip(ms, means, steps, strict=True):
-        quality.annotate(f"{row['num_steps']}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
-    quality.set(xlabel="CPU time an image [ms], and Adam's steps", ylabel="SSIM", xscale="log", title=curves["noise"])
+    plots.error_lines(quality, {"by inference": (num_steps, means, [math.nan if e is None else e for e in errors])})
+    quality.set(xlabel="Adam's steps from each start, and CPU time an image", ylabel="SSIM", title=curves["noise"])
+    quality.set_xscale("log", base=2)
+    labels = [f"{n}\n{1e3 * seconds:.0f} ms" for n, seconds in zip(num_steps, ms, strict=True)]
+    quality.set_xticks(num_steps, labels, fontsize=8)
     of_each = {}
     for kind, rows in curves["scales"].items():
         true, estimates, se = ([row[key] for row in rows] for key in ("scale", "estimate", "se"))

@@ -15,7 +15,7 @@ SCALES = (0.02, 0.025, 0.03, 0.036, 0.045)
 def test_the_likelihood_of_a_scale_is_that_of_a_normal():
     pair = Linear()
     y = GaussianNoise(0.03)(images(pair), torch.Generator().manual_seed(3))
-    options = {"clean": "drawn", **FAST | {"num_samples": 500}}
+    options = {"clean": "drawn", "num_halvings": 0, **FAST | {"num_samples": 500}}
     found = estimate_scale(pair.model, pair.guide, y, scales=SCALES[::-1], corruption=GaussianNoise, **options)
     assert torch.equal(found.scales, torch.tensor(SCALES, dtype=torch.float64))
     W = pair.W.detach().double()
@@ -46,7 +46,27 @@ def test_images_climb_no_ladder_unless_asked(asked, monkeypatch):
     y = GaussianNoise(0.03)(images(pair), torch.Generator().manual_seed(3))
     options = asked | FAST | {"num_steps": 2, "num_samples": 64}
     estimate_scale(pair.model, pair.guide, y, scales=SCALES[:3], corruption=GaussianNoise, **options)
-    assert seen == [bool(asked)] * 3
+    assert {*seen} == {bool(asked)}
+
+
+def test_halved_steps_find_the_highest_likelihood_from_a_coarse_grid():
+    """By the exact likelihood of each scale, whose parabola over a coarse grid lies beside its highest point."""
+    pair = Linear()
+    W, D = pair.W.detach().double(), math.prod(EVENT)
+    y = GaussianNoise(0.03)(images(pair), torch.Generator().manual_seed(3))
+
+    def log_p(scale):
+        C = W @ W.T + (S_X**2 + scale**2) * torch.eye(D)
+        normal = torch.distributions.MultivariateNormal(torch.full((D,), 0.5).double(), C)
+        return normal.log_prob(y.double().flatten(1)).sum().item()
+
+    fine = torch.linspace(0.01, 0.05, 4001).tolist()
+    best = max(fine, key=log_p)
+    options = {"clean": "drawn", **FAST | {"num_samples": 300}}
+    grid = {"scales": (0.0075, 0.015, 0.03 * 1.2, 0.09), "corruption": GaussianNoise}
+    estimates = [estimate_scale(pair.model, pair.guide, y, num_halvings=n, **grid, **options).of_all[0] for n in (0, 3)]
+    errors = [abs(estimate / best - 1) for estimate in estimates]
+    assert errors[1] < 0.02 < 0.1 < errors[0]
 
 
 def test_too_few_scales_are_refused():
