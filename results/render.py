@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.experiments.evaluating import load_evaluation
 from ppl_vae.experiments.folders import checked_json
 from ppl_vae.experiments.listing import components
 from ppl_vae.report.markdown import table
@@ -70,6 +72,7 @@ def results_page(results: Path) -> str:
         for folder, metrics in found:
             if key in metrics:
                 lines.append(section(folder).replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))
+    lines += refit_lines(results)
     if (results / "calibration" / "calibration.json").is_file():
         lines += calibration_section(results / "calibration")
     if (results / "benchmarks" / "benchmarks.json").is_file():
@@ -111,6 +114,35 @@ def calibration_section(folder: Path) -> list[str]:
         "",
         *ladder_lines(folder.parent / "study"),
     ]
+
+
+def refit_lines(results: Path) -> list[str]:
+    """Priors that were fitted afterwards, from `refit/DATASET/MODEL/PRIOR`, beside the study's model with its own; both
+    scored by the ladder, on the same images."""
+    rows, pictures = [], []
+    for path in sorted(results.glob("refit/*/*/*/refit.json")):
+        run, fit = path.parent, read_json(path)
+        base = results / "study" / run.parts[-3] / run.parts[-2]
+        before, after = (load_evaluation(folder, "ladder") for folder in (base, run))
+        if before.fingerprint != after.fingerprint:
+            raise ValueError(f"{run}: expected an evaluation of the images of {base}; got another")
+        gain = PerDatum.of(after) - PerDatum.of(before)
+        cells = [run.parts[-3], run.parts[-2], fit["from"]["prior"], fit["prior"]]
+        cells += [f"{fit['elbo_gain']:+.2f} ± {fit['elbo_gain_se']:.2f}", f"{before.mean:.2f}", f"{after.mean:.2f}"]
+        rows.append([*cells, f"{gain.mean:+.2f} ± {gain.data_se_of_mean:.2f}", f"{after.num_unreliable}/{len(after)}"])
+        picture = run / "figures" / "samples-before-and-after.png"
+        if picture.is_file():
+            pictures += [f"![Samples before and after: {fit['prior']}]({picture.relative_to(results)})", ""]
+    if not rows:
+        return []
+    columns = ["dataset", "model", "prior", "fitted afterwards", "ELBO, validation", "log p(x)", "after", "gain"]
+    text = (
+        "The study's models, whose encoder, decoder and likelihood stay as they are, with another prior that is fitted "
+        "to the latents of the training images (`ppl-vae refit-prior`). Nats per image: the gain of the ELBO on "
+        "validation images ± s.e., log p(x) by the ladder on the same test images, its paired gain ± s.e. over them, "
+        "and for how many k̂ is over its limit after the fit."
+    )
+    return ["## Priors fitted afterwards", "", table([*columns, "k̂ over limit"], rows), "", text, "", *pictures]
 
 
 def ladder_lines(study: Path) -> list[str]:

@@ -98,3 +98,23 @@ def test_the_ladder_is_held_to_quadrature_of_the_same_images(tmp_path):
         else:
             assert "quadrature" not in text
         assert "| mnist | dense-vae-2d | 4 | 50.0% | 25.0% | 0.0% |" in text
+
+
+def test_a_prior_that_was_fitted_afterwards_stands_beside_the_one_before(tmp_path):
+    base, run = tmp_path / "study" / "mnist" / "dense-vae", tmp_path / "refit" / "mnist" / "dense-vae" / "flow"
+    before = np.array([-100.0, -90.0, -80.0])
+    for folder, log_p in ((base, before), (run, before + [1.0, 2.0, 3.0])):
+        folder.mkdir(parents=True)
+        arrays = io.BytesIO()
+        others = {name: np.full(3, value) for name, value in (("mc_se", 0.1), ("ess", 9.0), ("khat", 0.2))}
+        np.savez(arrays, log_p=log_p, num_samples=np.full(3, 1000), **others)
+        summary = dict.fromkeys(("measure", "encoding", "bound", "source"), "") | {"fingerprint": "same"}
+        summary |= {"decoder_rows": 1, "complete": True}
+        stem = "log_likelihood-ladder"
+        write_checked(folder, {f"{stem}.npz": arrays.getvalue(), f"{stem}.json": json.dumps(summary).encode()})
+    refit = {"from": {"prior": "standard-normal"}, "prior": "flow", "elbo_gain": 1.5, "elbo_gain_se": 0.25}
+    (run / "refit.json").write_text(json.dumps(refit))
+    text = "\n".join(render["refit_lines"](tmp_path))
+    expected = "| mnist | dense-vae | standard-normal | flow | +1.50 ± 0.25 | -90.00 | -88.00 | +2.00 ± 0.58 | 0/3 |"
+    assert expected in text
+    assert render["refit_lines"](tmp_path / "study") == []
