@@ -20,9 +20,9 @@ from ppl_vae.system.files import read_json, to_json, write_checked
 CORRUPTIONS = {
     "noise": ("gaussian-noise:scale=0.5",),
     "salt and pepper": ("salt-and-pepper:fraction=0.3",),
-    "lower half missing": ("missing:part=bottom,fraction=0.5", "gaussian-noise:scale=0.1"),
-    "blur": ("blur:sigma=1.5", "gaussian-noise:scale=0.1"),
-    "half resolution": ("downsampling:factor=2", "gaussian-noise:scale=0.1"),
+    "lower half missing": ("missing:part=bottom,fraction=0.5",),
+    "blur": ("blur:sigma=1.5",),
+    "a quarter of the pixels": ("downsampling:factor=2",),
 }
 NUM_DRAWS = 4
 STAGES = ["original", "corrupted", "network", "by inference", "std x 2", *(f"draw {i + 1}" for i in range(NUM_DRAWS))]
@@ -53,7 +53,7 @@ def _restored(run: Run, parts: tuple[str, ...], num_images: int, seed: int) -> T
     """All stages, (stages, images, C, H, W)."""
     how, clean = corruption(parts), run.dataset.test[:num_images] / 255
     y = how(clean, Generator().manual_seed(seed))
-    result = restore_run(run, y, how, seed=seed, num_draws=NUM_DRAWS)
+    result = restore_run(run, y, how, clean="mean", seed=seed, num_draws=NUM_DRAWS)  # draws without the misfit
     guess = how.guess(y).nan_to_num(nan=0.0)
     network = run.reconstruct(guess, *run.test_labels(len(guess)))
     return torch.stack([clean, guess, network, result.mean, 2 * result.std, *result.samples])

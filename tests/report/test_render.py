@@ -103,7 +103,7 @@ def test_the_ladder_is_held_to_quadrature_of_the_same_images(tmp_path):
 def test_a_prior_that_was_fitted_afterwards_stands_beside_the_one_before(tmp_path):
     base, run = tmp_path / "study" / "mnist" / "dense-vae", tmp_path / "refit" / "mnist" / "dense-vae" / "flow"
     before = np.array([-100.0, -90.0, -80.0])
-    for folder, log_p in ((base, before), (run, before + [1.0, 2.0, 3.0])):
+    for folder, log_p in ((base, before), (run, before + np.arange(1.0, 4.0))):
         folder.mkdir(parents=True)
         arrays = io.BytesIO()
         others = {name: np.full(3, value) for name, value in (("mc_se", 0.1), ("ess", 9.0), ("khat", 0.2))}
