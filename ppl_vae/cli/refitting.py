@@ -44,6 +44,9 @@ def refit(options: RefitPriorCommand) -> None:
         results[title], _ = evaluate_once(each, folder, "ladder", asked, show_progress=True)
     say(str(compare(results)))
     if run.is_of_images:
-        samples = {title: each.sample(10, seed=options.seed) for title, (each, _) in runs.items()}
+        samples = {
+            f"{when}: {each.config.prior}": each.sample(10, seed=options.seed)
+            for when, each in (("before", run), ("after", new))
+        }
         say(str(draw_before_and_after(output, samples)))
     say(f"Run folder: {output}")

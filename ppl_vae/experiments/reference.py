@@ -36,7 +36,7 @@ from ppl_vae.system.signals import attempted
 EXEMPLAR = "Norouzi, Fleet, Norouzi, arXiv:2004.04795, table 1"
 IWAE = "Burda, Grosse, Salakhutdinov, arXiv:1509.00519, table 1"
 DREG = "a public rerun of Tucker, Lawson, Gu, Maddison, arXiv:1810.04152"
-VAMP = "Tomczak, Welling, arXiv:1705.07120"
+VAMP = "Tomczak, Welling, arXiv:1705.07120, on other test images"
 MCVAE = "Thin and others, arXiv:2106.15921"
 
 
@@ -234,11 +234,13 @@ def _summary(row: Row, folders: list[Path], dataset: Dataset) -> dict[str, Any]:
             "khat_over_limit": result.num_unreliable,
             "num_images": len(result),
         }
-    stored = [checked_json(folder, evaluation_files("ladder")[0]) for folder in folders]
+    stored, refined = (
+        [checked_json(folder, evaluation_files(method)[0]) for folder in folders] for method in ("importance", "ladder")
+    )
     metrics, histories = [read_json(folder / "metrics.json") for folder in folders], [history_of(f) for f in folders]
     summary |= {
         "elbo": -factor * sum(s["elbo"] for s in stored) / len(stored),
-        "gap": factor * stored[0]["gap"] if stored[0].get("gap") is not None else None,
+        "gap": factor * refined[0]["gap"] if refined[0].get("gap") is not None else None,
         "active_units": stored[0]["active_units"],
         "epochs": [len(history) for history in histories],
         "best_epochs": [history.best_epoch for history in histories],
