@@ -25,7 +25,7 @@ from ppl_vae.experiments.evaluating import (
     save_evaluation,
 )
 from ppl_vae.experiments.exact import integrate_run
-from ppl_vae.experiments.runs import Run, load_run
+from ppl_vae.experiments.runs import Run
 from ppl_vae.report.figures import draw_histograms
 from ppl_vae.report.sections import gaps_lines
 from ppl_vae.report.words import evaluation_lines
@@ -35,7 +35,7 @@ FEW, SOME = 100, 500  # images, where each takes seconds, and where it takes som
 
 
 def evaluate(options: EvaluateCommand) -> None:
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
+    run = options.load()
     output = writable(options.output or output_of(run, options.run))
     if options.method == "sandwich":
         _sandwich(options, run, output)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -18,6 +18,9 @@ from ppl_vae.components import UsageError
 from ppl_vae.experiments.config import TrainConfig, check_name, check_names, read_config
 from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.settings import ImputationConfig, ReferenceConfig, StudyConfig, SwapsConfig, TrustConfig
+
+if TYPE_CHECKING:
+    from ppl_vae.experiments.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,12 @@ class OfRun(WithModels):
     """Where the data are, if not where they were in training; or other data, by name or path."""
     output: Path | None = None
     """The folder for the results. Default: RUN; for other data than those of the training, RUN/on-DATASET."""
+
+    def load(self) -> Run:
+        """The run, with its data and where they go."""
+        from ppl_vae.experiments.runs import load_run
+
+        return load_run(self.run, data_dir=self.data_dir, dataset=self.dataset, device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ from ppl_vae.experiments.denoising import FEW, denoise_run, noise_of
 from ppl_vae.experiments.evaluating import output_of
 from ppl_vae.experiments.imputing import impute_images
 from ppl_vae.experiments.restoring import restore_images
-from ppl_vae.experiments.runs import Run, load_run
+from ppl_vae.experiments.runs import Run
 from ppl_vae.plots import figure, images, save
 from ppl_vae.report.figures import draw_denoising, draw_imputation, draw_restoration
 from ppl_vae.report.gallery import draw_run
+from ppl_vae.system.arrays import to_npz
 from ppl_vae.system.files import read_json, writable, write_whole
 
 
 def sample(options: SampleCommand) -> None:
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
+    run = options.load()
     suffix, output = (".png" if run.is_of_images else ".npy"), options.output
     if output is not None and output.suffix and output.suffix.lower() != suffix:
         kind = "images" if run.is_of_images else "vectors"
@@ -49,17 +49,14 @@ def sample(options: SampleCommand) -> None:
 
 
 def encode(options: EncodeCommand) -> None:
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
+    run = options.load()
     if run.model.needs_labels:
         raise ValueError(f"{run.config.model}: expected a model whose encoder sees x alone; got one that sees labels")
     output = options.output or options.run / "latents.npz"
     writable(output.parent)
     x, labels = run.dataset.test[: options.num_images], run.dataset.test_labels
     arrays = {"z": run.encode(x)} | ({} if labels is None else {"labels": labels[: len(x)]})
-    content = io.BytesIO()
-    numbers: dict[str, Any] = {name: t.numpy() for name, t in arrays.items()}
-    np.savez_compressed(content, **numbers)
-    write_whole(output, content.getvalue())
+    write_whole(output, to_npz({name: t.numpy() for name, t in arrays.items()}))
     size = arrays["z"].shape[1:].numel()
     say(f"{' and '.join(arrays)} of {len(x)} test data of {run.dataset.name}, in {size} dimensions: {output}")
 
@@ -121,5 +118,5 @@ def _check_replaced(
 
 def _prepared(options: OfRun) -> tuple[Run, Path]:
     """The run, and the folder for the results, which can be written to."""
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
+    run = options.load()
     return run, writable(options.output or output_of(run, options.run))

@@ -8,13 +8,12 @@ from ppl_vae.components import UsageError
 from ppl_vae.evaluation.comparison import compare
 from ppl_vae.experiments.evaluating import evaluate_once
 from ppl_vae.experiments.refitting import FILE, refit_prior
-from ppl_vae.experiments.runs import load_run
 from ppl_vae.report.figures import draw_before_and_after
 from ppl_vae.system.files import read_json, writable
 
 
 def refit(options: RefitPriorCommand) -> None:
-    run = load_run(options.run, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
+    run = options.load()
     if not run.has_its_own_data:
         raise UsageError(f"--dataset: expected the data of the training, at another place; got {run.dataset.name}")
     name = options.prior.partition(":")[0]

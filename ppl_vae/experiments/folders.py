@@ -45,6 +45,12 @@ def kept_epoch(metrics: Mapping[str, Any]) -> dict[str, float]:
     return metrics.get("best_epoch", metrics.get("last_epoch", {}))
 
 
+def made_of(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a JSON file has, if it is there and of just what is asked."""
+    stored = read_json(path) if path.is_file() else None
+    return stored if stored and all(stored.get(name) == value for name, value in asked.items()) else None
+
+
 def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "metrics.json").is_file()
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Generator, Tensor
 
 from ppl_vae.data.noise import NoNoise
@@ -17,6 +15,7 @@ from ppl_vae.evaluation.results import rungs_of
 from ppl_vae.experiments.evaluating import held_out
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.experiments.settings import ImputationConfig
+from ppl_vae.system.arrays import to_npz
 from ppl_vae.system.files import to_json, write_whole
 
 NUM_SHOWN = 10
@@ -64,7 +63,4 @@ def impute_images(run: Run, config: ImputationConfig, output: Path, *, show_prog
 
 def pictures(rows: dict[str, Tensor]) -> bytes:
     """The first images of each row, (images, C, H, W), as the content of a `.npz` file."""
-    content = io.BytesIO()
-    arrays: dict[str, Any] = {name: row[:NUM_SHOWN].numpy() for name, row in rows.items()}
-    np.savez_compressed(content, **arrays)
-    return content.getvalue()
+    return to_npz({name: row[:NUM_SHOWN].numpy() for name, row in rows.items()})

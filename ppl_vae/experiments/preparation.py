@@ -63,12 +63,12 @@ class Assembly:
             return partial(Divided, encoding.white)
         if not isinstance(encoding, Identity):
             return None
-        rescale: Callable[[], nn.Module] = Log1p if self._is_of_counts else partial(Standardized, event_shape)
-        if self.likelihood.support is constraints.boolean:
-            rescale = nn.Identity
-        if self.config.missing:
-            return lambda: nn.Sequential(rescale(), Filled())
-        return None if rescale is nn.Identity else rescale
+        parts: list[Callable[[], nn.Module]] = [Filled] if self.config.missing else []
+        if self.likelihood.support is not constraints.boolean:
+            parts.insert(0, Log1p if self._is_of_counts else partial(Standardized, event_shape))
+        if len(parts) < 2:
+            return next(iter(parts), None)
+        return lambda: nn.Sequential(*(part() for part in parts))
 
     def build(self, event_shape: Shape, num_classes: int = 0) -> Model:
         """The untrained model for data of this shape, with the components themselves: they serve one model."""

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 
 from ppl_vae.evaluation.results import PerDatum
 from ppl_vae.experiments.preparation import prepare
-from ppl_vae.experiments.restoring import weights_of
 from ppl_vae.experiments.runs import Run, versions
 from ppl_vae.experiments.training import NUM_MONITORED, save_run
 from ppl_vae.priors import Prior
@@ -104,7 +103,7 @@ def refit_prior(
         p.requires_grad_(True)
     refitted = save_run(output, new, config, history, dataset=dataset)
     summary = {
-        "from": {"prior": run.config.prior, "weights": weights_of(run)},
+        "from": {"prior": run.config.prior, "weights": run.weights},
         "prior": prior,
         "elbo_gain": gain.mean,
         "elbo_gain_se": gain.data_se_of_mean,

@@ -8,17 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
 from ppl_vae.components import create
 from ppl_vae.data.noise import GaussianNoise, Noise
 from ppl_vae.evaluation.denoising import quality_summary
 from ppl_vae.evaluation.scales import estimate_scale
-from ppl_vae.experiments.folders import CURVES
-from ppl_vae.experiments.restoring import restore_run, simulated_images, weights_of
+from ppl_vae.experiments.folders import CURVES, made_of
+from ppl_vae.experiments.restoring import restore_run
 from ppl_vae.experiments.runs import Run, versions
-from ppl_vae.system.files import read_json, write_json
+from ppl_vae.system.files import write_json
 
 NUM_STEPS = (5, 10, 20, 40, 80, 160)  # of Adam, from each start
 TRUE_SCALES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -43,13 +42,12 @@ def restoration_curves(
     """
     path = folder / CURVES
     asked = {"noise": noise, "num_images": num_images, "num_scaled": num_scaled, "seed": seed}
-    asked["weights"] = weights_of(run)
-    known = read_json(path) if path.is_file() else {}
-    if all(known.get(name) == value for name, value in asked.items()):
+    asked["weights"] = run.weights
+    if (known := made_of(path, asked)) is not None:
         return known
     say(f"{folder.name}: restoration against the steps spent, and scales of noise")
     test = run.dataset.test[: max(num_images, num_scaled)] / 255
-    of_scales = {"test images": test[:num_scaled], "simulated": simulated_images(run, num_scaled, seed=seed)}
+    of_scales = {"test images": test[:num_scaled], "simulated": run.sample(num_scaled, seed=seed)}
     curves = {
         **asked,
         "steps": steps_curve(run, create(Noise, noise), test[:num_images], seed=seed),
@@ -76,9 +74,8 @@ def scales_curve(run: Run, clean: Tensor, *, seed: int) -> list[dict[str, Any]]:
     rows = []
     for true in TRUE_SCALES:
         y = GaussianNoise(true)(clean, Generator().manual_seed(seed))
-        with torch.no_grad():
-            estimate, se = estimate_scale(
-                *run.programs, y, scales=GRID, corruption=GaussianNoise, encoding=run.observe.encoding, seed=seed
-            ).of_all
+        estimate, se = estimate_scale(
+            *run.programs, y, scales=GRID, corruption=GaussianNoise, encoding=run.observe.encoding, seed=seed
+        ).of_all
         rows.append({"scale": true, "estimate": estimate, "se": se if math.isfinite(se) else None})
     return rows

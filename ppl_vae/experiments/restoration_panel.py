@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ppl_vae.data.operators import corruption
-from ppl_vae.experiments.folders import PANEL
-from ppl_vae.experiments.restoring import restore_run, weights_of
+from ppl_vae.experiments.folders import PANEL, made_of
+from ppl_vae.experiments.restoring import restore_run
 from ppl_vae.experiments.runs import Run, versions
-from ppl_vae.system.files import read_json, to_json, write_checked
+from ppl_vae.system.arrays import to_npz
+from ppl_vae.system.files import to_json, write_checked
 
 CORRUPTIONS = {
     "noise": ("gaussian-noise:scale=0.5",),
@@ -36,17 +34,14 @@ def restoration_panel(
     summary_path = (folder / PANEL).with_suffix(".json")
     specs = {name: list(parts) for name, parts in CORRUPTIONS.items()}
     asked = {"corruptions": specs, "stages": STAGES, "num_images": num_images, "seed": seed}
-    asked["weights"] = weights_of(run)
-    known = read_json(summary_path) if summary_path.is_file() else {}
-    if all(known.get(name) == value for name, value in asked.items()):
+    asked["weights"] = run.weights
+    if made_of(summary_path, asked) is not None:
         return
     say(f"{folder.name}: {num_images} images, corrupted in {len(CORRUPTIONS)} ways, by inference")
-    content = io.BytesIO()
     images = {name: _restored(run, parts, num_images, seed) for name, parts in CORRUPTIONS.items()}
-    levels: dict[str, Any] = {n: (t.clamp(0, 1) * 255).round().to(torch.uint8).numpy() for n, t in images.items()}
-    np.savez_compressed(content, **levels)
+    levels = {name: (t.clamp(0, 1) * 255).round().to(torch.uint8).numpy() for name, t in images.items()}
     summary = to_json(asked | {"versions": versions()})
-    write_checked(folder, {PANEL: content.getvalue(), summary_path.name: summary})
+    write_checked(folder, {PANEL: to_npz(levels), summary_path.name: summary})
 
 
 def _restored(run: Run, parts: tuple[str, ...], num_images: int, seed: int) -> Tensor:

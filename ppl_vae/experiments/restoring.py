@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -19,12 +17,12 @@ from ppl_vae.data.noise import Noise, NoNoise
 from ppl_vae.evaluation.denoising import linear_baselines, quality_summary
 from ppl_vae.evaluation.restoration import Restoration, restore
 from ppl_vae.evaluation.results import rungs_of
+from ppl_vae.experiments.folders import made_of
 from ppl_vae.experiments.imputing import pictures
 from ppl_vae.experiments.preparation import split_of
 from ppl_vae.experiments.runs import Run, versions
-from ppl_vae.programs import seeded
+from ppl_vae.system.arrays import to_npz
 from ppl_vae.system.files import read_json, to_json, write_json, write_whole
-from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.signals import attempted
 
 MISFIT = 0.2  # of images around a decoder's mean, where noise leaves pixels as they are: of the highest log p(y)
@@ -132,16 +130,9 @@ def restore_images(
     }
     if "original" in shown:
         summary["quality"] = quality_summary(result.mean, shown["original"])
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        **{
-            name: getattr(result, name).numpy()
-            for name in ("mean", "std", "samples", "khat", "ess", "num_samples", "rung")
-        },
-        log_p=result.log_p.values.numpy(),
-    )
-    write_whole(output / "restoration.npz", content.getvalue())
+    fields = ("mean", "std", "samples", "khat", "ess", "num_samples", "rung")
+    arrays = {name: getattr(result, name).numpy() for name in fields} | {"log_p": result.log_p.values.numpy()}
+    write_whole(output / "restoration.npz", to_npz(arrays))
     write_whole(output / "restoration-shown.npz", pictures(shown))
     write_whole(output / "restoration.json", to_json(summary))
     return result
@@ -149,10 +140,9 @@ def restore_images(
 
 def is_restored(run: Run, corruption: Noise, output: Path, *, num_images: int, seed: int = 0) -> bool:
     """Whether `restore_images` has written what it would of these test images."""
-    path = output / "restoration.json"
     num_images = min(num_images, len(run.dataset.test))
     wanted = {"model": run.config.model, "corruption": repr(corruption), "num_images": num_images, "seed": seed}
-    return path.is_file() and all(read_json(path).get(name) == value for name, value in wanted.items())
+    return made_of(output / "restoration.json", wanted) is not None
 
 
 def clean_images(run: Run, dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -179,23 +169,11 @@ def restore_cell(run: Run, noise: str, *, num_images: int | None, seed: int, **o
     return row
 
 
-def simulated_images(run: Run, num_images: int, *, seed: int) -> Tensor:
-    """Images that a model makes, (num_images, C, H, W) in [0, 1]: the means of p(x|z) for z from the prior."""
-    with seeded(seed), torch.no_grad():
-        means = run.model.generate(num_images).mean.cpu().reshape(num_images, *run.dataset.test.shape[1:])
-    return run.observe.encoding.brightness(means).clamp(0, 1)
-
-
 def simulated_covers(run: Run, corruption: Noise, num_images: int, *, seed: int, **options: Any) -> dict[str, Any]:
     """`covers` of images that the model itself made."""
-    clean = simulated_images(run, num_images, seed=seed)
+    clean = run.sample(num_images, seed=seed)
     y = corruption(clean, Generator().manual_seed(seed))
     return covers(restore_run(run, y, corruption, seed=seed, **options), clean) | {"num_images": len(y)}
-
-
-def weights_of(run: Run) -> str:
-    """A fingerprint of a run's weights: that of a run that was trained again is another."""
-    return fingerprint(*(t for t in run.model.state_dict().values() if t.is_floating_point()))
 
 
 def restore_study(
@@ -214,25 +192,27 @@ def restore_study(
     path = folder / "inference.json"
     known: dict[str, Any] = read_json(path) if path.is_file() else {}
     rows, baselines = known.get("rows", {}), known.get("baselines", {})
+    weights = {name: run.weights for name, run in runs.items()}
     for noise, (name, run) in itertools.product(noises, runs.items()):
         wanted = min(num_images or len(run.dataset.test), len(run.dataset.test))
-        row, weights = rows.get(noise, {}).get(name), weights_of(run)
-        is_known = row and row.get("weights") == weights and row["inference"]["num_images"] >= wanted
+        row = rows.get(noise, {}).get(name)
+        is_known = row and row.get("weights") == weights[name] and row["inference"]["num_images"] >= wanted
         if is_known or not run.model.has_log_p:
             continue
         with attempted(f"{name}, by inference", failed, say):
             say(f"{folder.name} {name}: {noise} by inference, {wanted} images")
             made = restore_cell(run, noise, num_images=wanted, seed=seed)
-            rows.setdefault(noise, {})[name] = made | {"weights": weights, "versions": versions()}
+            rows.setdefault(noise, {})[name] = made | {"weights": weights[name], "versions": versions()}
             write_json(path, {"rows": rows, "baselines": baselines})
-    for noise in noises:
-        if noise not in baselines and runs:
-            say(f"{folder.name}: {noise} by linear methods")
-            run = next(iter(runs.values()))
-            clean, add = run.dataset.test / 255, create(Noise, noise)
-            y = add(clean, Generator().manual_seed(seed))
-            restored = linear_baselines(*clean_images(run, run.dataset), y, add, seed=seed)
-            qualities = {name: quality_summary(x, clean) for name, x in restored.items()}
-            baselines[noise] = {name: quality | {"num_images": len(clean)} for name, quality in qualities.items()}
-            write_json(path, {"rows": rows, "baselines": baselines})
+    missing = [noise for noise in noises if noise not in baselines] if runs else []
+    if missing:
+        run = next(iter(runs.values()))
+        clean, pairs = run.dataset.test / 255, clean_images(run, run.dataset)
+    for noise in missing:
+        say(f"{folder.name}: {noise} by linear methods")
+        add = create(Noise, noise)
+        restored = linear_baselines(*pairs, add(clean, Generator().manual_seed(seed)), add, seed=seed)
+        qualities = {name: quality_summary(x, clean) for name, x in restored.items()}
+        baselines[noise] = {name: quality | {"num_images": len(clean)} for name, quality in qualities.items()}
+        write_json(path, {"rows": rows, "baselines": baselines})
     return rows

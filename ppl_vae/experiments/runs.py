@@ -69,6 +69,11 @@ class Run(Assembled):
         return dataset
 
     @property
+    def weights(self) -> str:
+        """A fingerprint of the weights: that of a run that was trained again is another."""
+        return fingerprint(*(t for t in self.model.state_dict().values() if t.is_floating_point()))
+
+    @property
     def is_of_images(self) -> bool:
         return len(self.event_shape) == 3
 

@@ -42,14 +42,8 @@ def side_by_side(
     of which two are drawn; NaN is left out. Other shapes raise ValueError."""
     colours = ("vermilion", "blue", "green", "orange")
     for i, ((kind, (means, errors)), colour) in enumerate(zip(values.items(), colours, strict=False)):
-        x, error = (np.asarray(t, dtype=float) for t in (means, errors))
-        if not x.shape == error.shape == (len(names),):
-            raise ValueError(f"expected means and errors ({len(names)},); got {x.shape} and {error.shape}")
-        rows, bars = np.arange(len(names)) + 0.22 * (i - (len(values) - 1) / 2), 2 * np.nan_to_num(error)
-        ax.errorbar(x, rows, xerr=bars, fmt="o", color=OKABE_ITO[colour], ms=5, capsize=3, label=kind)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.grid(axis="x", alpha=0.3)
+        offset = 0.22 * (i - (len(values) - 1) / 2)
+        _dots(ax, names, means, errors, num_errors=2, offset=offset, color=OKABE_ITO[colour], label=kind)
     ax.set_xlabel(xlabel)
     ax.legend(frameon=False, fontsize=8)
 
@@ -91,12 +85,22 @@ def denoising_dots(axes: Any, names: Sequence[str], metrics: Mapping[str, tuple[
         ax.tick_params(labelleft=ax is flat[0])
 
 
-def _dots(ax: Axes, names: Sequence[str], means: ArrayLike, errors: ArrayLike) -> None:
+def _dots(
+    ax: Axes,
+    names: Sequence[str],
+    means: ArrayLike,
+    errors: ArrayLike,
+    *,
+    num_errors: int = 1,
+    offset: float = 0.0,
+    color: str = OKABE_ITO["blue"],
+    label: str | None = None,
+) -> None:
     x, error = (np.asarray(values, dtype=float) for values in (means, errors))  # of what is not known, null is NaN
     if not x.shape == error.shape == (len(names),):
         raise ValueError(f"expected means and errors ({len(names)},); got {x.shape} and {error.shape}")
-    rows = range(len(names))
-    ax.errorbar(x, rows, xerr=error, fmt="o", color=OKABE_ITO["blue"], capsize=3)
+    rows = np.arange(len(names))
+    ax.errorbar(x, rows + offset, xerr=num_errors * error, fmt="o", color=color, capsize=3, label=label)
     ax.set_yticks(rows, names)
     # Not invert_yaxis, which would turn axes that share y once for each of them.
     ax.set_ylim(len(names) - 0.5, -0.5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -112,21 +110,16 @@ def draw_reference(folder: Path) -> list[Path]:
         return []
     names, unit = [row["title"] for row in rows.values()], next(iter(rows.values()))["unit"]
 
-    def column(*keys: str) -> list[float]:
-        """NaN where there is none."""
-        cells = [functools.reduce(lambda cell, key: cell[key], keys, row) for row in rows.values()]
-        return [math.nan if cell is None else cell for cell in cells]
-
-    values = {"published": (column("published"), column("error"))}
-    titles = {"importance": "ours, importance sampling", "ladder": "ours, the ladder"}
-    values |= {title: (column(method, "value"), column(method, "mc_se")) for method, title in titles.items()}
+    values: dict[str, Any] = {"published": [[row[key] for row in rows.values()] for key in ("published", "error")]}
+    for method, title in {"importance": "ours, importance sampling", "ladder": "ours, the ladder"}.items():
+        values[title] = [[row[method][key] for row in rows.values()] for key in ("value", "mc_se")]
     fig, (dots, curves) = plots.figure(11, 0.55 * len(rows) + 2.2, ncols=2)
     plots.side_by_side(dots, names, values, f"- log p(x) [{unit}]")
-    for name, row in rows.items():
-        history = History.load(folder / name / f"seed-{seed}" / "history.csv")
-        curves.plot(history["epoch"], history["validation_elbo"], label=row["title"], lw=1)
+    histories = [History.load(folder / name / f"seed-{seed}" / "history.csv") for name in rows]
+    for title, history in zip(names, histories, strict=True):
+        curves.plot(history["epoch"], history["validation_elbo"], label=title, lw=1)
     curves.set(xlabel="epoch", ylabel="validation ELBO [nats]")
-    last = min(History.load(folder / name / f"seed-{seed}" / "history.csv")["validation_elbo"][-1] for name in rows)
+    last = min(history["validation_elbo"][-1] for history in histories)
     curves.set_ylim(bottom=last - 0.15 * abs(last))
     curves.grid(alpha=0.3)
     curves.legend(frameon=False, fontsize=8)
@@ -188,7 +181,7 @@ def draw_restoration_curves(folder: Path, name: str) -> Path:
     steps = curves["steps"]
     num_steps, ms = ([row[key] for row in steps] for key in ("num_steps", "cpu_seconds_per_image"))
     means, errors = ([row["ssim"][key] for row in steps] for key in ("mean", "se"))
-    plots.error_lines(quality, {"by inference": (num_steps, means, [math.nan if e is None else e for e in errors])})
+    plots.error_lines(quality, {"by inference": (num_steps, means, errors)})
     quality.set(xlabel="Adam's steps from each start, and CPU time an image", ylabel="SSIM", title=curves["noise"])
     quality.set_xscale("log", base=2)
     labels = [f"{n}\n{1e3 * seconds:.0f} ms" for n, seconds in zip(num_steps, ms, strict=True)]
@@ -196,7 +189,7 @@ def draw_restoration_curves(folder: Path, name: str) -> Path:
     of_each = {}
     for kind, rows in curves["scales"].items():
         true, estimates, se = ([row[key] for row in rows] for key in ("scale", "estimate", "se"))
-        of_each[kind] = true, estimates, [math.nan if e is None else e for e in se]
+        of_each[kind] = true, estimates, se
     plots.error_lines(scales, of_each)
     ends = [min(true), max(true)]
     scales.plot(ends, ends, "--", color=plots.OKABE_ITO["black"], lw=1)

@@ -5,9 +5,10 @@ allocated.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +53,13 @@ def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Ar
         if (claimed := sum(member.file_size for member in members)) > limit:
             raise ValueError(f"expected arrays of at most {limit:,} bytes; got {claimed:,} bytes, unpacked")
         return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+
+
+def to_npz(arrays: Mapping[str, Array]) -> bytes:
+    """The content of a compressed `.npz` file."""
+    content, by_name = io.BytesIO(), dict[str, Any](arrays)
+    np.savez_compressed(content, **by_name)
+    return content.getvalue()
 
 
 @contextlib.contextmanager
