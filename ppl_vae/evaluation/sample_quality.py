@@ -133,7 +133,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
-    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), shape (), of the means and covariances of (N, D) and (M, D)."""
+    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), shape (), of means and covariances of (N, D) and (M, D)."""
     S_x, S_y = (torch.cov(t.T).reshape(t.shape[1], -1) for t in (x, y))
     values, V = torch.linalg.eigh(S_x)
     root = V * values.clamp(min=0).sqrt() @ V.T
