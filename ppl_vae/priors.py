@@ -177,8 +177,8 @@ class VampPrior(Prior):
 
 
 class ExemplarPrior(Prior):
-    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I), mean_k = E[z] under q(z|x_k) of K training data, the exemplars, with one
-    scale, which is learned; N(0, I) before `initialise`.
+    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I), mean_k the mean of q(z|x_k), x_k of K training data, the exemplars, with
+    one scale, which is learned; N(0, I) before `initialise`.
 
     In training each datum's own exemplar is left out of its prior, which would else be tight around it: programs are
     given the `index` of each datum among the training data (`ppl_vae.data.observation.Indexed`). The sum is over all
@@ -187,8 +187,8 @@ class ExemplarPrior(Prior):
     them: where p(z) is the best of its kind for the latents, to move a mean changes E[log p(z)] by nothing.
 
     The paper has all training data as exemplars, `num_exemplars=50000` on MNIST.
-    Sajad Norouzi, David J. Fleet, Mohammad Norouzi: Exemplar VAE: Linking Generative Models, Nearest Neighbor Retrieval,
-    and Data Augmentation, 2020, arXiv:2004.04795.
+    Sajad Norouzi, David J. Fleet, Mohammad Norouzi: Exemplar VAE: Linking Generative Models, Nearest Neighbor
+    Retrieval, and Data Augmentation, 2020, arXiv:2004.04795.
     """
 
     means: Tensor
@@ -228,8 +228,8 @@ class ExemplarPrior(Prior):
         """
         if index is None and self.training:
             raise ValueError(
-                "prior exemplar-prior: expected in training the index of each datum, to leave out its own exemplar; got "
-                "none. Take fit(..., x, torch.arange(len(x)), encode=Indexed(encoding, noise))"
+                "prior exemplar-prior: expected in training the index of each datum, to leave out its own exemplar; "
+                "got none. Take fit(..., x, torch.arange(len(x)), encode=Indexed(encoding, noise))"
             )
         return Exemplars(self.means, self.log_scale.exp(), None if index is None else self._own(index))
 

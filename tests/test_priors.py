@@ -33,8 +33,8 @@ FAMILIES = {"gaussian-mixture", "normalizing-flow", "learned-normal", "vamp-prio
 
 
 def build(name, latent_size=2, *, noise=0.0, seed=0, dtype=torch.float64):
-    """A prior in evaluation mode, with noise added to all its parameters, that has the encoder of data in R^3 at hand if
-    it asks."""
+    """A prior in evaluation mode, with noise added to all its parameters, that has the encoder of data in R^3 at hand
+    if it asks."""
     with seeded(seed):
         posterior = DiagonalNormal(latent_size)
         encoder = nn.Linear(3, posterior.num_params)
@@ -339,7 +339,10 @@ def test_in_training_each_datum_is_scored_without_its_own_exemplar():
     for i, others in enumerate(([0, 1, 2], [0, 2], [1, 2])):
         log_p = dist.Normal(encoded[others], scale).to_event(1).log_prob(z[i]).logsumexp(0) - math.log(len(others))
         torch.testing.assert_close(fn.log_prob(z)[i], log_p)
-    with pyro.get_param_store().scope(), pytest.raises(ValueError, match="expected in training the index of each datum"):
+    with (
+        pyro.get_param_store().scope(),
+        pytest.raises(ValueError, match="expected in training the index of each datum"),
+    ):
         pyro.poutine.replay(vae.model, guide)(x[index])
 
 

@@ -295,6 +295,8 @@ class QualityCommand(WithModels):
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs, or folders of such folders."""
+    dataset: str | None = None
+    """Where the data are, if not where they were in training."""
     features: Path | None = None
     """The classifier's file, .safetensors, written if there is none; or weights of torchvision's Inception v3, .pth.
     Default: features-DATASET.safetensors beside the first run."""

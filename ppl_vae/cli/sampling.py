@@ -15,7 +15,7 @@ from ppl_vae.report.tables import quality_table
 
 def assess(options: QualityCommand) -> None:
     def load(folder: Path) -> Run:
-        return load_run(folder, data_dir=options.data_dir, device=options.device)
+        return load_run(folder, data_dir=options.data_dir, dataset=options.dataset, device=options.device)
 
     found = quality_runs(
         [run for folder in options.runs for run in (runs_of(folder) or [folder])],

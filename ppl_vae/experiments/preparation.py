@@ -162,7 +162,8 @@ def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
     prior = choices(Prior)[config.prior.partition(":")[0]]
     if not kind.shares_encoder and "encoder" in inspect.signature(prior).parameters:
         raise UsageError(
-            f"prior: expected one without pseudo-inputs or exemplars, which have no label, for {about}; got {config.prior!r}"
+            f"prior: expected one without pseudo-inputs or exemplars, which have no label, for {about}; got "
+            f"{config.prior!r}"
         )
     if config.standardize and assembly.likelihood.support is not constraints.real:
         raise UsageError(f"standardize: expected a density on the real line; got {resolved.likelihood}")

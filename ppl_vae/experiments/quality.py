@@ -33,8 +33,8 @@ def quality_run(
     training: dict[str, Any] | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """`sample_quality` of a run's samples against as many test data, chosen at random, for JSON; "training" are the same figures of
-    training data in place of samples: what samples of the data's own distribution have.
+    """`sample_quality` of a run's samples against as many test data, chosen at random, for JSON; "training" are the
+    same figures of training data in place of samples: what samples of the data's own distribution have.
 
     Arguments:
         draws: x ~ p(x|z) against data as the likelihood sees them, instead of E[x|z] against the images themselves. Of

@@ -41,8 +41,8 @@ def refit_prior(
         max_p 1/N sum_n E_{q(z|x_n)}[log p(z)].
 
     That is the ELBO as a function of the prior alone: networks, likelihood and posterior stay as they are. (A VampPrior
-    is the model's own posterior at its pseudo-inputs, and these alone are fitted; of an exemplar prior it is the scale.) Of a hierarchy it is the prior of
-    the top layer.
+    is the model's own posterior at its pseudo-inputs, and these alone are fitted; of an exemplar prior it is the
+    scale.) Of a hierarchy it is the prior of the top layer.
 
     Bin Dai, David Wipf: Diagnosing and Enhancing VAE Models, 2019, arXiv:1903.05789. Matthew Hoffman, Matthew Johnson:
     ELBO surgery, 2016.

@@ -101,8 +101,8 @@ def test_the_kernel_distance_of_subsets():
 
 
 def test_the_errors_are_the_known_spread():
-    """Of precision where half of the samples are among the data, a binomial's; of the Fréchet distance of two normals in
-    one dimension, (m_x - m_y)^2 + (s_x - s_y)^2, by the delta method."""
+    """Of precision where half of the samples are among the data, a binomial's; of the Fréchet distance of two normals
+    in one dimension, (m_x - m_y)^2 + (s_x - s_y)^2, by the delta method."""
     N, num_sets, num_halves, scale = 200, 8, 30, 2.0
     with seeded(0):
         inside = [sample_quality(torch.rand(N, 1), 2 * torch.rand(N, 1)) for _ in range(num_sets)]

@@ -74,7 +74,8 @@ def test_exemplars_are_where_the_trained_encoder_has_them_and_a_datums_own_is_le
     with torch.no_grad():
         last = run.model.encoder.net[-1]
         last.bias[2:] -= 10
-    new = refit_prior(run, "exemplar-prior:num_exemplars=50", tmp_path / "new", **OPTIONS | {"epochs": 60, "patience": 60})
+    options = OPTIONS | {"epochs": 20, "patience": 20, "learning_rate": 0.1}
+    new = refit_prior(run, "exemplar-prior:num_exemplars=50", tmp_path / "new", **options)
     x = run.observe.frozen(run.train_data(50)[0], 0)[-1]
     with evaluating(run.model.model):
         means = run.model.encode(x).mean
