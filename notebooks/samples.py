@@ -13,7 +13,7 @@
 #
 # log p(x) says how likely test images are, and hardly anything of what samples look like. Here are both, for three
 # priors. One of them is a mixture around the latents of training images, the exemplars:
-# $p(z) = \frac1K \sum_k \mathcal N(z; \mu(x_k), \sigma^2 I)$. Two minutes of one CPU core.
+# $p(z) = \frac1K \sum_k \mathcal N(z; \mu(x_k), \sigma^2 I)$. A minute of one CPU core.
 
 # %%
 # %matplotlib inline
@@ -29,7 +29,7 @@ from ppl_vae.programs import evaluating, seeded
 from ppl_vae.system.hashing import fingerprint
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
-EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 50) if SHORT else (20, 5000, 200, 2000)
+EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 50) if SHORT else (20, 2000, 100, 1000)
 
 data = pv.load("mnist-mini")
 train, index = data.train[:IMAGES], torch.arange(IMAGES)

@@ -177,8 +177,8 @@ class VampPrior(Prior):
 
 
 class ExemplarPrior(Prior):
-    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I), mean_k the mean of q(z|x_k), x_k of K training data, the exemplars, with
-    one scale, which is learned; N(0, I) before `initialise`.
+    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I): a mixture around the means of q(z|x_k) of K training data, the exemplars,
+    with one scale, which is learned; N(0, I) before `initialise`.
 
     In training each datum's own exemplar is left out of its prior, which would else be tight around it: programs are
     given the `index` of each datum among the training data (`ppl_vae.data.observation.Indexed`). The sum is over all
