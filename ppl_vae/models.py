@@ -128,7 +128,7 @@ class VAE(PyroPair):
         with pyro.plate("data", len(x), dim=-1):
             q_z = self.encode(x if given is None else given)
             if index:
-                self.prior.remember(*index, q_z.mean)
+                self.prior.remember(index[0], q_z.mean)
             pyro.sample("z", q_z)
 
     def encode(self, x: Tensor) -> TorchDistribution:
@@ -216,7 +216,7 @@ class HierarchicalVAE(PyroPair):
         with pyro.plate("data", len(x), dim=-1):
             q_z2 = self.encode(given)
             if index:
-                self.prior.remember(*index, q_z2.mean)
+                self.prior.remember(index[0], q_z2.mean)
             z2 = pyro.sample("z2", q_z2)
             pyro.sample("z1", self.posterior1(self.encoder1(given, z2)))
 

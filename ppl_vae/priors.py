@@ -43,6 +43,10 @@ class Prior(Component, nn.Module, ABC):
     def initialise(self, x: Tensor) -> None:
         """Initialises from training data x, shape (data, *event). Most priors do nothing."""
 
+    def remember(self, index: Tensor, means: Tensor) -> None:
+        """Sees the means of q(z|x), (data, latent_size), of training data that come with their index, (data,). Most
+        priors do nothing."""
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self._sizes.items())
 
@@ -177,8 +181,8 @@ class VampPrior(Prior):
 
 
 class ExemplarPrior(Prior):
-    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I): a mixture around the means of q(z|x_k) of K training data, the exemplars,
-    with one scale, which is learned; N(0, I) before `initialise`.
+    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I): a mixture around the means of q(z|x_k) of K training data, the
+    exemplars, with one scale, which is learned; N(0, I) before `initialise`.
 
     In training each datum's own exemplar is left out of its prior, which would else be tight around it: programs are
     given the `index` of each datum among the training data (`ppl_vae.data.observation.Indexed`). The sum is over all

@@ -56,7 +56,7 @@ def quality_run(
 
     def quality(x: Tensor) -> dict[str, Any]:
         of = features(x, show_progress=show_progress)
-        options = {"num_neighbours": num_neighbours, "seed": seed, "show_progress": show_progress}
+        options: dict[str, Any] = {"num_neighbours": num_neighbours, "seed": seed, "show_progress": show_progress}
         return dataclasses.asdict(sample_quality(data, of, **options))
 
     return {
@@ -103,7 +103,7 @@ def quality_runs(
     found: dict[Path, dict[str, Any]] = {}
     features: dict[str, Features] = {}
     training: dict[Any, dict[str, Any]] = {}
-    asked = {"draws": draws, "num_samples": num_samples, "num_neighbours": num_neighbours, "seed": seed}
+    asked: dict[str, Any] = {"draws": draws, "num_samples": num_samples, "num_neighbours": num_neighbours, "seed": seed}
     failed: dict[str, str] = {}
     for folder in runs:
         with attempted(str(folder), failed, say):
