@@ -22,11 +22,12 @@ from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, kept_epoch, name_in, name_of, runs_of
 from ppl_vae.experiments.settings import ReferenceConfig, StudyConfig, SwapsConfig
 from ppl_vae.report.embedding import Figure, figure
-from ppl_vae.report.explorer import Explorer, explorer
+from ppl_vae.report.explorer import Plane, explorer
 from ppl_vae.report.markdown import number, table
 from ppl_vae.report.panel import Panel, panel
 from ppl_vae.report.sections import SECTIONS, gaps_lines, likelihood_caption, versions
 from ppl_vae.report.tables import likelihood_table
+from ppl_vae.report.walk import Walk
 from ppl_vae.report.warnings import warnings_of
 from ppl_vae.system.files import check, write_whole
 
@@ -49,7 +50,7 @@ class RunPart:
     text: str
     figures: list[Figure]
     rerun: Rerun
-    explorer: Explorer | str | None
+    explorer: Plane | Walk | str | None
     latent_size: int
 
 
