@@ -25,7 +25,7 @@ from ppl_vae.system.hashing import fingerprint
 MAX_FACTOR = 64  # of num_samples, by default
 ANNEALING_STEPS, ANNEALING_CHAINS = (25, 100, 400), 128
 MAX_SHARE, VERDICT_DATA = 0.1, 128  # of data over the limit that a guide may have, by so many data
-PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples")
+PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples", "missed")
 
 Rung = Callable[..., LogLikelihood]
 """An estimator of log p(x): `rung(*data, seed=...)`."""
@@ -150,7 +150,9 @@ def climb(
     if not results:
         raise KeyboardInterrupt
     first = results[0][1]
-    fields = {name: getattr(first, name).new_zeros(len(data[0])) for name in PER_DATUM}
+    fields = {
+        name: values.new_zeros(len(data[0])) for name in PER_DATUM if (values := getattr(first, name)) is not None
+    }
     for index, result in results:
         for name, values in fields.items():
             values[index[result.done]] = getattr(result, name)[result.done]
