@@ -76,8 +76,30 @@ def log_likelihood_within(
     max_samples = max_samples or MAX_FACTOR * num_samples
     if max_samples < num_samples:
         raise ValueError(f"max_samples: expected at least num_samples = {num_samples}; got {max_samples}")
+    options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
+    sizes: dict[str, Any] = {"num_samples": num_samples, "max_samples": max_samples}
+    return by_ladder(model, guide, data, tolerance=tolerance, seed=seed, encoding=encoding, **sizes, **options)
+
+
+def by_ladder(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    posterior: Program | None = None,
+    *,
+    tolerance: float,
+    num_samples: int,
+    max_samples: int,
+    seed: int,
+    memory: int | None,
+    compiled: bool | None,
+    encoding: str,
+    show_progress: bool,
+) -> LogLikelihood:
+    """`log_likelihood_within`, with the refined posterior of the data where that is known (or the guide, if it can't be
+    refined); else it is fitted when a rung needs it."""
     shared: dict[str, Any] = {"memory": memory, "show_progress": show_progress}
-    posteriors: list[Program] = []
+    posteriors: list[Program] = [] if posterior is None else [posterior]
 
     def refined(*data: Tensor) -> Program:
         """Of the data of the first call, which are those of all others."""
