@@ -25,7 +25,7 @@ from ppl_vae.system.hashing import fingerprint
 MAX_FACTOR = 64  # of num_samples, by default
 ANNEALING_STEPS, ANNEALING_CHAINS = (25, 100, 400), 128
 MAX_SHARE, VERDICT_DATA = 0.1, 128  # of data over the limit that a guide may have, by so many data
-PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples")
+PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples", "missed")
 
 Rung = Callable[..., LogLikelihood]
 """An estimator of log p(x): `rung(*data, seed=...)`."""
@@ -76,8 +76,30 @@ def log_likelihood_within(
     max_samples = max_samples or MAX_FACTOR * num_samples
     if max_samples < num_samples:
         raise ValueError(f"max_samples: expected at least num_samples = {num_samples}; got {max_samples}")
+    options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
+    sizes: dict[str, Any] = {"num_samples": num_samples, "max_samples": max_samples}
+    return by_ladder(model, guide, data, tolerance=tolerance, seed=seed, encoding=encoding, **sizes, **options)
+
+
+def by_ladder(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    posterior: Program | None = None,
+    *,
+    tolerance: float,
+    num_samples: int,
+    max_samples: int,
+    seed: int,
+    memory: int | None,
+    compiled: bool | None,
+    encoding: str,
+    show_progress: bool,
+) -> LogLikelihood:
+    """`log_likelihood_within`, with the refined posterior of the data where that is known (or the guide, if it can't be
+    refined); else it is fitted when a rung needs it."""
     shared: dict[str, Any] = {"memory": memory, "show_progress": show_progress}
-    posteriors: list[Program] = []
+    posteriors: list[Program] = [] if posterior is None else [posterior]
 
     def refined(*data: Tensor) -> Program:
         """Of the data of the first call, which are those of all others."""
@@ -150,7 +172,9 @@ def climb(
     if not results:
         raise KeyboardInterrupt
     first = results[0][1]
-    fields = {name: getattr(first, name).new_zeros(len(data[0])) for name in PER_DATUM}
+    fields = {
+        name: values.new_zeros(len(data[0])) for name in PER_DATUM if (values := getattr(first, name)) is not None
+    }
     for index, result in results:
         for name, values in fields.items():
             values[index[result.done]] = getattr(result, name)[result.done]
