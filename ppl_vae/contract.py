@@ -391,6 +391,9 @@ def scored(model_trace: Trace, num_data: int) -> Iterator[Finding]:
         try:
             shape = tuple(fn.log_prob(value).shape)
         except RuntimeError:
+            if finding := _outside_support(name, fn.support, value):  # a class that there is none of is no index
+                yield finding
+                continue
             if value.is_floating_point():
                 raise
             dtype = torch.get_default_dtype()
@@ -411,14 +414,21 @@ def support_of(model_trace: Trace) -> Iterator[Finding]:
     for name, site in observed_sites(model_trace).items():
         fn, values = site["fn"], site["value"]
         missing = bool(values.isnan().any()) and bool(fn.log_prob(values).isfinite().all())
-        if message := outside(fn.support, values, "data", but_nan=missing):
-            remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
-            if support_name(fn.support) == "boolean" and 0 <= values.min() <= values.max() <= 1:
-                remedy = (
-                    "A Bernoulli on grey pixels is no likelihood: binarise x (encoding binarize), or take a likelihood "
-                    "for grey pixels (ContinuousBernoulli, on dequantised images)"
-                )
-            yield Finding("support", name, message, remedy)
+        if finding := _outside_support(name, fn.support, values, but_nan=missing):
+            yield finding
+
+
+def _outside_support(name: str, support: Constraint, values: Tensor, *, but_nan: bool = False) -> Finding | None:
+    message = outside(support, values, "data", but_nan=but_nan)
+    if not message:
+        return None
+    remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
+    if support_name(support) == "boolean" and 0 <= values.min() <= values.max() <= 1:
+        remedy = (
+            "A Bernoulli on grey pixels is no likelihood: binarise x (encoding binarize), or take a likelihood "
+            "for grey pixels (ContinuousBernoulli, on dequantised images)"
+        )
+    return Finding("support", name, message, remedy)
 
 
 def outside(support: Constraint, values: Tensor, what: str, *, but_nan: bool = False) -> str:

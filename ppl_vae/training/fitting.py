@@ -329,8 +329,8 @@ class _Steps:
         before = first_nonfinite(*pair, *batch)
         state.restore(state.kept)
         return DivergedError(
-            f"epoch {state.epoch}, {what}{blame(before, after, batch, learning_rate_of(self.step.optim))}. The weights "
-            f"are those after epoch {state.kept_epoch}",
+            f"epoch {state.epoch}, {what}{blame(before, after, batch, learning_rate_of(self.step.optim), *pair)}. The "
+            f"weights are those after epoch {state.kept_epoch}",
             History(state.rows),
         )
 
