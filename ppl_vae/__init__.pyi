@@ -66,6 +66,7 @@ from .models import Autoencoder as Autoencoder
 from .models import ConditionalVAE as ConditionalVAE
 from .models import HierarchicalVAE as HierarchicalVAE
 from .models import JointEncoder as JointEncoder
+from .models import LadderVAE as LadderVAE
 from .models import SemiSupervisedVAE as SemiSupervisedVAE
 from .training.checkpoints import Checkpoints as Checkpoints
 from .training.compilation import CompiledTrace_ELBO as CompiledTrace_ELBO

@@ -11,7 +11,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import Any, Literal, Self
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -135,7 +135,7 @@ class ClosedFormKL(Objective, ABC):
     closed form or isn't reparameterised.
     """
 
-    of_kl: ClassVar[str] = ""  # what about a KL is wanted, for the error
+    of_kl: str = ""  # what about a KL is wanted, for the error
 
     @abstractmethod
     def kl(self, q: dict, p: dict) -> Tensor:
@@ -172,25 +172,29 @@ class FreeBits(ClosedFormKL):
 
         E_q[log p(x|z)] - sum_j max(nats, mean KL(q(z_j|x) || p(z_j))),    the mean over the batch and the particles,
 
-    times the size of the batch. A dimension whose mean is below `nats` has no gradient of its KL.
+    times the size of the batch. A dimension whose mean is below `nats` has no gradient of its KL. With per="layer" they
+    are granted to each latent site as a whole, such as a layer of a hierarchy: j runs over the sites.
 
     Diederik P. Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016,
     arXiv:1606.04934. Raises `ValueError` unless nats >= 0, and for a masked site.
     """
 
-    of_kl = " by dimension"
-
-    def __init__(self, nats: float = 0.5, num_particles: int = 1):
+    def __init__(self, nats: float = 0.5, num_particles: int = 1, per: Literal["dimension", "layer"] = "dimension"):
         super().__init__(num_particles)
         if not (nats >= 0 and math.isfinite(nats)):
             raise ValueError(f"free bits: expected nats >= 0; got {nats}")
-        self.nats = nats
+        if per not in ("dimension", "layer"):
+            raise ValueError(f"free bits: expected per dimension or layer; got {per!r}")
+        self.nats, self.per = nats, per
+        self.of_kl = " by dimension" if per == "dimension" else ""
 
     def kl(self, q: dict, p: dict) -> Tensor:
         check_unmasked(q["name"], q)
         batch = q["fn"].batch_shape
-        kl = kl_divergence(_per_dimension(q["fn"]), _per_dimension(p["fn"]))
-        return kl.reshape(batch.numel(), -1).mean(0).clamp(min=self.nats).sum().expand(batch)
+        of_q, of_p = q["fn"], p["fn"]
+        if self.per == "dimension":
+            of_q, of_p = _per_dimension(of_q), _per_dimension(of_p)
+        return kl_divergence(of_q, of_p).reshape(batch.numel(), -1).mean(0).clamp(min=self.nats).sum().expand(batch)
 
 
 class ImportanceWeighted(Objective):

@@ -89,7 +89,7 @@ class TrainConfig:
         Spec,
         one_of(
             "network",
-            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca.",
+            "NETWORK-KIND, as in dense-vae or gated-dense-ladder:hidden=300+300,layers=32+16+8, or ppca.",
             "NETWORK is one of",
         ),
     ] = "conv-vae"
@@ -125,7 +125,7 @@ class TrainConfig:
         "no-noise"
     )
     latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)] = 20
-    """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image)."""
+    """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image; a ladder has layers)."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_SIZE)], ...], Field(min_length=1)] | None = None
     """Widths of the dense layers of the encoder; a dense decoder has them in reverse. Default: the network's own."""
     standardize: bool = False

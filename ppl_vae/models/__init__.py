@@ -4,6 +4,8 @@ from ppl_vae.models.autoencoder import Autoencoder as Autoencoder
 from ppl_vae.models.hierarchical import HierarchicalVAE as HierarchicalVAE
 from ppl_vae.models.labelled import ConditionalVAE as ConditionalVAE
 from ppl_vae.models.labelled import SemiSupervisedVAE as SemiSupervisedVAE
+from ppl_vae.models.ladder import LadderLayer as LadderLayer
+from ppl_vae.models.ladder import LadderVAE as LadderVAE
 from ppl_vae.models.pair import JointEncoder as JointEncoder
 from ppl_vae.models.pair import PyroPair as PyroPair
 from ppl_vae.models.ppca import PPCA as PPCA

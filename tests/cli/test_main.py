@@ -130,6 +130,7 @@ def test_pixels_missing_at_random_are_missing_in_every_channel():
     ("model", "options"),
     [
         ("gated-dense-hvae:hidden=8", ["--prior", "vamp-prior:num_components=3"]),
+        ("dense-ladder:hidden=8,layers=3+2", []),
         ("dense-cvae:hidden=8", ["--likelihood", "categorical"]),
         ("dense-m2:hidden=8", ["--num-labels", "20"]),
         ("residual-conv-m2:channels=4+4", []),
