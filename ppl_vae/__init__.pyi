@@ -64,6 +64,7 @@ from .models import PPCA as PPCA
 from .models import VAE as VAE
 from .models import Autoencoder as Autoencoder
 from .models import ConditionalVAE as ConditionalVAE
+from .models import DiscreteVAE as DiscreteVAE
 from .models import HierarchicalVAE as HierarchicalVAE
 from .models import JointEncoder as JointEncoder
 from .models import LadderVAE as LadderVAE

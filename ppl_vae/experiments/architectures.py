@@ -19,6 +19,7 @@ from ppl_vae.models import (
     VAE,
     Autoencoder,
     ConditionalVAE,
+    DiscreteVAE,
     HierarchicalVAE,
     JointEncoder,
     LadderLayer,
@@ -149,6 +150,17 @@ def _ladder(parts: Parts, *, layers: tuple[int, ...] = (32, 16, 8)) -> LadderVAE
     )
 
 
+def _discrete(parts: Parts, *, categories: int = 10) -> DiscreteVAE:
+    size = parts.latent_size * categories
+    return DiscreteVAE(
+        parts.encoder(size),
+        parts.decoder(size),
+        num_latents=parts.latent_size,
+        num_categories=categories,
+        likelihood=parts.likelihood,
+    )
+
+
 def _conditional(parts: Parts) -> ConditionalVAE:
     posterior = parts.posterior()
     return ConditionalVAE(
@@ -183,6 +195,8 @@ class Kind:
     """The default."""
     encoding: str | None = None
     """The default: what the likelihood's support asks for, if None."""
+    objective: str = "elbo"
+    """The default."""
     has_network: bool = True
     shares_encoder: bool = True
     """Whether its encoder takes x alone, as a prior of pseudo-inputs wants."""
@@ -238,6 +252,17 @@ register(
 register("vae", Kind("VAE", VAE, _vae))
 register("hvae", Kind("VAE of two latent layers", HierarchicalVAE, _hierarchical))
 register("ladder", Kind("VAE of any number of layers, bottom to top", LadderVAE, _ladder))
+register(
+    "dvae",
+    Kind(
+        "VAE of `latent_size` discrete latents",
+        DiscreteVAE,
+        _discrete,
+        objective="leave-one-out",
+        shares_encoder=False,
+        fixed={"prior": "standard-normal", "posterior": "diagonal-normal"},  # neither is there: both are categorical
+    ),
+)
 register(
     "cvae",
     Kind("conditional VAE, given the label", ConditionalVAE, _conditional, shares_encoder=False, fixed=_NO_NOISE),

@@ -132,16 +132,18 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
             check_observable(encoding, likelihood.support, kebab(type(likelihood)))
         except ValueError as error:
             raise UsageError(str(error)) from None
+    of_objective = kind.objective if config.objective == TrainConfig.objective else config.objective
     resolved = dataclasses.replace(
         config,
         likelihood=config.likelihood or kind.likelihood,
         encoding=config.encoding or of_kind_encoding or kebab(type(by_support)),
+        objective=of_objective,
         hidden=hidden,
         latent_size=_latent_size(config, settings),
     )
     make_posterior = parse(Posterior, config.posterior, given=("latent_size",))
     make_prior = parse(Prior, config.prior, given=("latent_size", "event_shape", "encoder", "posterior"))
-    objective = create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
+    objective = create(Objective, of_objective).weighted(create(KLWeight, config.kl_weight))
     create(Schedule, config.schedule)  # refused before anything is loaded
     assembly = Assembly(
         resolved,

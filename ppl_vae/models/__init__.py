@@ -1,6 +1,7 @@
 """Models as Pyro pairs: a `model` p(x, z) and a `guide` q(z|x), side by side."""
 
 from ppl_vae.models.autoencoder import Autoencoder as Autoencoder
+from ppl_vae.models.discrete import DiscreteVAE as DiscreteVAE
 from ppl_vae.models.hierarchical import HierarchicalVAE as HierarchicalVAE
 from ppl_vae.models.labelled import ConditionalVAE as ConditionalVAE
 from ppl_vae.models.labelled import SemiSupervisedVAE as SemiSupervisedVAE

@@ -21,13 +21,15 @@ class PyroPair(nn.Module):
 
     Class attributes: `has_log_p`, whether there is a p(x), and a prior to sample from; `labelled`, whether p(x|z) and
     q(z|x) depend on a label, so that z says the rest once the label is known; `needs_labels`, whether the programs take
-    a label for each datum, always; `enumerates`, whether its objective is the ELBO with a class summed out.
+    a label for each datum, always; `enumerates`, whether its objective is the ELBO with a class summed out;
+    `has_real_latents`, whether z is a vector of real numbers, of whose space there are pictures.
     """
 
     has_log_p: ClassVar[bool] = True
     labelled: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     enumerates: ClassVar[bool] = False
+    has_real_latents: ClassVar[bool] = True
 
     model: Program
     guide: Program

@@ -47,7 +47,8 @@ def draw_run(
 
     if not run.is_of_images:
         return paths
-    is_drawn_from = run.model.has_log_p and not run.model.labelled  # z says the rest, once the label is known
+    # z says the rest, once the label is known
+    is_drawn_from = run.model.has_log_p and run.model.has_real_latents and not run.model.labelled
     if run.model.has_log_p:
         fig, ax = plots.figure(6, 6)
         plots.images(ax, run.sample(num_samples, seed=seed))

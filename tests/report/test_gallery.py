@@ -18,6 +18,7 @@ OF_A_SPACE = ["interpolations", "latent-grid", "latent-codes"]
         ("dense-m2", ["samples"]),
         ("dense-vae", ["samples", *OF_A_SPACE]),
         ("dense-hvae", ["samples", *OF_A_SPACE]),
+        ("dense-dvae:categories=3", ["samples"]),
         ("dense-ladder:layers=3+2", ["samples", *OF_A_SPACE, "layers"]),
     ],
 )
