@@ -112,7 +112,9 @@ class TrainConfig:
             "an autoencoder, unless it is levels. Vectors are observed as they are, by identity.",
         ),
     ] = None
-    objective: Annotated[str, one_of("objective", "What training maximises.")] = "elbo"
+    objective: Annotated[str, one_of("objective", "What training maximises. Of dvae the default is leave-one-out.")] = (
+        "elbo"
+    )
     kl_weight: Annotated[
         str,
         one_of(
