@@ -272,7 +272,7 @@ class _Relax(Messenger):
     def _relaxed(self, fn: Any) -> Any:
         if isinstance(fn, Independent):
             return self._relaxed(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
-        return RelaxedOneHot(fn.logits.expand(*fn.batch_shape, -1), *self.options)
+        return RelaxedOneHot(fn.logits, *self.options)
 
 
 class ImportanceWeighted(Objective):
