@@ -304,7 +304,8 @@ assert len(trained(kl_weight="switch:steps=2").history) == 3
 #
 # `ppl_vae.experiments.architectures.register` gives a kind of model a name, for every network: here `dense-linear`,
 # `conv-linear` and so on. A `Kind` says how it is built, and which class comes out: a `ppl_vae.models.PyroPair`, whose
-# class attributes say what it can do (`has_log_p`, `labelled`, ...).
+# class attributes say what it can do (`has_log_p`, `labelled`, ...). Keyword
+# arguments of the function that builds it, with a type and a default, are settings, as in `dense-ladder:layers=8+4`.
 
 
 # %%

@@ -64,8 +64,10 @@ from .models import PPCA as PPCA
 from .models import VAE as VAE
 from .models import Autoencoder as Autoencoder
 from .models import ConditionalVAE as ConditionalVAE
+from .models import DiscreteVAE as DiscreteVAE
 from .models import HierarchicalVAE as HierarchicalVAE
 from .models import JointEncoder as JointEncoder
+from .models import LadderVAE as LadderVAE
 from .models import SemiSupervisedVAE as SemiSupervisedVAE
 from .training.checkpoints import Checkpoints as Checkpoints
 from .training.compilation import CompiledTrace_ELBO as CompiledTrace_ELBO

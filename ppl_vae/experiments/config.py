@@ -89,7 +89,7 @@ class TrainConfig:
         Spec,
         one_of(
             "network",
-            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca.",
+            "NETWORK-KIND, as in dense-vae or gated-dense-ladder:hidden=300+300,layers=32+16+8, or ppca.",
             "NETWORK is one of",
         ),
     ] = "conv-vae"
@@ -112,7 +112,9 @@ class TrainConfig:
             "an autoencoder, unless it is levels. Vectors are observed as they are, by identity.",
         ),
     ] = None
-    objective: Annotated[str, one_of("objective", "What training maximises.")] = "elbo"
+    objective: Annotated[str, one_of("objective", "What training maximises. Of dvae the default is leave-one-out.")] = (
+        "elbo"
+    )
     kl_weight: Annotated[
         str,
         one_of(
@@ -125,7 +127,7 @@ class TrainConfig:
         "no-noise"
     )
     latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)] = 20
-    """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image)."""
+    """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image; a ladder has layers)."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_SIZE)], ...], Field(min_length=1)] | None = None
     """Widths of the dense layers of the encoder; a dense decoder has them in reverse. Default: the network's own."""
     standardize: bool = False

@@ -126,12 +126,12 @@ class Run(Assembled):
         with evaluating(self.model.model):
             return self._shown(self.model.decode(torch.as_tensor(z).to(self.device)))
 
-    def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512) -> Tensor:
+    def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512, **options: Any) -> Tensor:
         """What the model makes of data as `encode` takes them, noisy ones among them: (data, *event), of images as
-        brightness in [0, 1]. A model that needs labels is given them, (data,)."""
+        brightness in [0, 1]. A model that needs labels is given them, (data,), and a ladder `num_layers`."""
         with evaluating(self.model.model):
             parts = zip(torch.as_tensor(x).split(chunk), *(t.to(self.device).split(chunk) for t in labels), strict=True)
-            made = (self.model.reconstruct(self._seen(part), *rest) for part, *rest in parts)
+            made = (self.model.reconstruct(self._seen(part), *rest, **options) for part, *rest in parts)
             return torch.cat([self._shown(x) for x in made])
 
     def score(
