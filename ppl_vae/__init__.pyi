@@ -71,4 +71,7 @@ from .training.checkpoints import Checkpoints as Checkpoints
 from .training.compilation import CompiledTrace_ELBO as CompiledTrace_ELBO
 from .training.fitting import fit as fit
 from .training.optimizers import adam as adam
+from .training.trackers import MLflow as MLflow
 from .training.trackers import TensorBoard as TensorBoard
+from .training.trackers import Tracker as Tracker
+from .training.trackers import Wandb as Wandb
