@@ -226,7 +226,7 @@ def _write(
     metrics: dict[str, Any] = _metrics(prepared, history) if finished else {}
     write_checked(output, files | ({"metrics.json": to_json(metrics)} if finished else {}))
     dataset = prepared.dataset
-    return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset)
+    return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset, output)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
