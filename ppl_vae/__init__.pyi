@@ -67,6 +67,9 @@ from .models import ConditionalVAE as ConditionalVAE
 from .models import HierarchicalVAE as HierarchicalVAE
 from .models import JointEncoder as JointEncoder
 from .models import SemiSupervisedVAE as SemiSupervisedVAE
+from .report.sharing import export_run as export_run
+from .report.sharing import from_pretrained as from_pretrained
+from .report.sharing import push_to_hub as push_to_hub
 from .training.checkpoints import Checkpoints as Checkpoints
 from .training.compilation import CompiledTrace_ELBO as CompiledTrace_ELBO
 from .training.fitting import fit as fit

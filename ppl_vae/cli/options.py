@@ -498,6 +498,39 @@ class ReportCommand(WithModels):
         report(self)
 
 
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class ExportCommand(WithModels):
+    """A run to hand on, without what training resumes from: config, weights, history, evaluations, a picture of samples
+    and a card, with checksums. Nobody who loads it runs code.
+
+    Examples: ppl-vae export runs/vamp vamp.zip, and in Python pv.load_run("vamp.zip")
+    ppl-vae export runs/vamp hub:OWNER/NAME, and in Python pv.from_pretrained("OWNER/NAME")"""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
+    to: tyro.conf.Positional[str]
+    """FILE.zip; or hub:OWNER/NAME, a repository on the Hugging Face Hub (pip install 'ppl-vae[hub]', hf auth login)."""
+    private: bool = False
+    """On the hub, where the repository is new: for you alone."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+    def __call__(self) -> None:
+        if not self.to.startswith(HUB):
+            ends_in("to", path := Path(self.to), ".zip")
+            if self.private:
+                raise UsageError(f"--private: expected hub:OWNER/NAME beside it; got {self.to}")
+            if path.exists() and not self.overwrite:
+                raise UsageError(f"to: expected a new file; got {path}, which is there (see --overwrite)")
+        check_run(self.run)
+        from ppl_vae.cli.sharing import export
+
+        export(self)
+
+
 @dataclass(frozen=True)
 class DatasetsCommand:
     """List the datasets that go by name."""
@@ -520,6 +553,7 @@ COMMANDS: dict[str, Any] = {
     "impute": ImputeCommand,
     "refit-prior": RefitPriorCommand,
     "report": ReportCommand,
+    "export": ExportCommand,
     "datasets": DatasetsCommand,
 }
 
