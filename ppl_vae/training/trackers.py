@@ -161,15 +161,16 @@ class MLflow(Tracker):
         self._mlflow = imported(self, "mlflow")
 
     def begin(self, name: str, config: Mapping[str, Any], known: str | None = None) -> str:
-        self.client, self.run_id = self._mlflow.MlflowClient(self.place), known
+        client = self.client = self._mlflow.MlflowClient(self.place)
         if known is None:
             experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "ppl-vae")
-            found = self.client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
-            self.run_id = self.client.create_run(experiment_id, run_name=name).info.run_id
+            found = client.get_experiment_by_name(experiment)
+            experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+            known = str(client.create_run(experiment_id, run_name=name).info.run_id)
             params = [self._mlflow.entities.Param(key, str(value)) for key, value in config.items()]
-            self.client.log_batch(self.run_id, params=params)  # which may not change afterwards
-        return self.run_id
+            client.log_batch(known, params=params)  # which may not change afterwards
+        self.run_id = known
+        return known
 
     def __call__(self, row: dict[str, float]) -> None:
         if self.run_id is None:
@@ -198,7 +199,7 @@ def tracker_of(spec: str) -> Callable[[], Tracker]:
     ppl_vae.components.UsageError: tracker wandb: expected wandb:PLACE; got 'wandb'
     """
     name, _, place = spec.partition(":")
-    known = choices(Tracker)  # type: ignore[type-abstract]
+    known = choices(Tracker)
     if name not in known:
         raise UnknownComponentError(unknown("tracker", name, list(known), ", ".join(f"{k}:PLACE" for k in known)))
     if not place:
