@@ -123,6 +123,8 @@ def test_wandb_holds_the_history(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_X_DISABLE_STATS", "true")
+    monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
     monkeypatch.chdir(tmp_path)
     name, history = told(Wandb("project"))
     (path,) = tmp_path.glob(f"wandb/offline-run-*/run-{name}.wandb")
@@ -135,7 +137,8 @@ def test_wandb_holds_the_history(tmp_path, monkeypatch):
     for text in ("project", "folder/run", "latent_size", "elbo/validation", *RESULTS, "-90.25", "0.0625"):
         assert text.encode() in content
     (picture,) = path.parent.rglob("*.png")
-    assert Image.open(picture).size == (3, 2)
+    with Image.open(picture) as image:
+        assert image.size == (3, 2)
 
 
 def test_mlflow_holds_the_history(tmp_path, monkeypatch):
