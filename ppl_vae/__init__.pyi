@@ -69,8 +69,14 @@ from .models import HierarchicalVAE as HierarchicalVAE
 from .models import JointEncoder as JointEncoder
 from .models import LadderVAE as LadderVAE
 from .models import SemiSupervisedVAE as SemiSupervisedVAE
+from .report.sharing import export_run as export_run
+from .report.sharing import from_pretrained as from_pretrained
+from .report.sharing import push_to_hub as push_to_hub
 from .training.checkpoints import Checkpoints as Checkpoints
 from .training.compilation import CompiledTrace_ELBO as CompiledTrace_ELBO
 from .training.fitting import fit as fit
 from .training.optimizers import adam as adam
+from .training.trackers import MLflow as MLflow
 from .training.trackers import TensorBoard as TensorBoard
+from .training.trackers import Tracker as Tracker
+from .training.trackers import Wandb as Wandb

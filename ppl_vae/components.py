@@ -29,7 +29,7 @@ class UnknownComponentError(UsageError):
 class Component:
     """What goes by name. A direct subclass is a kind of component, `class Prior(Component, ...)`; every concrete class
     below it registers when it is made, under its name in kebab case, for as long as it exists, unless it says
-    `by_name=False`.
+    `by_name=False`, or another name, `by_name="tensorboard"`.
 
     Raises `UsageError` for a name that another class has. The same class made again (a notebook's cell, say) replaces
     the one before.
@@ -37,14 +37,14 @@ class Component:
 
     _choices: ClassVar[weakref.WeakValueDictionary[str, type]]
 
-    def __init_subclass__(cls, *, by_name: bool = True, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, by_name: bool | str = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not by_name:
             return
         if Component in cls.__bases__:
             cls._choices = weakref.WeakValueDictionary()
         elif not inspect.isabstract(cls):
-            name = kebab(cls)
+            name = by_name if isinstance(by_name, str) else kebab(cls)
             if _is_other(cls._choices.get(name), cls):
                 gc.collect()  # a class that nothing refers to any more has no name
             if _is_other(taken := cls._choices.get(name), cls):

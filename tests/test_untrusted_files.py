@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from array_files import npy, npz, objects
-from readers import CONFIG, READERS, SHAPE, read
+from readers import CONFIG, READERS, RUN, SHAPE, read
 
 import ppl_vae
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import read_config
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import load_weights
+from ppl_vae.system.archives import to_zip
 from ppl_vae.training.checkpoints import Checkpoints
 
 CODE = sorted(Path(ppl_vae.__file__).parent.rglob("*.py"))
@@ -101,6 +102,7 @@ def test_a_pickle_in_any_place_is_never_loaded(name: str, tmp_path: Path) -> Non
             ),
         ),
         ("checkpoint", struct.pack("<Q", 10**12) + bytes(92)),
+        ("archive", to_zip({**RUN, "weights.safetensors": struct.pack("<Q", 10**12) + bytes(92)})),
         ("config", b'{"event_shape": [1, 1000000, 1000000]}'),
         ("config", b'{"event_shape": [1, 4, 4], "latent_size": 1000000000000}'),
         ("config", b'{"event_shape": [1, 4, 4], "prior": "vamp-prior:num_components=1000000000000"}'),

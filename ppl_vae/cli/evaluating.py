@@ -26,15 +26,18 @@ from ppl_vae.experiments.evaluating import (
 )
 from ppl_vae.experiments.exact import integrate_run
 from ppl_vae.experiments.runs import Run
+from ppl_vae.experiments.tracking import tell
 from ppl_vae.report.figures import draw_histograms
 from ppl_vae.report.sections import gaps_lines
 from ppl_vae.report.words import evaluation_lines
 from ppl_vae.system.files import writable, write_json
+from ppl_vae.training.trackers import tracker_of
 
 FEW, SOME = 100, 500  # images, where each takes seconds, and where it takes some tenths of one
 
 
 def evaluate(options: EvaluateCommand) -> None:
+    tracker = options.tracker and tracker_of(options.tracker)()
     run = options.load()
     output = writable(options.output or output_of(run, options.run))
     if options.method == "sandwich":
@@ -70,6 +73,8 @@ def evaluate(options: EvaluateCommand) -> None:
         say(f"Written to {path}, and by datum to {path.with_suffix('.npz').name}")
     if not result.complete:
         raise KeyboardInterrupt
+    if tracker:
+        tell(tracker, options.run)
     if not run.has_its_own_data:
         _separation(options, run, output, method, result)
     if options.gaps:

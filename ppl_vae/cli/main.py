@@ -124,7 +124,8 @@ def parse(arguments: list[str]) -> Any:
         commands,
         prog="ppl-vae",
         description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error. "
-        "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version.",
+        "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version, and "
+        "`ppl-vae --tyro-print-completion bash` (or zsh, tcsh) what completes commands in a shell.",
         args=arguments,
         config=config,
     )

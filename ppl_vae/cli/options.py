@@ -155,8 +155,9 @@ class TrainCommand(WithModels):
     is finished; None for not by epoch. An interrupt (Ctrl-C, SIGTERM) writes one too."""
     checkpoint_minutes: float | None = 5.0
     """... and when so many minutes have passed since the last one, also within an epoch; None for not by time."""
-    tensorboard: Path | None = None
-    """A folder for TensorBoard, to which each epoch is logged (pip install 'ppl-vae[tensorboard]')."""
+    tracker: str | None = None
+    """What is told of config, epochs and samples: tensorboard:FOLDER, wandb:PROJECT, mlflow:URI, or a plugin's
+    (pip install 'ppl-vae[tensorboard]', and so on). `ppl-vae evaluate` with the same adds log p(x)."""
 
     def __call__(self) -> None:
         at_least_one(checkpoint_epochs=self.checkpoint_epochs)
@@ -166,6 +167,7 @@ class TrainCommand(WithModels):
             raise UsageError("--resume: expected without --overwrite, which starts again; got both")
         if self.extend is not None:
             self._check_extension()
+        check_tracker(self.tracker)
         if self.plugin is None:
             check_names(self.config)
         from ppl_vae.cli.training import train_model
@@ -229,6 +231,9 @@ class EvaluateCommand(OfRun):
     """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
     overwrite: bool = False
     """Replace also a result of more images or samples than this one."""
+    tracker: str | None = None
+    """What is told of log p(x) by the ladder, or another method that needs no chains, and its errors: as in `ppl-vae
+    train`, and in the same place if it is the same."""
 
     def __call__(self) -> None:
         names = ("num_samples", "num_images", "num_chains", "num_steps")
@@ -241,10 +246,20 @@ class EvaluateCommand(OfRun):
             raise UsageError(f"--gaps: expected --method ladder or importance beside it; got {self.method}")
         if self.gaps and self.num_images == 1:
             raise UsageError("--gaps: expected 2 images or more; got --num-images 1")
+        if self.tracker is not None:
+            self._check_tracked()
         check_run(self.run)
         from ppl_vae.cli.evaluating import evaluate
 
         evaluate(self)
+
+    def _check_tracked(self) -> None:
+        check_tracker(self.tracker)
+        if self.method in ("annealed", "sandwich") or self.tolerance is not None:
+            what = self.method if self.tolerance is None else "--tolerance"
+            raise UsageError(f"--tracker: expected --method ladder, importance or quadrature beside it; got {what}")
+        if self.output is not None:
+            raise UsageError("--tracker: expected results in the folder of the run; got --output beside it")
 
 
 @dataclass(frozen=True)
@@ -483,6 +498,39 @@ class ReportCommand(WithModels):
         report(self)
 
 
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class ExportCommand(WithModels):
+    """A run to hand on, without what training resumes from: config, weights, history, evaluations, a picture of samples
+    and a card, with checksums. Nobody who loads it runs code.
+
+    Examples: ppl-vae export runs/vamp vamp.zip, and in Python pv.load_run("vamp.zip")
+    ppl-vae export runs/vamp hub:OWNER/NAME, and in Python pv.from_pretrained("OWNER/NAME")"""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
+    to: tyro.conf.Positional[str]
+    """FILE.zip; or hub:OWNER/NAME, a repository on the Hugging Face Hub (pip install 'ppl-vae[hub]', hf auth login)."""
+    private: bool = False
+    """On the hub, where the repository is new: for you alone."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+    def __call__(self) -> None:
+        if not self.to.startswith(HUB):
+            ends_in("to", path := Path(self.to), ".zip")
+            if self.private:
+                raise UsageError(f"--private: expected hub:OWNER/NAME beside it; got {self.to}")
+            if path.exists() and not self.overwrite:
+                raise UsageError(f"to: expected a new file; got {path}, which is there (see --overwrite)")
+        check_run(self.run)
+        from ppl_vae.cli.sharing import export
+
+        export(self)
+
+
 @dataclass(frozen=True)
 class DatasetsCommand:
     """List the datasets that go by name."""
@@ -505,6 +553,7 @@ COMMANDS: dict[str, Any] = {
     "impute": ImputeCommand,
     "refit-prior": RefitPriorCommand,
     "report": ReportCommand,
+    "export": ExportCommand,
     "datasets": DatasetsCommand,
 }
 
@@ -513,6 +562,14 @@ def at_least_one(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least 1; got {value}")
+
+
+def check_tracker(spec: str | None) -> None:
+    """Raises `UsageError` for a tracker that there is not."""
+    if spec is not None:
+        from ppl_vae.training.trackers import tracker_of
+
+        tracker_of(spec)
 
 
 def ends_in(flag: str, path: Path | None, *endings: str) -> None:

@@ -13,7 +13,7 @@ from ppl_vae.experiments.runs import finished, unfinished
 from ppl_vae.experiments.training import extend, train
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.system.files import locked, writable
-from ppl_vae.training.trackers import TensorBoard
+from ppl_vae.training.trackers import tracker_of
 
 
 def train_model(options: TrainCommand) -> None:
@@ -29,7 +29,7 @@ def train_model(options: TrainCommand) -> None:
         "resume": options.resume,
         "checkpoint_epochs": options.checkpoint_epochs,
         "checkpoint_minutes": options.checkpoint_minutes,
-        "metrics": options.tensorboard and TensorBoard(options.tensorboard),
+        "tracker": options.tracker and tracker_of(options.tracker)(),
     }
     with locked(output):
         _check(options, output)

@@ -27,6 +27,7 @@ from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.preparation import Assembled, Assembly, assemble, at_most, split_of
 from ppl_vae.networks import Shape
 from ppl_vae.programs import Program, evaluating, seeded
+from ppl_vae.system.archives import unpacked
 from ppl_vae.system.files import check, read_json
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.machine import device_of
@@ -45,6 +46,7 @@ class Run(Assembled):
     event_shape: tuple[int, ...]
     metrics: dict[str, Any]
     load_dataset: Callable[[], Dataset]
+    folder: Path | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -174,7 +176,8 @@ def load_run(
     dataset: Dataset | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Run:
-    """A finished run from its folder.
+    """A finished run from its folder, or from an archive, whose checksums are verified: `ppl-vae export RUN FILE.zip`
+    makes one.
 
     Arguments:
         data_dir: where torchvision's datasets are: see `load`.
@@ -184,15 +187,17 @@ def load_run(
 
     Data are loaded when `Run.dataset` is first used. That raises `ValueError` for data of another shape, and for others
     than those of the training unless `dataset` is given.
-    Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit.
+    Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit, and for
+    an archive that is damaged.
     """
-    folder = Path(folder)
-    check_run(folder)
-    check(folder, "config.json", "weights.safetensors", "metrics.json")
-    config, shape, num_classes = read_config(folder / "config.json")
-    assembly = _assembled(config, shape, folder / "config.json")
-    model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors").to(device_of(str(device)))
-    metrics = read_json(folder / "metrics.json")
+    path = Path(folder)
+    with unpacked(path) as folder:
+        check_run(folder)
+        check(folder, "config.json", "weights.safetensors", "metrics.json")
+        config, shape, num_classes = read_config(folder / "config.json")
+        assembly = _assembled(config, shape, folder / "config.json")
+        model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors").to(device_of(str(device)))
+        metrics = read_json(folder / "metrics.json")
 
     def given() -> Dataset:
         return dataset if isinstance(dataset, Dataset) else load(dataset or config.dataset, data_dir)
@@ -205,11 +210,11 @@ def load_run(
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}. If the data have moved, say where they are by --dataset") from None
         raise ValueError(
-            f"{config.dataset}: expected the data that {folder} was trained on, with the fingerprint "
+            f"{config.dataset}: expected the data that {path} was trained on, with the fingerprint "
             f"{metrics.get('dataset_fingerprint')}; got others (to use them all the same, name them by --dataset)"
         )
 
-    run = Run(assembly, model, shape, metrics, unchanged if dataset is None else given)
+    run = Run(assembly, model, shape, metrics, unchanged if dataset is None else given, path if path.is_dir() else None)
     return run if dataset is None or isinstance(dataset, str) else run.on(dataset)
 
 

@@ -23,6 +23,7 @@ from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import check_run, results_of
 from ppl_vae.experiments.preparation import Prepared, fitted, prepare, split_of
 from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, load_weights, unfinished, versions
+from ppl_vae.experiments.tracking import tracked
 from ppl_vae.models import PyroPair
 from ppl_vae.system.files import CHECKSUMS, check, locked, to_json, write_checked, write_whole
 from ppl_vae.system.hashing import fingerprint
@@ -33,6 +34,7 @@ from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
 from ppl_vae.training.optimizers import OneOptimizer, adam
 from ppl_vae.training.schedules import Schedule
+from ppl_vae.training.trackers import Tracker
 
 LAST, STATE = "last.safetensors", "state.safetensors"
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
@@ -50,6 +52,7 @@ def train(
     checkpoint_minutes: float | None = 5.0,
     keep_state: bool = True,
     device: torch.device | str = "cpu",
+    tracker: Tracker | None = None,
     **options: Any,
 ) -> Run:
     """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`; of a run
@@ -66,6 +69,7 @@ def train(
         keep_state: whether the last checkpoint is kept, as `state.safetensors`, from which `extend` goes on: a file
             three to five times as large as the weights.
         device: where the model and its data go: cpu, cuda, cuda:1, or auto. Checkpoints move between devices.
+        tracker: is told of the run: `TensorBoard(folder)`, `Wandb(project)`, `MLflow(uri)` or another.
         options: of `fit`.
 
     SIGINT and SIGTERM finish the step and write a checkpoint, and `Stopped` is raised.
@@ -95,7 +99,7 @@ def train(
         take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained
         shutil.rmtree(checkpoints.folder)
     failure = None
-    with stoppable() as stop:
+    with tracked(tracker, output, checkpoints.config, goes_on=resume) as told, stoppable() as stop:
         try:
             history = fit(
                 model.model,
@@ -115,6 +119,7 @@ def train(
                 resume=resume,
                 stop=stop,
                 description=f"{config.dataset} {output.name}",
+                **told,
                 **options,
             )
         except DivergedError as error:
@@ -221,7 +226,7 @@ def _write(
     metrics: dict[str, Any] = _metrics(prepared, history) if finished else {}
     write_checked(output, files | ({"metrics.json": to_json(metrics)} if finished else {}))
     dataset = prepared.dataset
-    return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset)
+    return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset, output)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ def read_npy(path: Path, *, mapped: bool = False) -> Array:
     Raises `FileNotFoundError`, and `ValueError` for a file that is damaged, holds objects, or whose size is not the one
     that its header claims.
     """
-    with _refused(path, ".npy"):
+    with refused(path, ".npy file, no objects"):
         with path.open("rb") as file:
             _check_header(file, path.stat().st_size)
             if not mapped:
@@ -45,7 +45,7 @@ def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Ar
     Raises `FileNotFoundError`, and `ValueError` for a file that is damaged, holds objects, has names that are not
     `allowed`, or sizes that are not those that its headers claim.
     """
-    with _refused(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with refused(path, ".npz file, no objects"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if allowed is not None and (others := {m.filename.removesuffix(".npy") for m in members} - set(allowed)):
             raise ValueError(f"expected arrays {', '.join(allowed)}; got {', '.join(sorted(others))}")
@@ -63,7 +63,7 @@ def to_npz(arrays: Mapping[str, Array]) -> bytes:
 
 
 @contextlib.contextmanager
-def _refused(path: Path, kind: str) -> Iterator[None]:
+def refused(path: Path, expected: str) -> Iterator[None]:
     """What is wrong with a file is a `ValueError` of one line: zipfile, zlib and numpy each have their own errors."""
     try:
         if path.exists() and not path.is_file():
@@ -73,7 +73,7 @@ def _refused(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = one_line(error, foreign=True)
-        raise ValueError(f"{path}: expected a whole {kind} file, no objects; got {what}") from error
+        raise ValueError(f"{path}: expected a whole {expected}; got {what}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:

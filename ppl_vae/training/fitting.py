@@ -109,7 +109,7 @@ def fit(
             taken again before the state is loaded, since they decide what is traced.
         stop: called after each step; a true value ends training by `Stopped`, after a checkpoint. The weights are then
             the last step's own.
-        metrics: a logging callback, such as `ppl_vae.training.trackers.TensorBoard`: called after each epoch with a
+        metrics: a logging callback, or a tracker (`ppl_vae.training.trackers`): called after each epoch with a
             copy of its row of the history. Random numbers that it takes change nothing here.
 
     Pyro's param store, torch's random generators and the modules' training mode are left as they were found, but for
