@@ -111,9 +111,13 @@ class Ranks:
         return outcome[0]
 
     def agree(self, values: Mapping[str, Any]) -> None:
-        """Raises `ValueError` where the first rank's are others."""
-        if differing := difference(self.first(lambda: values), values):
-            raise ValueError(f"process_group: expected the same on every rank; got, rank 0 -> {self.rank}: {differing}")
+        """Raises `ValueError`, on all ranks, where those of one are others."""
+        of_all: list[Any] = [values] * self.size
+        if self.size > 1:
+            self._together(lambda: dist.all_gather_object(of_all, values, self.group))
+        for rank, others in enumerate(of_all):
+            if differing := difference(of_all[0], others):
+                raise ValueError(f"process_group: expected the same on every rank; got, rank 0 -> {rank}: {differing}")
 
     @torch.no_grad()
     def give(self, tensors: Iterable[Tensor]) -> None:
@@ -473,19 +477,13 @@ class ParallelStep(Step):
     def _flat(self, *batch: Tensor) -> Tensor:
         """This rank's part, as one vector: the gradients of all parameters, 0 where there is none; whether there is
         one, for each; the loss; and a 0."""
-        whole, of_step = self._whole, Params()
-        num_particles = getattr(self.objective, "num_particles", 1)
-        with _OfRows(whole.draws, self.ranks.rows(whole.num_rows), whole.num_rows, num_particles):
-            if isinstance(self.objective, Objective):
-                loss, params, grads = gradients(self.objective, self.model, self.guide, of_step, batch, {})
-            else:
-                with of_step.capture(), pyro.validation_enabled(False):
-                    loss = torch.as_tensor(self.objective.loss_and_grads(self.model, self.guide, *batch))
-                params = [p for p in of_step if p.grad is not None]
-                grads = [p.grad for p in params if p.grad is not None]
-                for p in params:
-                    p.grad = None
-        have = dict(zip(params, grads, strict=True))
+        whole = self._whole
+        of_rows = _OfRows(whole.draws, self.ranks.rows(whole.num_rows), whole.num_rows, self.objective.num_particles)
+        try:
+            with of_rows:
+                loss, have = self._gradients(*batch)
+        except ValueError as error:
+            raise ValueError(one_line(error)) from None  # without the shapes that Pyro adds to it
         if not have.keys() <= {*(whole.leaves if whole.used is None else whole.used)}:
             raise ValueError(
                 "process_group: expected the gradients of the same parameters in every batch; got one of another"
@@ -493,3 +491,16 @@ class ParallelStep(Step):
         parts = [have[p] if p in have else torch.zeros_like(p) for p in whole.leaves]
         have_grads = loss.new_tensor([float(p in have) for p in whole.leaves])
         return torch.cat([*(part.reshape(-1) for part in parts), have_grads, loss.reshape(1), loss.new_zeros(1)])
+
+    def _gradients(self, *batch: Tensor) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The loss, and the gradients that there are."""
+        params = Params()
+        if isinstance(self.objective, Objective):
+            loss, leaves, grads = gradients(self.objective, self.model, self.guide, params, batch, {})
+            return loss, dict(zip(leaves, grads, strict=True))
+        with params.capture(), pyro.validation_enabled(False):
+            loss = torch.as_tensor(self.objective.loss_and_grads(self.model, self.guide, *batch))
+        have = {p: p.grad for p in params if p.grad is not None}
+        for p in have:
+            p.grad = None
+        return loss, have
