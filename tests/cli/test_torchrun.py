@@ -31,6 +31,7 @@ if os.environ.get("RANK") == "1":
 
 def test_a_command_of_two_processes_ends_with_one_and_is_resumed_by_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppl_vae.cli.training.draw_run", lambda *args, **options: None)
     save_own(tmp_path)
     (tmp_path / "killed.py").write_text(KILLED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ppl_vae"]
