@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from ppl_vae.components import UsageError
 from ppl_vae.system.errors import one_line
+from ppl_vae.system.machine import num_launched
 from ppl_vae.system.signals import terminable
 
 
@@ -40,6 +41,7 @@ def _main(arguments: list[str]) -> None:
     signals: list[int] = []
     try:
         with terminable() as signals, warnings_in_one_line():
+            check_launch(arguments)
             parse(arguments)()
     except UsageError as error:
         fail(str(error), 2)
@@ -53,6 +55,12 @@ def _main(arguments: list[str]) -> None:
         fail(f"{one_line(error)} ({place(error, plugins(arguments))})", 1)
     except KeyboardInterrupt as interrupt:
         stop(interrupt, arguments, signals)
+
+
+def check_launch(arguments: list[str]) -> None:
+    """Raises `UsageError` for a command other than `train` in several processes, which would do the same."""
+    if num_launched() > 1 and arguments[:1] != ["train"]:
+        raise UsageError(f"torchrun: expected the command train; got {next(iter(arguments), 'none')} (see --help)")
 
 
 def stop(interrupt: KeyboardInterrupt, arguments: list[str], signals: list[int]) -> NoReturn:

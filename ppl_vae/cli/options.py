@@ -136,7 +136,10 @@ class TrainCommand(WithModels):
     --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae
 
     To train until it no longer helps: --epochs 2000 --patience 50. For 500 epochs more: ppl-vae train --extend 500
-    --output RUN. From the weights of another run: ppl-vae train --from RUN --learning-rate 1e-4 --output NEW"""
+    --output RUN. From the weights of another run: ppl-vae train --from RUN --learning-rate 1e-4 --output NEW
+
+    On several GPUs, or processes of a CPU, each with its part of every batch, and with the same result to rounding:
+    torchrun --nproc-per-node 2 -m ppl_vae train ..."""
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     output: Path | None = None

@@ -16,6 +16,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -33,6 +34,7 @@ from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
 from ppl_vae.training.monitoring import blame, first_nonfinite, mean_parts, warn_of_end
 from ppl_vae.training.optimizers import OneOptimizer, end_epoch, learning_rate_of, pyro_optimizer
+from ppl_vae.training.parallel import ParallelStep, Ranks, check_parallel
 from ppl_vae.training.schedules import Schedule
 from ppl_vae.training.state import TrainingState
 from ppl_vae.training.stopping import is_over
@@ -70,6 +72,7 @@ def fit(
     resume: bool = False,
     stop: Callable[[], object] = bool,
     metrics: Callable[[dict[str, float]], object] | None = None,
+    process_group: ProcessGroup | None = None,
     show_progress: bool = True,
     description: str = "fit",
 ) -> History:
@@ -111,19 +114,27 @@ def fit(
             the last step's own.
         metrics: a logging callback, or a tracker (`ppl_vae.training.trackers`): called after each epoch with a
             copy of its row of the history. Random numbers that it takes change nothing here.
+        process_group: of `torch.distributed`. Its ranks train together: each calls `fit` with the same data and
+            settings, and takes its rows of every batch (`ppl_vae.training.parallel`). Weights and history are on all
+            ranks those of one process, to rounding. The first writes checkpoints, from which any number of ranks
+            resumes, and calls `metrics`.
 
     Pyro's param store, torch's random generators and the modules' training mode are left as they were found, but for
     bare parameters.
 
     Raises `ValueError`, before the first step, for a pair that breaks the contract of `check_training`, data that are
     empty, of unequal length or outside of their support, a last batch of one for BatchNorm, patience without validation
-    data, checkpoints of another run or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`;
-    `OSError` where a checkpoint can't be written, and where another process trains in its folder; and `DivergedError`
-    when the loss, a parameter or the ELBO that is logged turns NaN or infinite, with what is to blame and what to try:
-    the weights are then those after the last epoch for which it was finite, or the best. Warns by `RuntimeWarning` of a
-    posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it began.
+    data, checkpoints of another run or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`; on
+    several ranks also for what takes the data of a batch together (BatchNorm, `FreeBits`, `GaussianOptimal`), and for
+    draws by rejection sampling (Gamma, Poisson). `OSError` where a checkpoint can't be written, and where another
+    process trains in its folder; `ConnectionError` within 30 seconds of the end of another rank, which it names; and
+    `DivergedError` when the loss, a parameter or the ELBO that is logged turns NaN or infinite, with what is to blame
+    and what to try: the weights are then those after the last epoch for which it was finite, or the best. Warns by
+    `RuntimeWarning` of a posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it
+    began.
     """
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
+    ranks = Ranks(process_group)
     data, held_out = _tensors(model, guide, (x, *args), validation, patience)
     device = common_device(p for m in modules_of(model, guide) for p in m.parameters()) or data[0].device
     monitored = _monitored(data, held_out, encode, seed, device)
@@ -132,22 +143,31 @@ def fit(
     compiled = True if compiled is None and isinstance(elbo, CompiledTrace_ELBO) else compiled
     num_steps = max(1, len(data[0]) // batch_size) if drop_last else math.ceil(len(data[0]) / batch_size)
     first = tuple(t[:batch_size] for t in monitored["train"])
+    checkpoints = checkpoints if ranks.is_first else None
     with (
+        ranks,
         nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
         _param_store(model, guide, objective, first) as bare,
-        progress(description, epochs * num_steps, enabled=show_progress) as report,
+        progress(description, epochs * num_steps, enabled=show_progress and ranks.is_first) as report,
     ):
         generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
         keeping: dict[str, Any] = {"ema_decay": ema_decay, "keep_best": patience is not None}
         state = TrainingState(modules, optim, generator, num_steps, device, bare, **keeping)
+        ranks.give(t for tensors in state.weights for t in tensors.values())
+        state.restore(state.weights)
         _plan(objective, optim, epochs, state)
-        step = Step(model, guide, objective, optim, compiled=bool(compiled))
+        make_step = Step if ranks.size == 1 else partial(ParallelStep, ranks=ranks)
+        step = make_step(model, guide, objective, optim, compiled=bool(compiled))
         steps = _Steps(step, state, data, encode, batch_size, epochs * num_steps if compiled is None else None)
         steps.check(first, held_out, seed)
+        check_parallel(model, guide, objective, ranks, steps.fewest)
         settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
         saving = _Saving(checkpoints, steps, {**settings, "ema_decay": ema_decay, "patience": patience})
-        if saving.resumes(resume, (*data, *held_out)):
+        if ranks.size > 1:
+            ranks.agree({**saving.settings, "optimiser": repr(optim), "data": fingerprint(*data, *held_out)})
+        if (saved := ranks.first(lambda: saving.load(resume, (*data, *held_out)))) is not None:
+            steps.resume(saved)
             report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
         while state.epoch <= epochs and not is_over(state.rows, patience, state.since):
             start = time.perf_counter() - state.seconds
@@ -158,15 +178,16 @@ def fit(
                     report()
                     if state.num_steps == 1 and not state.losses[0].isfinite():
                         break  # no step can make it better: the rest of the epoch is spared
-                    if reason := stop():
+                    if reason := ranks.agreed(stop()):
                         saving.save()
                         raise Stopped(f"stopped {_place(state, epochs)}", reason, History(state.rows))
                     saving.save_if_due()
             row = steps.measured(batches, monitored, seed) | {"seconds": time.perf_counter() - start}
+            row = ranks.first(partial(dict, row))  # to the last bit, for what it decides
             state.end_epoch(row)
             end_epoch(optim, row["loss"])
             report(0, _line(row, epochs))
-            if metrics is not None:
+            if metrics is not None and ranks.is_first:
                 with torch.random.fork_rng():
                     metrics(dict(row))
             saving.save_if_due(state.epoch - 1)
@@ -174,7 +195,8 @@ def fit(
             report(0, f"stops: the validation ELBO was best after epoch {state.kept_epoch}, {patience} epochs ago")
         saving.save_last()
         state.restore(state.kept)
-    warn_of_end(state.rows[: state.kept_epoch], first[0], model, guide)
+    if ranks.is_first:
+        warn_of_end(state.rows[: state.kept_epoch], first[0], model, guide)
     return History(state.rows)
 
 
@@ -231,6 +253,11 @@ class _Steps:
         order = self.state.order(len(self.data[0])).to(self.data[0].device)
         return order.split(self.batch_size)[: len(self.state.losses)]
 
+    @property
+    def fewest(self) -> int:
+        """The data of the smallest batch."""
+        return min(self.batch_size, len(self.data[0]) - (len(self.state.losses) - 1) * self.batch_size)
+
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         # index_select copies rows in a tenth of the time that t[rows] takes
         parts = (t.index_select(0, rows) for t in self.data)
@@ -262,7 +289,7 @@ class _Steps:
         for part in (self.data, held_out) if held_out else (self.data,):
             encode = partial(self.encoded, generator=Generator(part[0].device).manual_seed(seed))
             check_batches(self.step.model, self.step.guide, part, encode, self.batch_size)
-        if min(self.batch_size, len(self.data[0]) - (len(self.state.losses) - 1) * self.batch_size) == 1:
+        if self.fewest == 1:
             self._check_single(tuple(t[:1] for t in first))
 
     def _check_single(self, datum: tuple[Tensor, ...]) -> None:
@@ -344,10 +371,10 @@ class _Saving:
     steps: _Steps
     settings: dict[str, Any]
 
-    def resumes(self, resume: bool, data: tuple[Tensor, ...]) -> bool:
-        """Whether there is a checkpoint to resume from; if so, takes on its state."""
+    def load(self, resume: bool, data: tuple[Tensor, ...]) -> dict[str, Any] | None:
+        """The state to resume from, if there is one."""
         if self.checkpoints is None:
-            return False
+            return None
         optim = self.steps.step.optim
         if not isinstance(optim, OneOptimizer):
             raise ValueError(
@@ -357,10 +384,7 @@ class _Saving:
         self.settings |= {"objective": objective, "optimiser": repr(optim), "data": fingerprint(*data)}
         if not resume and (paths := self.checkpoints.paths()):
             raise ValueError(f"checkpoints: expected resume=True, or a folder without checkpoints; got {paths[0]}")
-        saved = self.checkpoints.load(**self.settings) if resume else None
-        if saved is not None:
-            self.steps.resume(saved)
-        return saved is not None
+        return self.checkpoints.load(**self.settings) if resume else None
 
     def save(self) -> None:
         if self.checkpoints is not None:
