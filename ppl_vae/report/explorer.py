@@ -37,12 +37,13 @@ class Explorer:
     plane: Plane
 
 
-def explorer(folder: Path, dataset_of: Callable[[str], Dataset]) -> Explorer | str | None:
+def explorer(folder: Path, dataset_of: Callable[..., Dataset]) -> Explorer | str | None:
     """E[x|z] on a grid of latents of the run in `folder`: at normal quantiles of a 2-d z, else on the plane of the two
     main directions of the test images' latents. None where there is no such space (an autoencoder, a model that takes
     labels, vectors, other than 1 or 3 channels); the reason where the run or its data can't be loaded."""
     try:
-        run = load_run(folder, dataset=dataset_of(read_config(folder / "config.json")[0].dataset))
+        config = read_config(folder / "config.json")[0]
+        run = load_run(folder, dataset=dataset_of(config.dataset, **config.reading))
     except (OSError, ValueError) as error:
         return str(error)
     if not (run.is_of_images and run.model.has_log_p) or run.model.labelled:
