@@ -5,6 +5,7 @@ Checks yield findings. `check_model` collects them; estimators raise the first e
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -118,10 +119,18 @@ def common_device(tensors: Iterable[Tensor]) -> torch.device | None:
 
 def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -> Trace:
     """A trace of the program as it is, without particles and subsample sites, at given latents.
-    Raises `ValueError` for data of another dtype than the parameters', if that is what fails."""
+    Raises `ValueError` for data of another dtype than the parameters', or of another number of arguments than the
+    program's, if that is what fails."""
     replayed = poutine.replay(program, latents) if latents is not None else program
     try:
         return traced(replayed, *data)
+    except TypeError as error:
+        if _takes(program, *data):
+            raise
+        raise ValueError(
+            f"expected data of as many parts as the program has arguments; got {len(data)}: {error}. Where items have "
+            "labels that it does not take, leave these out in the dataset, or for `fit` by encode"
+        ) from None
     except RuntimeError as error:
         parameters = (p for module in modules_of(program) for p in module.parameters())
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
@@ -131,6 +140,17 @@ def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -
         raise ValueError(
             f"expected data of {dtype}, as the parameters; got {got}. Convert them: x.to({dtype})"
         ) from None
+
+
+def _takes(program: Program, *data: Tensor) -> bool:
+    """Whether a program takes so many arguments, as far as that is known."""
+    try:
+        inspect.signature(program).bind(*data)
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 _OF_DTYPES = re.compile(r"same dtype|scalar type|type \(.*\) should be the same|bias type|bool tensor")

@@ -50,7 +50,7 @@ def data_of(array: Array | StoredArray, where: str) -> Tensor:
         )
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{where}: expected numbers; got {array.dtype}")
-    low, high = _range(array)
+    low, high = (0, 255) if array.dtype == np.uint8 else _range(array)
     if (white := _white(array, low, high)) is None:
         vectors = vectors_of(array, where)
         warnings.warn(
@@ -88,8 +88,8 @@ def tensor_of(array: Array | StoredArray, convert: Convert, dtype: Any) -> Tenso
     """`convert` of an array, a block after another; of a stored one the rows, converted as they are read."""
     shape = array.shape[0], *convert(array[:1]).shape[1:]
     if type(array) is not np.ndarray:
-        read = lambda index: convert(array[index])  # noqa: E731
-        return Rows(Stored(read, torch.Size(shape), torch.from_numpy(np.empty(0, dtype)).dtype), torch.arange(shape[0]))
+        of_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+        return Rows(Stored(lambda index: convert(array[index]), torch.Size(shape), of_dtype), torch.arange(shape[0]))
     if array.dtype == dtype:
         return torch.from_numpy(np.ascontiguousarray(convert(array)))
     converted, start = np.empty(shape, dtype), 0
@@ -101,7 +101,7 @@ def tensor_of(array: Array | StoredArray, convert: Convert, dtype: Any) -> Tenso
 
 def blocks(array: Array | StoredArray) -> Iterator[Array]:
     """The rows of an array, some megabytes at a time."""
-    size = max(1, BLOCK_BYTES * len(array[:1]) // max(1, array[:1].nbytes))
+    size = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
     for start in range(0, array.shape[0], size):
         yield array[start : start + size]
 

@@ -89,9 +89,16 @@ def _from_frame(name: str, path: Path, frame: Any, label: str | None) -> Dataset
             f"{path}: expected columns of numbers; got others: {', '.join(others[:5])}{more}. Leave them out, or take "
             "one for the labels: --label NAME"
         )
-    are_whole = all(frame[c].dtype.kind in "biu" and not frame[c].hasnans for c in frame.columns)
+    data = _numbers(frame, str(path))
+    return divide(name, data, labels, columns=tuple(frame.columns), classes=classes)
+
+
+def _numbers(frame: Any, where: str) -> Tensor:
+    """Of columns of numbers, int64 if all of them are whole, else float32."""
+    are_whole = all(t.kind in "bi" or (t.kind == "u" and t.itemsize < 8) for t in frame.dtypes)
+    are_whole = are_whole and not frame.isna().to_numpy().any()
     array = frame.to_numpy(np.int64) if are_whole else frame.to_numpy(np.float64, na_value=np.nan)
-    return divide(name, vectors_of(array, str(path), gaps=True), labels, columns=tuple(frame.columns), classes=classes)
+    return vectors_of(array, where, gaps=True)
 
 
 def _column(frame: Any, label: str, path: Path) -> Any:
@@ -240,9 +247,7 @@ def _from_features(
         frame = stored.select_columns(rest).to_pandas()
         if others := [column for column in rest if frame[column].dtype.kind not in "biuf"]:
             raise ValueError(f"{where}: expected columns of numbers; got others: {', '.join(others[:5])}")
-        are_whole = all(frame[column].dtype.kind in "biu" for column in rest)
-        array = frame.to_numpy(np.int64 if are_whole else np.float64)
-        return vectors_of(array, where, gaps=True), labels, names | {"columns": tuple(rest)}
+        return _numbers(frame, where), labels, names | {"columns": tuple(rest)}
     if len(rest) == 1:
         with _refused(Path(where), "arrays of one shape"):
             array = np.stack(stored.with_format("numpy", columns=rest)[:][rest[0]])

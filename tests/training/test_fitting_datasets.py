@@ -59,7 +59,7 @@ def test_items_that_are_random_come_from_the_seed():
         def __getitem__(self, i):
             return self.x[i] + 0.1 * torch.randn(())
 
-    assert fitted(Random()) == fitted(Random()) != fitted(Random(), seed=1)
+    assert fitted(Random(X)) == fitted(Random(X)) != fitted(Random(X), seed=1)
 
 
 def test_without_validation_the_first_items_are_monitored(monkeypatch):
@@ -68,3 +68,12 @@ def test_without_validation_the_first_items_are_monitored(monkeypatch):
     assert of_some[-1]["loss"] == of_all[-1]["loss"]
     assert of_some == [row | {k: v for k, v in fitted(X, validation=X[:20])[1][i].items() if k.startswith("train")}
                        for i, row in enumerate(of_all)]  # fmt: skip
+
+
+def test_labels_that_the_model_does_not_take():
+    labelled = TensorDataset(X, torch.arange(50))
+    with pytest.raises(
+        ValueError, match=r"expected data of as many parts as the program has arguments; got 2: .*encode"
+    ):
+        fitted(labelled)
+    assert fitted(labelled, encode=lambda x, y, generator: (x,)) == fitted(X)
