@@ -127,6 +127,7 @@ READERS = {
     "npy": Reader("x.npy", lambda path: load(str(path)), _npy(_pixels(12, 4, 4))),
     "npy-mapped": Reader("x.npy", _mapped, _npy(_pixels(12, 4, 4))),
     "npz": Reader("x.npz", lambda path: load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
+    "csv": Reader("x.csv", lambda path: load(str(path)), b"a,b\n" + b"1,2.5\n" * 12),
     "config": Reader(
         "config.json",
         lambda path: assemble(read_config(path)[0]),

@@ -21,6 +21,7 @@ from ppl_vae.evaluation.refinement import refine
 from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, over_limit, rungs_of, surely_below_limit
 from ppl_vae.programs import Program
 from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.rows import select
 
 MAX_FACTOR = 64  # of num_samples, by default
 ANNEALING_STEPS, ANNEALING_CHAINS = (25, 100, 400), 128
@@ -164,7 +165,7 @@ def climb(
         for number in rung_of.unique().tolist() if complete else []:
             complete = False
             index = (rung_of == number).nonzero()[:, 0]
-            result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, True, number))
+            result = rungs[number](*(select(t, index) for t in data), seed=seed_of(seed, True, number))
             results.append((index.cpu(), result))
             if not result.complete:
                 break
@@ -202,7 +203,7 @@ def choose(
     pilots: list[tuple[Tensor, LogLikelihood]] = []
 
     def run(number: int, index: Tensor) -> LogLikelihood:
-        result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, False, number))
+        result = rungs[number](*(select(t, index) for t in data), seed=seed_of(seed, False, number))
         pilots.append((index.cpu(), result))
         if not result.complete:
             raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from ppl_vae.evaluation.refined import Refined, mixture_of
 from ppl_vae.graphs import flop_counter, repays
 from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded
 from ppl_vae.system.progress import Report, progress
+from ppl_vae.system.rows import select
 
 BLOCK_FITS = 64  # whose noise has one seed, and whose steps are taken together
 START_DRAWS = 64  # of the guide and of the prior each: for moments, and where more starts are sought
@@ -112,7 +113,7 @@ def refine(
                 fits.run(rest, num_starts, steps, report)
             refined = fits.refined()
             if number < len(ROUNDS) - 1:
-                rest_data = (t[rest] for t in data)
+                rest_data = (select(t, rest) for t in data)
                 pilot_seed = seed_of(seed, number, PILOT_SAMPLES)
                 pilot = log_likelihood(
                     model, refined, *rest_data, num_samples=PILOT_SAMPLES, seed=pilot_seed, memory=memory

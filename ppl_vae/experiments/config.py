@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import AfterValidator, Field, ValidationError
@@ -94,7 +94,16 @@ class TrainConfig:
         ),
     ] = "conv-vae"
     dataset: str = "mnist-mini"
-    """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images; arrays (N, D) are vectors."""
+    """A name from `ppl-vae datasets`, or a path to .npz, .npy, .zarr or a folder of images; to a table (.csv, .parquet)
+    or counts (.h5ad). Arrays (N, D) are vectors."""
+    label: str | None = None
+    """Of a table, or of the obs of .h5ad: the column of the labels. Default: none."""
+    layer: str | None = None
+    """Of .h5ad: the layer. Default: X."""
+    resize: tuple[Count, Count] | None = None
+    """Of a folder of images: bring them to height H and width W. Default: they are of one size."""
+    channels: Literal[1, 3] | None = None
+    """Of a folder of images: 1 makes all of them grey, 3 in colour. Default: 1 if all are grey, else 3."""
     likelihood: Annotated[
         Spec | None,
         one_of(
@@ -176,6 +185,11 @@ class TrainConfig:
     """Of m2: the weight of log q(y|x) of each labelled image in training. Default: 0.1 N / (number of labels)."""
     compiled: bool | None = None
     """Whether training steps are compiled. Default: where the number of steps repays it."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How data of one's own are read: options of `load`."""
+        return {name: getattr(self, name) for name in ("label", "layer", "resize", "channels")}
 
 
 BY_NAME = ("likelihood", "prior", "posterior", "encoding", "noise", "objective", "kl_weight", "schedule")

@@ -291,13 +291,12 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
             f"{dataset.name}: expected floats for {likelihood}; got whole numbers, on which a density is no "
             "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
         )
+    if not assembly.config.missing and (got := _missing(dataset)):
+        raise ValueError(
+            f"{dataset.name}: expected numbers; got {got}. Where that means missing values, say so: --missing"
+        )
     for part in (*chunks(dataset.train), *chunks(dataset.test)):
         x = part.float()
-        if not assembly.config.missing and x.isnan().any():
-            got = f"NaN in {int(x.isnan().any(1).sum())} of {len(x)} rows"
-            raise ValueError(
-                f"{dataset.name}: expected numbers; got {got}. Where that means missing values, say so: --missing"
-            )
         if x.isnan().all(1).any():
             raise ValueError(f"{dataset.name}: expected something to be seen of each datum; got rows of NaN alone")
         x = x[~x.isnan()]
@@ -307,6 +306,20 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
                 f"some outside, in [{x.min():.4g}, {x.max():.4g}]. Take a likelihood of such data: gaussian-learned of "
                 "real numbers, poisson of counts"
             )
+
+
+def _missing(dataset: Dataset) -> str:
+    """How many rows have NaN, and in which columns; "" for none."""
+    num_rows, at = 0, torch.zeros(dataset.event_shape, dtype=torch.bool)
+    for part in (*chunks(dataset.train), *chunks(dataset.test)):
+        missing = part.isnan()
+        num_rows, at = num_rows + int(missing.any(1).sum()), at | missing.any(0)
+    if not num_rows:
+        return ""
+    numbers = at.nonzero().flatten().tolist()
+    names = [dataset.columns[i] if dataset.columns else str(i) for i in numbers[:5]] + ["..."] * (len(numbers) > 5)
+    in_all = len(dataset.train) + len(dataset.test)
+    return f"NaN in {num_rows} of {in_all} rows, in column{'s' * (len(numbers) > 1)} {', '.join(names)}"
 
 
 def _num_classes(assembly: Assembly, dataset: Dataset) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppl_vae.components import UnknownComponentError
 from ppl_vae.data.dataset import Dataset, select
-from ppl_vae.data.loading import load
+from ppl_vae.data.loading import load, options_of
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.architectures import Model
@@ -200,7 +200,11 @@ def load_run(
         metrics = read_json(folder / "metrics.json")
 
     def given() -> Dataset:
-        return dataset if isinstance(dataset, Dataset) else load(dataset or config.dataset, data_dir)
+        if isinstance(dataset, Dataset):
+            return dataset
+        name = dataset or config.dataset
+        reading = {option: config.reading[option] for option in options_of(name)}
+        return load(name, data_dir, **reading)
 
     def unchanged() -> Dataset:
         try:

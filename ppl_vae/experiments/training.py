@@ -83,7 +83,7 @@ def train(
     `OSError` for an output that can't be written, and `ValueError` for data that can't be used, checkpoints that are
     neither to be resumed nor overwritten, and a run with another config or other data to resume.
     """
-    dataset, ranks = dataset or load(config.dataset, data_dir), Ranks(process_group)
+    dataset, ranks = dataset or load(config.dataset, data_dir, **config.reading), Ranks(process_group)
     checkpoints = Checkpoints(output / CHECKPOINTS, checkpoint_epochs, checkpoint_minutes)
     if resume and ranks.first(lambda: not checkpoints.paths() and (output / "metrics.json").is_file()):
         return _load_same(output, fitted(config, dataset).config, dataset)
@@ -154,7 +154,7 @@ def save_run(
 
     An earlier run in the folder is replaced. Raises `ValueError` for a model that is not of this config.
     """
-    dataset = dataset or load(config.dataset)
+    dataset = dataset or load(config.dataset, **config.reading)
     prepared = prepare(config, dataset)
     found, expected = ({name: t.shape for name, t in m.state_dict().items()} for m in (model, prepared.model))
     if found != expected:

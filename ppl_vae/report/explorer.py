@@ -25,12 +25,13 @@ class Plane:
     axis: list[float]
 
 
-def explorer(folder: Path, dataset_of: Callable[[str], Dataset]) -> Plane | Walk | str | None:
+def explorer(folder: Path, dataset_of: Callable[..., Dataset]) -> Plane | Walk | str | None:
     """E[x|z] of the run in `folder`: at normal quantiles of a 2-d z, or on walks between test images. None where there
     is no such space (an autoencoder, a model that takes labels, discrete latents, vectors, other than 1 or 3 channels);
     the reason where the run or its data can't be loaded."""
     try:
-        run = load_run(folder, dataset=dataset_of(read_config(folder / "config.json")[0].dataset))
+        config = read_config(folder / "config.json")[0]
+        run = load_run(folder, dataset=dataset_of(config.dataset, **config.reading))
     except (OSError, ValueError) as error:
         return str(error)
     if not (run.is_of_images and run.model.has_log_p and run.model.has_real_latents) or run.model.labelled:

@@ -75,7 +75,7 @@ def write_page(
     `data_dir` is where datasets are looked for. Without a model's data, the page is without its explorer.
     Raises `FileNotFoundError` for a folder that holds nothing finished, and `ValueError` for damaged files.
     """
-    dataset_of = cache(lambda name: load(name, data_dir))  # runs of an experiment share it
+    dataset_of = cache(lambda name, **reading: load(name, data_dir, **reading))  # runs of an experiment share it
     folders = [found for folder in folders for found in _shown(folder)]
     page = _environment().get_template("page.html.jinja").render(
         sections=[_section(folder, dataset_of, say) for folder in folders],
@@ -106,7 +106,7 @@ def _shown(folder: Path) -> list[Path]:
     return found
 
 
-def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[str], object]) -> Section:
+def _section(folder: Path, dataset_of: Callable[..., Dataset], say: Callable[[str], object]) -> Section:
     runs = runs_of(folder)
     say(f"{folder}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
     parts = [_run(run, name_in(folder, run), dataset_of) for run in runs]
@@ -120,7 +120,7 @@ def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[
     return Section(name_of(folder), parts, blocks, _rerun(_experiment(metrics), metrics), panel(folder))
 
 
-def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPart:
+def _run(folder: Path, name: str, dataset_of: Callable[..., Dataset]) -> RunPart:
     check(folder, "config.json")
     (config, shape, _), metrics = read_config(folder / "config.json"), checked_json(folder, "metrics.json")
     things = "image" if len(shape) == 3 else "vector"

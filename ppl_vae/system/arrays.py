@@ -24,7 +24,7 @@ LARGEST_ARCHIVE, LARGEST_RATIO = 2**30, 50
 
 
 def read_npy(path: Path, *, mapped: bool = False) -> Array:
-    """The array of a `.npy` file; if `mapped`, it is memory-mapped, and changes are not written back to the file.
+    """The array of a `.npy` file; if `mapped`, it is memory-mapped, read-only, and may be larger than memory.
 
     Raises `FileNotFoundError`, and `ValueError` for a file that is damaged, holds objects, or whose size is not the one
     that its header claims.
@@ -35,7 +35,8 @@ def read_npy(path: Path, *, mapped: bool = False) -> Array:
             if not mapped:
                 file.seek(0)
                 return npy.read_array(file, allow_pickle=False)
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        # a private copy ("c") would count as memory of the whole size, which the system may refuse
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae.contract import check_training, common_device, plain_trace, tensors_of
 from ppl_vae.graphs import repays
@@ -28,6 +29,7 @@ from ppl_vae.programs import Program, evaluating, mode, modules_of, own_param_st
 from ppl_vae.system.files import locked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import duration, progress
+from ppl_vae.system.rows import Rows
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.checks import check_batches
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
@@ -38,6 +40,8 @@ from ppl_vae.training.parallel import ParallelStep, Ranks, check_parallel
 from ppl_vae.training.schedules import Schedule
 from ppl_vae.training.state import TrainingState
 from ppl_vae.training.stopping import is_over
+
+MONITORED_ITEMS = 10_000  # of a dataset, whose ELBO is logged where there is no validation data
 
 Encode = Callable[..., tuple[Tensor, ...]]
 """encode(*batch, generator=...) -> the programs' arguments: from stored data to what the programs observe."""
@@ -51,14 +55,14 @@ def observe(*batch: Tensor, generator: Generator | None = None) -> tuple[Tensor,
 def fit(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Tensor | Dataset[Any] | DataLoader[Any],
     *args: Tensor,
-    validation: Tensor | tuple[Tensor, ...] | None = None,
+    validation: Any = None,
     encode: Encode = observe,
     elbo: ELBO | None = None,
     optim: PyroOptim | type[Optimizer] | None = None,
     epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     drop_last: bool = False,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
@@ -84,12 +88,19 @@ def fit(
         x, args: the data, batched together along dim 0, of shape (data, ...): tensors, or what numpy makes arrays of.
             They go to the device of the parameters: whole, or a batch at a time where they would take more than half of
             its free memory. Their order is the same on every device, and noise is the device's own.
-        validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each.
+            Or a torch dataset or `DataLoader`, whose items are tensors, or tuples of them as further arguments, and are
+            read when they are used. A map-style one is read in the order of `seed`, in this process; an iterable one is
+            streamed, in its own order, and a stream without a length is counted in a first pass. All data are read
+            once before the first step, to be checked.
+        validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each. Of
+            a dataset they are read whole. Without them the ELBO of the training data is logged; of a dataset, that of
+            the first 10,000.
         encode: from a batch of stored data to the programs' arguments, with new noise for each training batch.
         elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch. Of a
             `TraceEnum_ELBO`, the history has its own bound, without its two parts.
         optim: a `PyroOptim`, or a class of torch.optim; by default fused Adam. A scheduler of `pyro.optim` is stepped
             after each epoch.
+        batch_size: 128 by default, or that of a `DataLoader`.
         drop_last: whether an epoch ends before a last batch that is shorter.
         learning_rate, weight_decay, clip_norm: of the default optimiser, which with weight decay is AdamW, or of a
             class; gradients of a larger norm, over all parameters together, are scaled down to `clip_norm`.
@@ -109,7 +120,9 @@ def fit(
         checkpoints: where and how often the state of training is written, `Checkpoints(folder)`.
         resume: whether to resume from the newest checkpoint, if there is one. Weights and history are bit for bit
             those of a run that was not stopped, but for `seconds`, compiled or not. The first two or three steps are
-            taken again before the state is loaded, since they decide what is traced.
+            taken again before the state is loaded, since they decide what is traced. Of a stream there are checkpoints
+            at the ends of epochs alone: what is stopped within one is resumed from its start, and the same if the
+            stream is.
         stop: called after each step; a true value ends training by `Stopped`, after a checkpoint. The weights are then
             the last step's own.
         metrics: a logging callback, or a tracker (`ppl_vae.training.trackers`): called after each epoch with a
@@ -133,11 +146,15 @@ def fit(
     `RuntimeWarning` of a posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it
     began.
     """
+    if isinstance(x, DataLoader):
+        batch_size, drop_last = batch_size or x.batch_size, drop_last or x.drop_last
+    batch_size = 128 if batch_size is None else batch_size
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
     ranks = Ranks(process_group)
-    data, held_out = _tensors(model, guide, (x, *args), validation, patience)
-    device = common_device(p for m in modules_of(model, guide) for p in m.parameters()) or data[0].device
-    monitored = _monitored(data, held_out, encode, seed, device)
+    with seeded(seed):  # items of a dataset may be random
+        data, held_out = _tensors(model, guide, (x, *args), validation, patience)
+        device = common_device(p for m in modules_of(model, guide) for p in m.parameters()) or data[0].device
+        monitored = _monitored(data, held_out, encode, seed, device)
     options = {"weight_decay": weight_decay or None, "clip_norm": clip_norm, "schedule": schedule}
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, **options)
     compiled = True if compiled is None and isinstance(elbo, CompiledTrace_ELBO) else compiled
@@ -248,9 +265,15 @@ class _Steps:
     batch_size: int
     num_planned: int | None
 
+    @property
+    def are_streamed(self) -> bool:
+        return any(isinstance(t, Rows) and t.are_streamed for t in self.data)
+
     def batches(self) -> Sequence[Tensor]:
         """The rows of the batches of this epoch."""
         order = self.state.order(len(self.data[0])).to(self.data[0].device)
+        if self.are_streamed:
+            order = order.sort().values
         return order.split(self.batch_size)[: len(self.state.losses)]
 
     @property
@@ -387,8 +410,9 @@ class _Saving:
         return self.checkpoints.load(**self.settings) if resume else None
 
     def save(self) -> None:
-        if self.checkpoints is not None:
-            state = self.steps.state
+        """Not within an epoch of a stream."""
+        state = self.steps.state
+        if self.checkpoints is not None and not (self.steps.are_streamed and state.step):
             self.checkpoints.save({**self.settings, **state.state_dict()}, state.num_steps)
 
     def save_if_due(self, epoch: int | None = None) -> None:
@@ -416,9 +440,11 @@ def _monitored(
     data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], encode: Encode, seed: int, device: torch.device
 ) -> dict[str, tuple[Tensor, ...]]:
     """The programs' arguments whose ELBO is logged. Encoded once, so that epochs differ by the weights alone."""
-    parts = {"train": tuple(t[: len(held_out[0] if held_out else t)] for t in data)}
+    are_items = any(isinstance(t, Rows) and t.are_items for t in data)
+    num_data = len(held_out[0]) if held_out else min(len(data[0]), MONITORED_ITEMS if are_items else len(data[0]))
+    parts = {"train": tuple(t[:num_data] for t in data)}
     if held_out:
-        parts["validation"] = held_out
+        parts["validation"] = tuple(t[:] for t in held_out)
     return {
         name: _to(device, encode(*part, generator=Generator(part[0].device).manual_seed(seed)))
         for name, part in parts.items()

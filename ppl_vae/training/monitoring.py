@@ -29,6 +29,7 @@ from ppl_vae.programs import (
     seeded,
 )
 from ppl_vae.system.places import modules_of
+from ppl_vae.system.rows import chunks_of_data
 
 TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
 COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one
@@ -227,17 +228,13 @@ def mean_parts(
     """The mean ELBO of the data and its parts; of an objective that enumerates sites its own bound alone."""
     if isinstance(objective, TraceEnum_ELBO):
         with seeded(seed), evaluating(model, guide):
-            losses = [objective.loss(model, guide, *chunk) for chunk in _chunks(args, CHUNK)]
+            losses = [objective.loss(model, guide, *chunk) for chunk in chunks_of_data(CHUNK, *args)]
         return {"elbo": -math.fsum(losses) / len(args[0])}
     reconstruction, kl = (part.double().mean().item() for part in elbo_parts(model, guide, *args, seed=seed))
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
 CHUNK = 512  # data that are evaluated together
-
-
-def _chunks(args: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(size) for t in args), strict=True)
 
 
 class ElboParts(NamedTuple):
@@ -270,7 +267,7 @@ def elbo_parts(
     Raises `ValueError` for a site that is masked or not independent per datum.
     """
     with seeded(seed), evaluating(model, guide):
-        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in _chunks((x, *args), chunk)]
+        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in chunks_of_data(chunk, x, *args)]
     return ElboParts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
