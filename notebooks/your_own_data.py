@@ -37,19 +37,16 @@ folder = Path(tempfile.mkdtemp())
 rng = np.random.default_rng(0)
 
 
-def train(data, epochs=EPOCHS, **config):
-    """A small VAE of a dataset, and its observation."""
-    config = pv.TrainConfig(model="dense-vae", hidden=(64,), latent_size=2, **config)
-    prepared = pv.experiments.preparation.prepare(config, data)
-    prepared.initialise()
-    options = {"epochs": epochs, "batch_size": 64, "learning_rate": 3e-3, "compiled": False, "show_progress": False}
-    history = pv.fit(prepared.model.model, prepared.model.guide, *prepared.train, encode=prepared.observe, **options)
-    return prepared.model, prepared.observe, history
+def train(path, epochs=EPOCHS, **options):
+    """A small VAE of the data at a path, as `ppl-vae train --model dense-vae --dataset PATH ...` makes one."""
+    fixed = {"model": "dense-vae", "hidden": (64,), "latent_size": 2, "batch_size": 64, "learning_rate": 3e-3}
+    config = pv.TrainConfig(dataset=str(path), epochs=epochs, compiled=False, **fixed, **options)
+    return pv.train(config, folder / "runs" / path.stem, show_progress=False)
 
 
-def show_latents(model, observe, data, title):
-    with torch.no_grad():
-        z = model.encode(observe.frozen(data.test, seed=0)[0]).mean
+def show_latents(run, title):
+    data = run.dataset
+    z = run.encode(data.test)
     fig, ax = plots.figure(5, 3.5)
     for label, name in enumerate(data.classes):
         chosen = z[data.test_labels == label]
@@ -68,20 +65,19 @@ def show_latents(model, observe, data, title):
 # %%
 kind = rng.integers(0, 3, NUM_ROWS)
 rates = rng.gamma(0.5, 2.0, (3, 200))[kind] * rng.gamma(10, 0.1, (NUM_ROWS, 1))
+names = pd.Categorical(np.array(["B", "NK", "T"])[kind])
 cells = anndata.AnnData(
     sparse.csr_matrix(rng.poisson(rates).astype(np.float32)),
-    obs=pd.DataFrame(
-        {"kind": pd.Categorical(np.array(["B", "NK", "T"])[kind])}, index=[f"cell{i}" for i in range(NUM_ROWS)]
-    ),
+    obs=pd.DataFrame({"kind": names}, index=[f"cell{i}" for i in range(NUM_ROWS)]),
     var=pd.DataFrame(index=[f"gene{i}" for i in range(200)]),
 )
 cells.write_h5ad(folder / "cells.h5ad")
 
-data = pv.load(str(folder / "cells.h5ad"), label="kind")
+run = train(folder / "cells.h5ad", label="kind", likelihood="negative-binomial")
+data = run.dataset  # or pv.load(path, label="kind")
 print(data, data.classes, data.columns[:3])
-model, observe, history = train(data, likelihood="negative-binomial")
-print(pv.log_likelihood(model.model, model.guide, *observe.frozen(data.test[:20], seed=0), num_samples=100))
-show_latents(model, observe, data, "Cells of three kinds, told apart by their counts alone")
+print(pv.log_likelihood(*run.programs, *run.observe.frozen(data.test[:20], seed=0), num_samples=100))
+show_latents(run, "Cells of three kinds, told apart by their counts alone")
 
 # %% [markdown]
 # ## A table: `.csv` or `.parquet`
@@ -103,13 +99,13 @@ table = pd.DataFrame(
 table.loc[rng.random(NUM_ROWS) < 0.1, "weight"] = np.nan
 table.to_csv(folder / "plants.csv", index=False)
 
-data = pv.load(str(folder / "plants.csv"), label="sort")
+options = {"label": "sort", "likelihood": "gaussian-learned", "standardize": True}
 try:
-    train(data, likelihood="gaussian-learned")
+    train(folder / "plants.csv", **options)
 except ValueError as error:
     print(error)
-model, observe, history = train(data, likelihood="gaussian-learned", standardize=True, missing=True)
-show_latents(model, observe, data, "Plants, with a tenth of their weights missing")
+run = train(folder / "plants.csv", missing=True, **options)
+show_latents(run, "Plants, with a tenth of their weights missing")
 
 # %% [markdown]
 # ## A folder of images
@@ -130,13 +126,11 @@ try:
     pv.load(str(folder / "shapes"))
 except ValueError as error:
     print(str(error).replace(str(folder), "..."))
-data = pv.load(str(folder / "shapes"), resize=(16, 16), channels=1)
-print(data, data.classes)
-model, observe, history = train(data, epochs=4 * EPOCHS)
-with torch.no_grad():
-    made = model.reconstruct(data.test[:10] / 255)
+run = train(folder / "shapes", epochs=4 * EPOCHS, resize=(16, 16), channels=1)
+images = run.dataset.test[::5]
+print(run.dataset, run.dataset.classes)
 fig, ax = plots.figure(8, 1.8)
-plots.rows_of_images(ax, {"image": (data.test[:10] / 255).numpy(), "reconstructed": made.numpy()})
+plots.rows_of_images(ax, {"image": (images / 255).numpy(), "reconstructed": run.reconstruct(images).numpy()})
 fig
 
 # %% [markdown]
