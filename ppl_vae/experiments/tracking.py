@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ FILE = "trackers.json"  # what trackers call the run, by a fingerprint of their 
 @contextlib.contextmanager
 def tracked(
     tracker: Tracker | None, folder: Path, config: Mapping[str, Any], *, goes_on: bool = False
-) -> Iterator[dict[str, Callable[[dict[str, float]], object]]]:
+) -> Iterator[dict[str, Any]]:
     """Inside, a tracker follows the run in a folder. Yields the `metrics` of `fit`, if there is a tracker. At the end
     it is told the numbers in the folder, `results_of`, and samples of images.
 

@@ -13,5 +13,5 @@ def test_a_model_of_one_latent_space_and_no_label_is_shown(tmp_path, model, show
     hidden = {} if model == "ppca" else {"hidden": (8,)}
     config = TrainConfig(model=model, latent_size=3, epochs=1, train_images=60, **hidden)
     run = train(config, tmp_path, show_progress=False)
-    found = explorer(tmp_path, lambda name: run.dataset)
+    found = explorer(tmp_path, lambda name, **reading: run.dataset)
     assert (found is not None) == shown

@@ -283,7 +283,7 @@ def test_in_a_browser_a_walk_shows_what_the_run_decodes(folder, tmp_path, browse
     assert difference(latent) < 2.5
     page.locator(".offset").first.focus()
     page.keyboard.press("End")
-    found = explorer(tmp_path / "run", lambda name: run.dataset)
+    found = explorer(tmp_path / "run", lambda name, **reading: run.dataset)
     latent = latent if found.decoder else z[0].clone()  # one move at a time
     assert difference(latent) > 5
     latent[found.latents[0]] += 3 * found.scale[0]
