@@ -117,7 +117,8 @@ WAYS = [(objective, compiled) for objective in ("elbo", "importance-weighted") f
 
 def in_all_ways(group, folder):
     """To the end; from the checkpoint of one process; and to one for another, when the second rank is told to stop."""
-    ways = [train(group, objective=objective, compiled=compiled) for objective, compiled in WAYS]
+    seed = group.rank()  # of weights that are not the first rank's
+    ways = [train(group, objective=objective, compiled=compiled, seed=seed) for objective, compiled in WAYS]
     resumed = train(group, seed=9, compiled=True, checkpoints=Checkpoints(folder / "of one"), resume=True)
     steps = iter(range(100))
     try:

@@ -25,6 +25,8 @@ def of_two(tmp_path_factory):
             train(compiled=True, checkpoints=Checkpoints(folder / "of one"), stop=lambda: next(steps) == 5)
     results, said = run_ranks(in_all_ways, folder / "two", folder)
     assert said == ""
+    for error in (result for result in results if isinstance(result, Exception)):
+        raise error
     return folder, results
 
 
