@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -99,12 +99,14 @@ def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]
         tensors.append(t)
         if not len(t) or len(t) != len(tensors[0]):
             raise ValueError(f"argument {i}: expected {max(len(tensors[0]), 1)} rows; got {len(t)}")
-    lazy = [isinstance(t, Rows) and t.are_items for t in tensors]
-    moved = (t for t, is_lazy in zip(tensors, lazy, strict=True) if not is_lazy and t.device != device)
+    moved = (t for t in tensors if not _are_items(t) and t.device != device)
     if device is not None and fits(sum(t.nbytes for t in moved), device):
-        pairs = zip(tensors, lazy, strict=True)
-        tensors = [Rows(t.source, t.at, t.dtype, device) if is_lazy else t.to(device) for t, is_lazy in pairs]
+        tensors = [Rows(t.source, t.at, t.dtype, device) if _are_items(t) else t.to(device) for t in tensors]
     return tuple(tensors)
+
+
+def _are_items(t: Tensor) -> TypeGuard[Rows]:
+    return isinstance(t, Rows) and t.are_items
 
 
 def _parts(argument: Any) -> tuple[Any, ...]:

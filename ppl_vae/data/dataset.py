@@ -5,7 +5,7 @@ Pixels stay uint8, so that a dataset takes one byte a pixel and its `fingerprint
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class Dataset:
     test: Tensor
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
-    columns: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = field(default=(), kw_only=True)
+    classes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):

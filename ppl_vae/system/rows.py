@@ -52,7 +52,9 @@ class Rows(Tensor):
     ) -> Rows:
         """Rows are given as another dtype, or on another device than the CPU, if one is named."""
         shape = (len(at), *source.shape[1:])
-        rows = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype or source.dtype, device=device or "cpu")
+        rows = Tensor._make_wrapper_subclass(
+            cls, shape, dtype=dtype or source.dtype, device=device or torch.device("cpu")
+        )
         rows.source, rows.at = source, at
         return rows
 
@@ -218,7 +220,7 @@ class _Stream(_Reader):
 
     def _count(self) -> int:
         """Of a pass: that of a dataset that knows its length, else counted in one."""
-        sized = self.loader.dataset if isinstance(self.loader.dataset, IterableDataset) else self.loader.sampler
+        sized: Any = self.loader.dataset if isinstance(self.loader.dataset, IterableDataset) else self.loader.sampler
         if self.loader.batch_size is not None and hasattr(sized, "__len__"):
             size = self.loader.batch_size
             return len(sized) - (len(sized) % size if self.loader.drop_last else 0)
