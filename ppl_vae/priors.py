@@ -43,6 +43,10 @@ class Prior(Component, nn.Module, ABC):
     def initialise(self, x: Tensor) -> None:
         """Initialises from training data x, shape (data, *event). Most priors do nothing."""
 
+    def remember(self, index: Tensor, means: Tensor) -> None:
+        """Sees the means of q(z|x), (data, latent_size), of training data that come with their index, (data,). Most
+        priors do nothing."""
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self._sizes.items())
 
@@ -174,6 +178,141 @@ class VampPrior(Prior):
         encoder, posterior = self._shared
         with _evaluation_mode(encoder, posterior):
             return AggregatePosterior(posterior, encoder(self.pseudo_inputs))
+
+
+class ExemplarPrior(Prior):
+    """p(z) = 1/K sum_k N(z; mean_k, scale^2 I): a mixture around the means of q(z|x_k) of K training data, the
+    exemplars, with one scale, which is learned; N(0, I) before `initialise`.
+
+    In training each datum's own exemplar is left out of its prior, which would else be tight around it: programs are
+    given the `index` of each datum among the training data (`ppl_vae.data.observation.Indexed`). The sum is over all
+    others, for a product of matrices costs little beside the paper's, over nearest neighbours that are encoded anew.
+    Means are those of when the encoder last saw their datum, and saved: p(z) needs no data. No gradient goes through
+    them: where p(z) is the best of its kind for the latents, to move a mean changes E[log p(z)] by nothing.
+
+    The paper has all training data as exemplars, `num_exemplars=50000` on MNIST.
+    Sajad Norouzi, David J. Fleet, Mohammad Norouzi: Exemplar VAE: Linking Generative Models, Nearest Neighbor
+    Retrieval, and Data Augmentation, 2020, arXiv:2004.04795.
+    """
+
+    means: Tensor
+    exemplars: Tensor
+
+    def __init__(self, latent_size: int, encoder: nn.Module, posterior: nn.Module, num_exemplars: int = 1000):
+        super().__init__(latent_size, num_exemplars=num_exemplars)
+        if num_exemplars < 2:
+            raise ValueError(f"prior exemplar-prior: expected num_exemplars >= 2; got {num_exemplars}")
+        self.num_exemplars = num_exemplars
+        self._shared = encoder, posterior  # as a VampPrior has them
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("means", torch.zeros(num_exemplars, latent_size))
+        # the index of each among the training data
+        self.register_buffer("exemplars", torch.full((num_exemplars,), -1), persistent=False)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Takes the exemplars from training data, evenly spaced among x, shape (data, *event), and encodes them.
+
+        Raises `ValueError` for fewer data than exemplars.
+        """
+        K = self.num_exemplars
+        if len(x) < K:
+            raise ValueError(f"prior exemplar-prior: expected at least num_exemplars = {K} training data; got {len(x)}")
+        encoder, posterior = self._shared
+        chosen = torch.arange(K) * len(x) // K
+        self.exemplars.copy_(chosen)
+        with _evaluation_mode(encoder, posterior):
+            parts = [posterior(encoder(x[part].to(self.means.device))).mean for part in chosen.split(500)]
+        self.means.copy_(torch.cat(parts))
+
+    def forward(self, index: Tensor | None = None) -> TorchDistribution:
+        """With the index of training data, (data,), batch shape (data,): each without its own exemplar.
+
+        Raises `ValueError` in training mode without.
+        """
+        if index is None and self.training:
+            raise ValueError(
+                "prior exemplar-prior: expected in training the index of each datum, to leave out its own exemplar; "
+                "got none. Take fit(..., x, torch.arange(len(x)), encode=Indexed(encoding, noise))"
+            )
+        return Exemplars(self.means, self.log_scale.exp(), None if index is None else self._own(index))
+
+    @torch.no_grad()
+    def remember(self, index: Tensor, means: Tensor) -> None:
+        """In training mode, the means (data, latent_size) of these training data become those of their exemplars."""
+        if self.training:
+            own = self._own(index)
+            change = (means - self.means[own]).where((own >= 0)[:, None], 0.0)
+            self.means.index_add_(0, own.clamp(min=0), change)
+
+    def _own(self, index: Tensor) -> Tensor:
+        """Which exemplar each training datum is, (data,), -1 for none."""
+        k = torch.searchsorted(self.exemplars, index).clamp(max=self.num_exemplars - 1)
+        return k.where(self.exemplars[k] == index, -1)
+
+
+class Exemplars(TorchDistribution):
+    """1/n sum_k N(z; mean_k, scale^2 I), of means (K, D), over all k, or for each datum over those that are not its
+    `own`, (data,), -1 for none: n of them.
+
+    `log_prob` is exact, in memory independent of K. It is in float64, for squares that are expanded cancel; but in
+    training, which leaves out its own, in the precision of z. Its gradient in z and the scale is, by Fisher's identity,
+    that of E_r[log N(z; mean_k, scale^2 I)] with r, the shares of the components in the sum, held fixed.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    support = constraints.real_vector
+    CHUNK = 1024
+
+    def __init__(self, means: Tensor, scale: Tensor, own: Tensor | None = None):
+        self.means, self.scale, self.own = means, scale, own
+        batch_shape = torch.Size() if own is None else own.shape
+        super().__init__(batch_shape, means.shape[-1:], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        kind = torch.float64 if self.own is None else value.dtype
+        z, scale, (K, D) = value.to(kind), self.scale.to(kind), self.means.shape
+        with torch.no_grad():
+            log_sum, centre, spread = self._sums(z, scale**2)
+            n = K if self.own is None else K - (self.own >= 0).to(kind)
+            log_p = log_sum - torch.as_tensor(n, dtype=kind, device=z.device).log() - self._constant(z, scale)
+        square = (z - centre).square().sum(-1) + spread  # E_r |z - mean_k|^2
+        expected = -0.5 * square / scale**2 - D * scale.log()
+        return (log_p + expected - expected.detach()).to(value.dtype)
+
+    @staticmethod
+    def _constant(z: Tensor, scale: Tensor) -> Tensor:
+        """What all components share, (*)."""
+        return 0.5 * z.square().sum(-1) / scale**2 + z.shape[-1] * (scale.log() + 0.5 * math.log(2 * math.pi))
+
+    def _sums(self, z: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log sum_k w_k, w_k = N(z; mean_k, variance) but for what all k share, shape (*), and of mean_k under w the
+        mean (*, D) and the sum of its variances (*)."""
+        top = torch.full_like(z[..., 0], -math.inf)  # the largest log w_k so far, from which the sums are counted
+        total, first, second = torch.zeros_like(top), torch.zeros_like(z), torch.zeros_like(top)
+        for start in range(0, len(self.means), self.CHUNK):
+            mean = self.means[start : start + self.CHUNK].to(z.dtype)
+            square = mean.square().sum(-1)
+            log_w = (z @ mean.T - 0.5 * square) / variance
+            if self.own is not None:
+                k = torch.arange(start, start + len(mean), device=z.device)
+                log_w = log_w.masked_fill(k == self.own[:, None], -math.inf)
+            new = torch.maximum(top, log_w.amax(-1))
+            w, before = (log_w - new[..., None]).exp(), (top - new).exp()
+            total = before * total + w.sum(-1)
+            first = before[..., None] * first + w @ mean
+            second = before * second + w @ square
+            top = new
+        first, second = first / total[..., None], second / total
+        return top + total.log(), first, (second - first.square().sum(-1)).clamp(min=0)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        k = torch.arange(len(self.means), device=self.means.device)
+        among = (torch.ones_like(k) if self.own is None else k != self.own[:, None]).to(self.means.dtype)
+        chosen = torch.multinomial(among, math.prod(sample_shape), replacement=True).movedim(-1, 0)
+        mean = self.means[chosen.reshape(*sample_shape, *self.batch_shape)]
+        return mean + self.scale * torch.randn_like(mean)
 
 
 class AggregatePosterior(TorchDistribution):

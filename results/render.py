@@ -6,6 +6,8 @@ python results/render.py
 from __future__ import annotations
 
 import statistics
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import numpy as np
 
 from ppl_vae.evaluation.results import PerDatum
 from ppl_vae.experiments.evaluating import load_evaluation
-from ppl_vae.experiments.folders import checked_json
+from ppl_vae.experiments.folders import QUALITY, best_evaluation, checked_json
 from ppl_vae.experiments.listing import components
 from ppl_vae.report.markdown import table
 from ppl_vae.report.sections import SECTIONS, versions
+from ppl_vae.report.tables import quality_table
 from ppl_vae.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +77,7 @@ def results_page(results: Path) -> str:
             if key in metrics:
                 lines.append(section(folder).replace(f"({folder.name}/", f"({folder.parent.name}/{folder.name}/"))
     lines += refit_lines(results)
+    lines += quality_lines(results)
     if (results / "calibration" / "calibration.json").is_file():
         lines += calibration_section(results / "calibration")
     if (results / "benchmarks" / "benchmarks.json").is_file():
@@ -144,6 +148,57 @@ def refit_lines(results: Path) -> list[str]:
         "and for how many k̂ is over its limit after the fit."
     )
     return ["## Priors fitted afterwards", "", table([*columns, "k̂ over limit"], rows), "", text, "", *pictures]
+
+
+def quality_lines(results: Path) -> list[str]:
+    """How good samples are beside log p(x), from the `quality*.json` of runs, a table for each set of features, number
+    of samples and kind of them."""
+    tables: dict[tuple[str, bool, int], dict[str, Any]] = {}
+    for path in sorted([*results.glob("*/*/*/quality*.json"), *results.glob("*/*/*/*/quality*.json")]):
+        quality = read_json(path)
+        key = quality["features"]["fingerprint"], path.name == QUALITY[1], quality["num_data"]
+        run = path.parent.relative_to(results).as_posix()
+        tables.setdefault(key, {})[run] = quality | {"log_p": best_evaluation(path.parent)}
+    lines = []
+    for (_, draws, number), rows in tables.items():
+        first = next(iter(rows.values()))
+        kind = "x ~ p(x|z), beside data as the likelihood sees them" if draws else "E[x|z]"
+        likelihoods = {name: row["log_p"] for name, row in rows.items() if row["log_p"]}
+        log_p = {name: f"{of['log_p']:.2f} ({of['measure']})" for name, of in likelihoods.items()}
+        classifier = first["features"]
+        lines += [
+            f"### {first['dataset']}: {'draws' if draws else 'means'}",
+            "",
+            quality_table(rows, log_p),
+            "",
+            f"{number:,} samples, {kind}, against as many test images, on features of {classifier['name']} (right for "
+            f"{classifier['accuracy']:.1%} of test images, fingerprint {classifier['fingerprint']}); {versions(first)}."
+            + ranks(rows, likelihoods),
+            "",
+        ]
+    text = (
+        "By `ppl-vae quality`, of runs whose weights are here, with k = 5 neighbours; ± s.e. over images and samples. "
+        "Training images in the place of samples show what can be reached. Figures compare within a table alone: "
+        "features are those of a small classifier of the same images, whose file is in study."
+    )
+    return ["## Sample quality", "", text, "", *lines] if lines else []
+
+
+def ranks(rows: dict[str, Any], likelihoods: dict[str, Any]) -> str:
+    """Whether the model of the highest log p(x) has the best samples too, of those with a mass of the same images."""
+    shared = Counter(of["fingerprint"] for of in likelihoods.values() if of["measure"] == "mass").most_common(1)
+    names = [name for name, of in likelihoods.items() if of["fingerprint"] == shared[0][0]] if shared else []
+    if len(names) < 2:
+        return ""
+
+    def best(value: Callable[[str], float]) -> str:
+        return max(names, key=value)
+
+    return (
+        f" Of models with log p(x) of the same images, {best(lambda n: likelihoods[n]['log_p'])} has the highest, "
+        f"{best(lambda n: -rows[n]['quality']['frechet']['value'])} the smallest Fréchet distance, and "
+        f"{best(lambda n: rows[n]['quality']['coverage']['value'])} the highest coverage."
+    )
 
 
 def ladder_lines(study: Path) -> list[str]:

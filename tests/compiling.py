@@ -30,14 +30,15 @@ def data(n=6, likelihood="bernoulli"):
 
 
 def losses_and_gradients(pair, x, objective, steps, compiled):
-    """Of successive calls on the noise of one seed, with the state that they leave."""
+    """Of successive calls on the noise of one seed, with the state that they leave. x may be several arguments."""
+    args = x if isinstance(x, tuple) else (x,)
     loss = CompiledTrace_ELBO(objective) if compiled else objective
     out = []
     with seeded(1):
         for _ in range(steps):
             for p in pair.parameters():
                 p.grad = None
-            out.append([torch.as_tensor(loss.loss_and_grads(pair.model, pair.guide, x))])
+            out.append([torch.as_tensor(loss.loss_and_grads(pair.model, pair.guide, *args))])
             out[-1] += [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in pair.parameters()]
         out.append([*pair.buffers(), torch.rand(())])  # as much noise was drawn
     return out

@@ -50,6 +50,7 @@ COMBINATIONS = [
 SMALL = {  # a component that isn't here is built with its defaults
     "gaussian-mixture": "num_components=3",
     "vamp-prior": "num_components=3",
+    "exemplar-prior": "num_exemplars=3",
     "normalizing-flow": "num_transforms=1,hidden_size=4,num_bins=3",
     "low-rank-normal": "rank=1",
     "mixture-normal": "num_components=2",

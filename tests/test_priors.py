@@ -12,19 +12,29 @@ from ppl_vae.components import choices, create
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE
 from ppl_vae.posteriors import DiagonalNormal, Posterior
-from ppl_vae.priors import AggregatePosterior, GaussianMixture, Prior, StudentT, VampPrior
+from ppl_vae.priors import (
+    AggregatePosterior,
+    ExemplarPrior,
+    Exemplars,
+    GaussianMixture,
+    Prior,
+    StudentT,
+    VampPrior,
+)
 from ppl_vae.programs import seeded
 
 SPECS = {
     "gaussian-mixture": "gaussian-mixture:num_components=4",
     "normalizing-flow": "normalizing-flow:hidden_size=16",
     "vamp-prior": "vamp-prior:num_components=6",
+    "exemplar-prior": "exemplar-prior:num_exemplars=6",
 }
 FAMILIES = {"gaussian-mixture", "normalizing-flow", "learned-normal", "vamp-prior"}  # that begin near N(0, I)
 
 
 def build(name, latent_size=2, *, noise=0.0, seed=0, dtype=torch.float64):
-    """A prior, with noise added to all its parameters, that has the encoder of data in R^3 at hand if it asks."""
+    """A prior in evaluation mode, with noise added to all its parameters, that has the encoder of data in R^3 at hand
+    if it asks."""
     with seeded(seed):
         posterior = DiagonalNormal(latent_size)
         encoder = nn.Linear(3, posterior.num_params)
@@ -33,7 +43,9 @@ def build(name, latent_size=2, *, noise=0.0, seed=0, dtype=torch.float64):
         with torch.no_grad():
             for parameter in prior.parameters():
                 parameter += noise * torch.randn_like(parameter)
-    nn.ModuleList([prior, posterior, encoder]).to(dtype)
+        if name == "exemplar-prior":
+            prior.initialise(torch.randn(9, 3))
+    nn.ModuleList([prior, posterior, encoder]).to(dtype).eval()
     return prior
 
 
@@ -255,3 +267,108 @@ def test_a_vamp_prior_draws_each_of_its_components_as_often():
     counts = component[:, 0].int().bincount(minlength=6)
     assert len(counts) == 6
     assert bool(((counts - 1000).abs() < 5 * math.sqrt(6000 * 5 / 36)).all())
+
+
+def exemplar_vae(num_exemplars=3):
+    """It has seen six data, (6, 3), of which each second is an exemplar."""
+    with seeded(0):
+        posterior = DiagonalNormal(2)
+        encoder, decoder = nn.Linear(3, 4), nn.Sequential(nn.Linear(2, 3), nn.Unflatten(-1, (3, 1)))
+        prior = ExemplarPrior(2, encoder, posterior, num_exemplars)
+        vae = VAE(encoder, decoder, prior=prior, likelihood=Gaussian(), posterior=posterior)
+        x = torch.randn(6, 3)
+    prior.initialise(x)
+    return vae, x
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_exemplars_are_a_mixture_of_normals_of_one_scale(monkeypatch, left_out):
+    """Value and gradients, of any chunk, with a datum's own exemplar left out or not; a datum may have none."""
+    K, D, own = 25, 3, torch.tensor([4, -1, 24, 0])
+    with seeded(0):
+        means, z = torch.randn(K, D, dtype=torch.float64), torch.randn(2, 4, D, dtype=torch.float64)
+    leaves = [z.requires_grad_(), torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)]
+    weights = torch.ones(4, K, dtype=torch.float64)
+    if left_out:
+        weights[[0, 2, 3], own[[0, 2, 3]]] = 0
+    components = dist.Normal(means.expand(4, K, D), leaves[1].exp()).to_event(1)
+    exact = dist.MixtureSameFamily(dist.Categorical(weights), components).log_prob(z)
+    for chunk in (2, 7, 25, 100):
+        monkeypatch.setattr(Exemplars, "CHUNK", chunk)
+        p = Exemplars(means, leaves[1].exp(), own if left_out else None)
+        assert p.batch_shape == ((4,) if left_out else ())
+        found = p.log_prob(z)
+        torch.testing.assert_close(found, exact)
+        for a, b in zip(*(torch.autograd.grad((t * z[..., 0].detach()).sum(), leaves, retain_graph=True)
+                          for t in (found, exact)), strict=True):  # fmt: skip
+            torch.testing.assert_close(a, b)
+
+
+def test_exemplars_lose_no_digits_where_they_are_narrow():
+    with seeded(0):
+        means, e = 3 * torch.randn(20, 40), torch.randn(20, 40)
+    z = means + 1e-3 * e
+    each = dist.Normal(means.double(), 1e-3).to_event(1).log_prob(z.double()[:, None])
+    found = Exemplars(means, torch.tensor(1e-3)).log_prob(z)
+    torch.testing.assert_close(found.double(), each.logsumexp(-1) - math.log(20), atol=1e-3, rtol=0)
+
+
+def test_exemplars_are_drawn_as_often_and_never_a_datums_own():
+    means = 10 * torch.arange(5.0)[:, None]
+    with seeded(0):
+        drawn = (Exemplars(means, torch.tensor(0.1), torch.tensor([3, -1])).sample((4000,)) / 10).round().int()
+    for column, n, own in zip(drawn[..., 0].T, (4, 5), (3, None), strict=True):
+        counts = column.bincount(minlength=5)
+        assert own is None or counts[own] == 0
+        p = 1 / n
+        kept = counts[[k for k in range(5) if k != own]]
+        assert bool(((kept - 4000 * p).abs() < 5 * math.sqrt(4000 * p * (1 - p))).all())
+
+
+def test_in_training_each_datum_is_scored_without_its_own_exemplar():
+    vae, x = exemplar_vae()
+    index = torch.tensor([5, 2, 0])  # of which the last two are exemplars
+    with torch.no_grad():
+        encoded = vae.encode(x[::2]).mean
+    torch.testing.assert_close(vae.prior.means, encoded)
+    with pyro.get_param_store().scope(), seeded(0):
+        guide = pyro.poutine.trace(vae.guide).get_trace(x[index], x[index], index)
+        trace = pyro.poutine.trace(pyro.poutine.replay(vae.model, guide)).get_trace(x[index], x[index], index)
+    z, fn = trace.nodes["z"]["value"], trace.nodes["z"]["fn"]
+    scale = vae.prior.log_scale.exp()
+    for i, others in enumerate(([0, 1, 2], [0, 2], [1, 2])):
+        log_p = dist.Normal(encoded[others], scale).to_event(1).log_prob(z[i]).logsumexp(0) - math.log(len(others))
+        torch.testing.assert_close(fn.log_prob(z)[i], log_p)
+    with (
+        pyro.get_param_store().scope(),
+        pytest.raises(ValueError, match="expected in training the index of each datum"),
+    ):
+        pyro.poutine.replay(vae.model, guide)(x[index])
+
+
+def test_exemplars_are_where_the_encoder_last_saw_them():
+    """In training; evaluation changes nothing, and has all exemplars for data that are none."""
+    vae, x = exemplar_vae()
+    before = vae.prior.means.clone()
+    with torch.no_grad():
+        vae.encoder.bias += 1
+        now = vae.encode(x[::2]).mean
+    index = torch.tensor([4, 1, 3, 5])
+    with pyro.get_param_store().scope(), seeded(0):
+        vae.eval().guide(x[index], x[index], index)
+        assert torch.equal(vae.prior.means, before)
+        vae.train().guide(x[index], None, index)
+    torch.testing.assert_close(vae.prior.means, torch.stack([before[0], before[1], now[2]]))
+    z = torch.zeros(3, 2)
+    of_none = vae.prior(torch.tensor([1, 3, 5])).log_prob(z)
+    torch.testing.assert_close(of_none, vae.eval().prior().log_prob(z))
+
+
+def test_exemplars_want_as_many_training_data_and_two():
+    vae, x = exemplar_vae(6)
+    assert vae.prior.exemplars.tolist() == [*range(6)]
+    with pytest.raises(ValueError, match="at least num_exemplars = 6 training data; got 5"):
+        vae.prior.initialise(x[:5])
+    with pytest.raises(ValueError, match="expected num_exemplars >= 2; got 1"):
+        exemplar_vae(1)
+    assert [*vae.prior.state_dict()] == ["log_scale", "means"]

@@ -13,7 +13,7 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models import VAE
 from ppl_vae.networks import DenseDecoder, DenseEncoder, Divided
 from ppl_vae.posteriors import Posterior
-from ppl_vae.priors import Prior
+from ppl_vae.priors import ExemplarPrior, Prior
 from ppl_vae.programs import seeded
 
 LATENT = 2
@@ -45,6 +45,8 @@ def tiny_vae(
         vae = VAE(encoder, decoder, prior=p_z, likelihood=p_x, posterior=q)
         if noise:
             with torch.no_grad():
+                if isinstance(p_z, ExemplarPrior):
+                    p_z.means.normal_()
                 for parameter in vae.parameters():
                     parameter += noise * torch.randn_like(parameter)
                 for buffer in vae.buffers():

@@ -303,6 +303,45 @@ class CompareCommand:
 
 
 @dataclass(frozen=True)
+class QualityCommand(WithModels):
+    """How good samples are, beside log p(x), which ranks models otherwise: precision and recall, density and coverage,
+    Fréchet and kernel distance of samples to test data, each with its error; and the same of training data.
+
+    Figures are of features, and compare on the same alone: of images, the last hidden layer of a small classifier that
+    is trained on the dataset itself (a minute), or torchvision's Inception v3. Writes quality.json into each run.
+    Example: ppl-vae quality runs"""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs, or folders of such folders."""
+    dataset: str | None = None
+    """Where the data are, if not where they were in training."""
+    features: Path | None = None
+    """The classifier's file, .safetensors, written if there is none; or weights of torchvision's Inception v3, .pth.
+    Default: features-DATASET.safetensors beside the first run."""
+    draws: bool = False
+    """Judge x ~ p(x|z), against data as the likelihood sees them, and not E[x|z]; writes quality-draws.json."""
+    num_samples: int = 5000
+    """So many samples against as many test data, at most all."""
+    num_neighbours: int = 5
+    """k of the neighbours that precision, recall, density and coverage look at."""
+    seed: int = 0
+    overwrite: bool = False
+    """Compute also what is there."""
+
+    def __call__(self) -> None:
+        if not self.runs:
+            raise UsageError("runs: expected folders of finished runs; got none")
+        at_least_one(num_samples=self.num_samples, num_neighbours=self.num_neighbours)
+        ends_in("--features", self.features, ".safetensors", ".pth")
+        for folder in self.runs:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: expected the folder of a finished run; got nothing there")
+        from ppl_vae.cli.sampling import assess
+
+        assess(self)
+
+
+@dataclass(frozen=True)
 class SampleCommand(OfRun):
     """Draw images: samples from the prior, reconstructions, interpolations, and the grid over a 2-d latent space.
 
@@ -549,6 +588,7 @@ COMMANDS: dict[str, Any] = {
     "train": TrainCommand,
     "evaluate": EvaluateCommand,
     "compare": CompareCommand,
+    "quality": QualityCommand,
     "sample": SampleCommand,
     "encode": EncodeCommand,
     "denoise": DenoiseCommand,

@@ -33,3 +33,12 @@ class Observe:
     def for_encoder(self, grey: Tensor) -> Tensor:
         """Images in [0, 1] as the encoder expects them: one that is trained on noisy images sees them as they are."""
         return grey * self.encoding.white if isinstance(self.noise, NoNoise) else grey
+
+
+class Indexed(Observe):
+    """The same for models whose prior leaves out each datum's own exemplar: x, what the guide sees, and the index of
+    each datum, which is given beside the images in place of labels."""
+
+    def __call__(self, images: Tensor, *index: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
+        x, *noisy = super().__call__(images, generator=generator)
+        return (x, *(noisy or [x]), *index)

@@ -22,7 +22,8 @@ PROTOCOL = "log_likelihood.json"  # importance sampling from the guide, as paper
 BETTER = ("log_likelihood-quadrature.json", "log_likelihood-ladder.json")  # by `ppl-vae evaluate --method`, best first
 CURVES, PANEL = "restoration-curves.json", "restoration-panel.npz"
 SAMPLES = "samples.npz"
-RESULTS = ("log_likelihood*", "sandwich*", "gaps*", "denoising.*", "imputation.*", "samples.*")
+QUALITY = ("quality.json", "quality-draws.json")  # of E[x|z], and of x ~ p(x|z)
+RESULTS = ("log_likelihood*", "sandwich*", "gaps*", "denoising.*", "imputation.*", "samples.*", "quality*")
 
 
 def results_of(folder: Path) -> list[Path]:

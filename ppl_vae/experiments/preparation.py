@@ -21,7 +21,7 @@ from ppl_vae.contract import support_in_words
 from ppl_vae.data.dataset import Dataset, select, split
 from ppl_vae.data.encodings import Encoding, Identity, Levels, check_observable, default_encoding
 from ppl_vae.data.noise import Noise, NoNoise
-from ppl_vae.data.observation import Observe
+from ppl_vae.data.observation import Indexed, Observe
 from ppl_vae.experiments.architectures import KINDS, Kind, Model, Parts, model_names
 from ppl_vae.experiments.config import MOST_CLASSES, TrainConfig, unknown_model
 from ppl_vae.kl_weights import KLWeight
@@ -30,7 +30,7 @@ from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.networks import Dense, Divided, Filled, Log1p, Network, Shape, Standardized
 from ppl_vae.objectives import Objective
 from ppl_vae.posteriors import Posterior
-from ppl_vae.priors import Prior
+from ppl_vae.priors import ExemplarPrior, Prior
 from ppl_vae.programs import seeded
 from ppl_vae.system.hashing import chunks
 from ppl_vae.training.schedules import Schedule
@@ -178,7 +178,8 @@ def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
     prior = choices(Prior)[config.prior.partition(":")[0]]
     if not kind.shares_encoder and "encoder" in inspect.signature(prior).parameters:
         raise UsageError(
-            f"prior: expected one without pseudo-inputs, which have no label, for {about}; got {config.prior!r}"
+            f"prior: expected one without pseudo-inputs or exemplars, which have no label, for {about}; got "
+            f"{config.prior!r}"
         )
     if config.standardize and assembly.likelihood.support is not constraints.real:
         raise UsageError(f"standardize: expected a density on the real line; got {resolved.likelihood}")
@@ -216,7 +217,8 @@ class Assembled:
 @dataclass(frozen=True, eq=False)
 class Prepared(Assembled):
     """All that training needs, made from a config and a dataset. `train` and `validation` are images, uint8, or
-    vectors, with the labels that the programs are given beside them: none, for most models."""
+    vectors, with the labels that the programs are given beside them: none, for most models; or, for an exemplar prior,
+    the index of each."""
 
     assembly: Assembly
     dataset: Dataset
@@ -225,10 +227,17 @@ class Prepared(Assembled):
     train: tuple[Tensor, ...]
     validation: tuple[Tensor, ...]
 
+    @property
+    def encode(self) -> Observe:
+        """What makes the programs' arguments of a batch in training."""
+        is_indexed = _leaves_out_its_own(self.model)
+        return Indexed(self.observe.encoding, self.observe.noise) if is_indexed else self.observe
+
     def initialise(self) -> None:
         """Gives the model what it starts from in the training data."""
         images, *labels = self.train
-        self.model.initialise(self.observe.frozen(images[:NUM_FIRST], self.config.seed)[-1], *labels)
+        number = max(NUM_FIRST, getattr(getattr(self.model, "prior", None), "num_exemplars", 0))
+        self.model.initialise(self.observe.frozen(images[:number], self.config.seed)[-1], *labels)
         if isinstance(self.model, SemiSupervisedVAE) and self.config.alpha is not None:
             self.model.alpha = self.config.alpha
 
@@ -255,7 +264,13 @@ def prepare(config: TrainConfig, dataset: Dataset) -> Prepared:
             y_validation = torch.full_like(y_validation, -1)
         train, validation = (*train, y_train), (*validation, y_validation)
     model = assembly.build(dataset.event_shape, num_classes)
+    if _leaves_out_its_own(model):
+        train = (*train, torch.arange(len(train[0])))
     return Prepared(assembly, dataset, num_classes, model, train, validation)
+
+
+def _leaves_out_its_own(model: Model) -> bool:
+    return isinstance(getattr(model, "prior", None), ExemplarPrior)
 
 
 def fitted(config: TrainConfig, dataset: Dataset) -> Assembly:

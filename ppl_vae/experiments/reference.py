@@ -84,6 +84,9 @@ ROWS: dict[str, dict[str, Row]] = {
                 "hvae-vamp-prior": (81.56, 0.09),
             },
         ),
+        "exemplar-prior": Row(
+            "VAE, exemplar prior", {"prior": "exemplar-prior:num_exemplars=50000"}, 82.09, 0.18, EXEMPLAR
+        ),
         "flow-prior": Row("VAE, normalising-flow prior", {"prior": "normalizing-flow"}),
         "flow-posterior": Row("VAE, autoregressive-flow posterior", {"posterior": "inverse-autoregressive-flow"}),
         "full-posterior": Row("VAE, full-covariance posterior", {"posterior": "full-normal"}),

@@ -41,8 +41,8 @@ def refit_prior(
         max_p 1/N sum_n E_{q(z|x_n)}[log p(z)].
 
     That is the ELBO as a function of the prior alone: networks, likelihood and posterior stay as they are. (A VampPrior
-    is the model's own posterior at its pseudo-inputs, and these alone are fitted.) Of a hierarchy it is the prior of
-    the top layer.
+    is the model's own posterior at its pseudo-inputs, and these alone are fitted; of an exemplar prior it is the
+    scale.) Of a hierarchy it is the prior of the top layer.
 
     Bin Dai, David Wipf: Diagnosing and Enhancing VAE Models, 2019, arXiv:1903.05789. Matthew Hoffman, Matthew Johnson:
     ELBO surgery, 2016.
@@ -61,10 +61,10 @@ def refit_prior(
         raise ValueError(f"{run.config.model}: expected a model with a prior, and without labels; got another")
     config, dataset = dataclasses.replace(run.config, prior=prior), run.dataset
     prepared = prepare(config, dataset)
-    prepared.initialise()
     new = prepared.model
     of_run = {name: t for name, t in run.model.state_dict().items() if not name.startswith("prior.")}
     new.load_state_dict({**new.state_dict(), **of_run})
+    prepared.initialise()  # exemplars are seen by the encoder that is trained
     new.to(run.device)
     p_z, old_p_z = cast(Prior, new.prior), cast(Prior, run.model.prior)
     if not [*p_z.parameters()]:
@@ -72,19 +72,20 @@ def refit_prior(
     for p in {*new.parameters()} - {*p_z.parameters()}:
         p.requires_grad_(False)
 
-    def model(z: Tensor) -> None:
+    def model(z: Tensor, *index: Tensor) -> None:
         pyro.module("prior", p_z)
         with pyro.plate("data", len(z), dim=-1):
-            pyro.sample("z", p_z(), obs=z)
+            pyro.sample("z", p_z(*index), obs=z)
 
-    def latents(images: Tensor, *, generator: Generator) -> tuple[Tensor]:
+    def latents(images: Tensor, *index: Tensor, generator: Generator) -> tuple[Tensor, ...]:
         with seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device))), evaluating(new.model):
-            return (new.encode(prepared.observe(images, generator=generator)[-1].to(run.device)).sample(),)
+            z = new.encode(prepared.observe(images, generator=generator)[-1].to(run.device)).sample()
+        return z, *index
 
     history = fit(
         model,
-        lambda z: None,
-        prepared.train[0],
+        lambda z, *index: None,
+        *prepared.train,
         validation=prepared.validation[0][:NUM_MONITORED],
         encode=latents,
         epochs=epochs,

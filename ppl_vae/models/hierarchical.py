@@ -45,20 +45,23 @@ class HierarchicalVAE(PyroPair):
         self.posterior2, self.posterior1 = posterior2, posterior1
         self.conditional = DiagonalNormal(posterior1.latent_size)
 
-    def model(self, x: Tensor, given: Tensor | None = None) -> None:
+    def model(self, x: Tensor, given: Tensor | None = None, *index: Tensor) -> None:
         """p(x, z1, z2). It scores x, whatever the guide is given."""
         pyro.module("hierarchical_vae", self)
         with pyro.plate("data", len(x), dim=-1):
-            z2 = pyro.sample("z2", self.prior())
+            z2 = pyro.sample("z2", self.prior(*index))
             z1 = pyro.sample("z1", self.conditional(self.decoder2(z2)))
             pyro.sample("x", self._p_x(z1, z2).to_event(x.dim() - 1), obs=x)
 
-    def guide(self, x: Tensor, given: Tensor | None = None) -> None:
+    def guide(self, x: Tensor, given: Tensor | None = None, *index: Tensor) -> None:
         """q(z1, z2 | given), where given is x if left out."""
         pyro.module("hierarchical_vae", self)
         given = x if given is None else given
         with pyro.plate("data", len(x), dim=-1):
-            z2 = pyro.sample("z2", self.encode(given))
+            q_z2 = self.encode(given)
+            if index:
+                self.prior.remember(index[0], q_z2.mean)
+            z2 = pyro.sample("z2", q_z2)
             pyro.sample("z1", self.posterior1(self.encoder1(given, z2)))
 
     def encode(self, x: Tensor) -> TorchDistribution:

@@ -33,18 +33,22 @@ class VAE(PyroPair):
         self.encoder, self.decoder = encoder, decoder
         self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
 
-    def model(self, x: Tensor, given: Tensor | None = None) -> None:
-        """p(x, z). It scores x, whatever the guide is given."""
+    def model(self, x: Tensor, given: Tensor | None = None, *index: Tensor) -> None:
+        """p(x, z). It scores x, whatever the guide is given. With an exemplar prior, `index` says which training data
+        they are."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", self.prior())
+            z = pyro.sample("z", self.prior(*index))
             pyro.sample("x", self.likelihood(self.decoder(z)).to_event(x.dim() - 1), obs=x)
 
-    def guide(self, x: Tensor, given: Tensor | None = None) -> None:
+    def guide(self, x: Tensor, given: Tensor | None = None, *index: Tensor) -> None:
         """q(z | given), where given is x if left out, or for example a noisy version of it."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", self.encode(x if given is None else given))
+            q_z = self.encode(x if given is None else given)
+            if index:
+                self.prior.remember(index[0], q_z.mean)
+            pyro.sample("z", q_z)
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z|x), batch shape (data,) and event shape (latent,), of x (data, *event)."""

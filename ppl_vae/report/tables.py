@@ -6,6 +6,7 @@ from typing import Any
 
 from ppl_vae.report.markdown import is_exact, number, over_limit, table, unreliable
 
+SHARES = ("precision", "recall", "density", "coverage")
 QUALITY = (("mse", 5), ("psnr", 2), ("ssim", 4))  # figures of an image, and how many digits
 
 
@@ -150,3 +151,17 @@ def exact_table(trust: dict[str, Any]) -> str:
             rows.append([name, method, *numbers, f"{r['decoder_rows']:,}"])
     header = ["model", "method", "error of the mean", "its Monte Carlo s.e.", "rms error by image", "rows"]
     return table(header, rows) if rows else ""
+
+
+def quality_table(rows: dict[str, dict[str, Any]], log_p: dict[str, str] | None = None) -> str:
+    """What `quality.json` files say, a row a model, perhaps with its log p(x), and last training data in the place of
+    samples."""
+
+    def cells(quality: dict[str, Any]) -> list[str]:
+        shares = [f"{number(quality[n]['value'], 3)} ± {number(quality[n]['se'], 3)}" for n in SHARES]
+        return shares + [f"{quality[n]['value']:.3g} ± {quality[n]['se']:.1g}" for n in ("frechet", "kernel")]
+
+    figures = {name: row["quality"] for name, row in rows.items()}
+    figures["training data"] = next(iter(rows.values()))["training"]
+    lines = [[name, *([log_p.get(name, "—")] if log_p else []), *cells(of)] for name, of in figures.items()]
+    return table(["model", *(["log p(x)"] if log_p else []), *SHARES, "Fréchet distance", "kernel distance"], lines)

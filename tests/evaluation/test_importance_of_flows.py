@@ -12,12 +12,13 @@ from ppl_vae.evaluation.importance import log_likelihood, log_weights
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE
 from ppl_vae.posteriors import Posterior
-from ppl_vae.priors import Prior
+from ppl_vae.priors import ExemplarPrior, Prior
 from ppl_vae.programs import evaluating, seeded
 from ppl_vae.training.monitoring import elbo_parts
 
 SIZES = {
     "vamp-prior": "vamp-prior:num_components=6",
+    "exemplar-prior": "exemplar-prior:num_exemplars=3",
     "normalizing-flow": "normalizing-flow:hidden_size=16",
     "inverse-autoregressive-flow": "inverse-autoregressive-flow:hidden_size=16,context_size=3",
     "neural-spline-flow": "neural-spline-flow:hidden_size=16,context_size=3",
@@ -38,6 +39,8 @@ def vae(prior, posterior, noise=0.05):
             encoder.bias *= 0.25
         given = {"encoder": encoder, "posterior": posterior, "event_shape": (3,)}
         prior = create(Prior, SIZES.get(prior, prior), latent_size=2, **given)
+        if isinstance(prior, ExemplarPrior):
+            prior.initialise(X)
         with torch.no_grad():
             for parameter in (*prior.parameters(), *posterior.parameters()):
                 parameter += noise * torch.randn_like(parameter)

@@ -26,7 +26,10 @@ from ppl_vae.experiments.preparation import assemble
             {"model": "dense-m2", "objective": "importance-weighted"},
             "expected 'elbo' for dense-m2 .semi-supervised VAE",
         ),
-        ({"model": "dense-m2", "prior": "vamp-prior"}, "without pseudo-inputs, which have no label, for dense-m2"),
+        (
+            {"model": "dense-m2", "prior": "vamp-prior"},
+            "without pseudo-inputs or exemplars, which have no label, for dense-m2",
+        ),
         ({"model": "dense-vae", "num_labels": 3}, "num_labels: expected a semi-supervised model"),
         ({"model": "dense-m2", "num_labels": 0}, "num_labels: input should be greater than or equal to 1; got 0"),
         ({"epochs": 0}, "epochs: input should be greater than or equal to 1; got 0"),

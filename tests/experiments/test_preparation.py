@@ -86,6 +86,25 @@ def test_pseudo_inputs_come_from_training_images_alone(tmp_path, dataset, monkey
     assert torch.equal(seen[0], assemble(config).observe.frozen(images, config.seed)[0])
 
 
+@pytest.mark.parametrize("noise", ["no-noise", "masking:fraction=0.5"])
+def test_exemplars_are_training_images_which_go_by_their_index(dataset, noise):
+    """Each batch says which of them it has, beside x and what the guide sees; validation images have no index."""
+    config = dataclasses.replace(CONFIG, prior="exemplar-prior:num_exemplars=5", encoding="threshold", noise=noise)
+    prepared = prepare(config, dataset)
+    images, index = prepared.train
+    assert torch.equal(index, torch.arange(50))
+    assert len(prepared.validation) == 1
+    x, given, own = prepared.encode(images[:7], index[:7], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(own, index[:7])
+    assert torch.equal(x, prepared.observe.encoding(images[:7]))
+    assert torch.equal(x, given) == (noise == "no-noise")
+    prepared.initialise()
+    prior = prepared.model.prior
+    assert prior.exemplars.tolist() == [0, 10, 20, 30, 40]
+    seen = prepared.observe.frozen(images, config.seed)[-1]
+    torch.testing.assert_close(prior.means, prepared.model.encode(seen[::10]).mean.detach())
+
+
 def test_a_semi_supervised_model_sees_few_labels_and_weighs_them_as_the_paper(dataset):
     config = TrainConfig(model="dense-m2:hidden=8", num_labels=20, **SMALL)
     prepared = prepare(config, dataset)

@@ -12,7 +12,12 @@ from ppl_vae.programs import evaluating
 from ppl_vae.system.files import read_json
 
 OPTIONS = {"epochs": 3, "batch_size": 20, "learning_rate": 0.03, "show_progress": False}
-PRIORS = ("learned-normal", "gaussian-mixture:num_components=3", "vamp-prior:num_components=5")
+PRIORS = (
+    "learned-normal",
+    "gaussian-mixture:num_components=3",
+    "vamp-prior:num_components=5",
+    "exemplar-prior:num_exemplars=20",
+)
 
 
 @pytest.fixture
@@ -62,3 +67,18 @@ def test_models_without_a_prior_of_their_own_are_refused(tmp_path, dataset):
     with pytest.raises(ValueError, match="dense-ae: expected a model with a prior, and without labels; got another"):
         refit_prior(ae, "learned-normal", tmp_path / "new")
     assert not pyro.get_param_store().keys()
+
+
+def test_exemplars_are_where_the_trained_encoder_has_them_and_a_datums_own_is_left_out(run, tmp_path):
+    """Of a posterior so narrow that the best scale with one's own exemplar would be next to 0."""
+    with torch.no_grad():
+        last = run.model.encoder.net[-1]
+        last.bias[2:] -= 10
+    options = OPTIONS | {"epochs": 20, "patience": 20, "learning_rate": 0.1}
+    new = refit_prior(run, "exemplar-prior:num_exemplars=50", tmp_path / "new", **options)
+    x = run.observe.frozen(run.train_data(50)[0], 0)[-1]
+    with evaluating(run.model.model):
+        means = run.model.encode(x).mean
+    torch.testing.assert_close(new.model.prior.means, means)
+    nearest = torch.cdist(means, means).fill_diagonal_(torch.inf).min(1).values.median()
+    assert new.model.prior.log_scale.exp() > 0.5 * nearest

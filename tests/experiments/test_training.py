@@ -4,10 +4,11 @@ import pytest
 import torch
 from small_runs import CONFIG, quiet_train
 
+from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments import training
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.folders import kept_epoch
-from ppl_vae.experiments.preparation import build
+from ppl_vae.experiments.preparation import build, prepare
 from ppl_vae.experiments.runs import finished, history_of, load_run
 from ppl_vae.experiments.training import _optimizer, extend, save_run, seconds_per_step, take_steps, train
 from ppl_vae.training import fitting
@@ -39,16 +40,59 @@ def test_a_step_is_timed_without_what_is_done_once(dataset, monkeypatch):
     assert seconds_per_step(CONFIG, dataset) == pytest.approx(1 / 8)
 
 
-def test_training_never_looks_at_test_images(tmp_path, dataset):
+@pytest.mark.parametrize("prior", ["vamp-prior:num_components=5", "exemplar-prior:num_exemplars=50"])
+def test_training_never_looks_at_test_images(tmp_path, dataset, prior):
     """Neither weights, nor what was chosen or logged on the way, depend on them."""
     other = dataclasses.replace(dataset, test=255 - dataset.test)
-    config = TrainConfig(model="dense-vae", prior="vamp-prior:num_components=5", latent_size=2, hidden=(8,), epochs=2)
+    config = TrainConfig(model="dense-vae", prior=prior, latent_size=2, hidden=(8,), epochs=2)
     runs = [
         train(config, tmp_path / name, dataset=d, show_progress=False) for name, d in (("a", dataset), ("b", other))
     ]
     assert all(map(torch.equal, runs[0].model.state_dict().values(), runs[1].model.state_dict().values()))
     assert runs[0].metrics["last_epoch"] == runs[1].metrics["last_epoch"]
     assert runs[0].metrics["dataset_fingerprint"] == runs[1].metrics["dataset_fingerprint"]
+
+
+@pytest.mark.parametrize("model", ["dense-vae:hidden=8", "gated-dense-hvae:hidden=8"])
+def test_exemplars_are_trained_resumed_and_loaded(tmp_path, dataset, model):
+    """Bit for bit, and each where the encoder of the last epoch has it."""
+    config = TrainConfig(
+        model=model,
+        prior="exemplar-prior:num_exemplars=50",
+        epochs=3,
+        latent_size=2,
+        batch_size=10,
+        learning_rate=0.01,
+        encoding="threshold",
+    )
+    whole = quiet_train(config, tmp_path / "whole", dataset)
+
+    def interrupt(row):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet_train(config, tmp_path / "run", dataset, metrics=interrupt)
+    run = quiet_train(config, tmp_path / "run", dataset, resume=True)
+    loaded = load_run(tmp_path / "run", dataset=dataset)
+    states = [r.model.state_dict() for r in (whole, run, loaded)]
+    for name, t in states[0].items():
+        assert all(torch.equal(state[name], t) for state in states[1:]), name
+    x = run.observe.frozen(run.train_data(50)[0], 0)[0]
+    with torch.no_grad():
+        now = run.model.encode(x).mean
+    moved = (now - prepare_means(config, dataset)).abs().mean()
+    assert (now - run.model.prior.means).abs().mean() < 0.5 * moved
+    (test,) = loaded.observe.frozen(dataset.test, 0)
+    assert bool(log_likelihood(*loaded.programs, test, num_samples=9).log_p.isfinite().all())
+    assert loaded.sample(4).shape == (4, 1, 12, 12)
+
+
+def prepare_means(config, dataset):
+    """Where exemplars are before the first step."""
+    prepared = prepare(config, dataset)
+    prepared.initialise()
+    return prepared.model.prior.means
 
 
 def test_a_model_trained_in_python_is_saved_as_a_run(tmp_path, dataset):

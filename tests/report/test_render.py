@@ -118,3 +118,23 @@ def test_a_prior_that_was_fitted_afterwards_stands_beside_the_one_before(tmp_pat
     expected = "| mnist | dense-vae | standard-normal | flow | +1.50 ± 0.25 | -90.00 | -88.00 | +2.00 ± 0.58 | 0/3 |"
     assert expected in text
     assert render["refit_lines"](tmp_path / "study") == []
+
+
+def test_sample_quality_stands_beside_log_p(tmp_path):
+    """The likelier of two has the worse samples here; those on other features are in a table of their own."""
+    names = ("precision", "recall", "density", "coverage", "frechet", "kernel")
+    for name, log_p, frechet, features in (("a", -80.0, 5.0, "f"), ("b", -90.0, 2.5, "f"), ("c", -70.0, 9.0, "g")):
+        run = tmp_path / "study" / "mnist" / name
+        run.mkdir(parents=True)
+        figures = {n: {"value": frechet if n == "frechet" else 0.5, "se": 0.125} for n in names}
+        about = {"name": "a classifier", "fingerprint": features, "accuracy": 0.975}
+        quality = {"quality": figures, "training": figures, "features": about, "num_data": 2000, "dataset": "mnist"}
+        (run / "quality.json").write_text(json.dumps(quality))
+        summary = {"log_p": log_p, "measure": "mass", "fingerprint": "same"}
+        write_checked(run, {"log_likelihood-ladder.json": json.dumps(summary).encode()})
+    text = "\n".join(render["quality_lines"](tmp_path))
+    row = "| study/mnist/a | -80.00 (mass) | 0.500 ± 0.125 | 0.500 ± 0.125 | 0.500 ± 0.125 | 0.500 ± 0.125 | 5 ± 0.1 |"
+    assert row in text
+    assert "study/mnist/a has the highest, study/mnist/b the smallest Fréchet distance, and study/mnist/a" in text
+    assert text.count("| training data | — |") == 2
+    assert render["quality_lines"](tmp_path / "study") == []

@@ -35,8 +35,16 @@ def test_every_objective(model, objective, graphs):
 
 @pytest.mark.parametrize("prior", [*choices(Prior)])
 def test_every_prior(prior, graphs):
-    sized = {"vamp-prior": "vamp-prior:num_components=3"}.get(prior, prior)
-    assert_same(graphs, lambda: dense(prior=sized), data(), steps=3)
+    """Exemplars, of which three are in the batch, move at each step."""
+    sized = {"vamp-prior": "vamp-prior:num_components=3", "exemplar-prior": "exemplar-prior:num_exemplars=5"}
+    x = (data(), data(), torch.arange(6) + 1) if prior == "exemplar-prior" else data()
+
+    def make():
+        vae = dense(prior=sized.get(prior, prior))
+        vae.prior.initialise(data(9))
+        return vae
+
+    assert_same(graphs, make, x, steps=3)
 
 
 @pytest.mark.parametrize("posterior", [*choices(Posterior)])
