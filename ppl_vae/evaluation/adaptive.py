@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,7 @@ def log_likelihood_within(
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
+    executor: Executor | None = None,
     encoding: str = "",
     show_progress: bool = False,
 ) -> LogLikelihood:
@@ -63,9 +65,9 @@ def log_likelihood_within(
     very samples seems small favours those that missed large weights.) Where pilots missed them, the error comes out
     above the tolerance; and no sample tells of a mode where neither guide nor chains ever are.
 
-    The other arguments are those of `log_likelihood`. It takes about twice the time of the samples that it counts,
-    and that of refinement. An interrupt (Ctrl-C) ends the work: the result has what each datum has by then, its pilot
-    samples if there is nothing else, and is not `complete`.
+    The other arguments are those of `log_likelihood`; what an executor does apart is the first two rungs. It takes
+    about twice the time of the samples that it counts, and that of refinement. An interrupt (Ctrl-C) ends the work: the
+    result has what each datum has by then, its pilot samples if there is nothing else, and is not `complete`.
 
     Raises `ValueError` as `log_likelihood` does, for a tolerance not above 0, and max_samples below num_samples.
     """
@@ -82,12 +84,13 @@ def log_likelihood_within(
     def refined(*data: Tensor) -> Program:
         """Of the data of the first call, which are those of all others."""
         if not posteriors:
-            options = {**shared, "seed": seed_of(seed, REFINED), "compiled": compiled}
+            options = {**shared, "seed": seed_of(seed, REFINED), "compiled": compiled, "executor": executor}
             posteriors.append(refined_or_guide(model, guide, *data, **options))
         return posteriors[0]
 
     def sample(*data: Tensor, num_samples: int, seed: int, of: Callable[..., Program]) -> LogLikelihood:
         options = {**shared, "num_samples": num_samples, "compiled": compiled, "encoding": encoding}
+        options["executor"] = executor
         return log_likelihood(model, of(*data), *data, seed=seed, **options)
 
     def anneal(*data: Tensor, num_steps: int, seed: int) -> LogLikelihood:
