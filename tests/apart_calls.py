@@ -1,5 +1,6 @@
 """What tests of executors call in workers. Nothing here imports torch."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -15,14 +16,15 @@ was_set_up = False
 class Elsewhere(Executor):
     """Makes pickled calls in this process, and is done with them in an order of its own."""
 
-    def __init__(self):
-        self.num_calls = 0
+    def __init__(self, scope=contextlib.nullcontext):
+        self.num_calls, self.scope = 0, scope
 
     def submit(self, fn, /, *args, **kwargs):
         self.num_calls += 1
         function, args, kwargs = pickle.loads(pickle.dumps((fn, args, kwargs)))
         future = Future()
-        future.set_result(pickle.loads(pickle.dumps(function(*args, **kwargs))))
+        with self.scope():
+            future.set_result(pickle.loads(pickle.dumps(function(*args, **kwargs))))
         return future
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_vae.contract import check_structure, measure_of, tensors_of
 from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.packing import packed, unpacked_call
 from ppl_vae.evaluation.quantity import quantity_of
 from ppl_vae.evaluation.refined import Refined
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
@@ -213,10 +214,10 @@ def add_samples(
             numbers[part.start, part.stop].append((number, samples.stop - samples.start))
         calls = {}
         for (start, stop), of_part in numbers.items():
-            block = tuple(t[start:stop].clone() for t in data)  # of a view, all of its memory would be pickled
-            calls[f"{start}:{stop}"] = weights.only(*block), block, num_samples, seed, of_part
+            block = tuple(t[start:stop].clone() for t in data)  # of a view, all of its memory would be packed
+            calls[f"{start}:{stop}"] = (packed(_weighed, weights.only(*block), block, num_samples, seed, of_part),)
         with progress("log p(x)", len(calls), enabled=show_progress) as report:
-            for name, result in apart(executor, _weighed, calls):
+            for name, result in apart(executor, unpacked_call, calls):
                 statistics.put(result(), index[slice(*map(int, name.split(":")))])
                 report()
         return

@@ -18,6 +18,7 @@ from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack
 from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.packing import packed, unpacked_call
 from ppl_vae.evaluation.refined import Refined, mixture_of
 from ppl_vae.graphs import flop_counter, repays
 from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded
@@ -161,21 +162,18 @@ class _Fits:
             # the last block is filled up with others, so that one graph serves all
             filled = torch.arange(first, first + min(per_block, len(index)), device=index.device) % len(index)
             blocks[str(first)] = index[filled]
-        for name, result in self._fitted(blocks, (num_starts, num_steps), report, executor):
-            fit, begins = result()
-            rows = blocks[name][: len(index) - int(name)]
-            for t, new in zip(self._begins, begins, strict=True):
-                t[rows] = new[: len(rows)]
+        fitted = {name: result() for name, result in self._fitted(blocks, (num_starts, num_steps), report, executor)}
+        for name, rows in blocks.items():
+            fit, (best, spread, *wide) = fitted[name]
+            for t, new in zip(self.wide or (), wide, strict=True):
+                t[rows] = new
+            rows = rows[: len(index) - int(name)]
+            self.best[rows], self.spread[rows] = best[: len(rows)], spread[: len(rows)]
             elbo, loc, *factors = (t[: len(rows)] for t in fit)
             self.rounds[-1].append((rows, elbo, loc, *factors))
             best, at = elbo.nan_to_num(nan=-math.inf).max(1)
             ok = best.isfinite()  # else the next round begins where this one did
             self.best[rows[ok]] = loc[ok, at[ok]]
-
-    @property
-    def _begins(self) -> tuple[Tensor, ...]:
-        """What is known of each datum before a fit, (data, size) each."""
-        return self.best, self.spread, *(self.wide or ())
 
     def _fitted(
         self, blocks: dict[str, Tensor], sizes: tuple[int, int], report: Report, executor: Executor | None
@@ -186,8 +184,8 @@ class _Fits:
             here = {name: (rows, seeds[name], *sizes, report) for name, rows in blocks.items()}
             yield from apart(None, self.block, here)
             return
-        calls = {name: (self.only(rows), seeds[name], *sizes) for name, rows in blocks.items()}
-        for name, result in apart(executor, _block, calls):
+        calls = {name: (packed(_block, self.only(rows), seeds[name], *sizes),) for name, rows in blocks.items()}
+        for name, result in apart(executor, unpacked_call, calls):
             yield name, result
             report(sizes[1])
 
@@ -203,13 +201,15 @@ class _Fits:
     def block(
         self, rows: Tensor, seed: int, num_starts: int, num_steps: int, report: Report
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Fits to the data at `rows`: elbo, loc and factors (rows, starts, *), and what they began from."""
+        """Fits to the data at `rows`: elbo, loc and factors (rows, starts, *); and what they began from, best and
+        spread, and the prior's mean and spread if they are asked for, (rows, size)."""
         torch.manual_seed(seed)
         data = [t[rows] for t in self.data]
         loc, spread = self._starts(rows, data, num_starts)
         data = [t.repeat_interleave(num_starts, 0) for t in data]
         fit = self._fit(loc.flatten(0, 1), spread.flatten(0, 1), data, num_steps, report)
-        return tuple(t.unflatten(0, (-1, num_starts)) for t in fit), tuple(t[rows] for t in self._begins)
+        begins = (self.best, self.spread, *(self.wide or ()))
+        return tuple(t.unflatten(0, (-1, num_starts)) for t in fit), tuple(t[rows] for t in begins)
 
     def _starts(self, rows: Tensor, data: list[Tensor], num_starts: int) -> tuple[Tensor, Tensor]:
         """Where fits begin, and how wide, (data, starts, size): the best so far, which is the guide's mean at first,

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from apart_calls import Elsewhere
@@ -36,7 +38,7 @@ def same(a, b):
 
 @pytest.mark.usefixtures("small_blocks")
 def test_importance_sampling(pair):
-    executor = Elsewhere()
+    executor = Elsewhere(pyro.get_param_store().scope)
     here = log_likelihood(*pair, num_samples=50, compiled=False)
     assert same(log_likelihood(*pair, num_samples=50, executor=executor), here)
     assert executor.num_calls == 3
@@ -47,7 +49,7 @@ def test_importance_sampling(pair):
 @pytest.mark.parametrize("num_starts", [1, None])
 def test_refined_posteriors_and_samples_of_them(pair, num_starts, monkeypatch):
     monkeypatch.setattr(refinement, "PILOT_KHAT", 0.0)  # so that some are fitted again
-    executor, sizes = Elsewhere(), {"num_steps": 4, "num_starts": num_starts}
+    executor, sizes = Elsewhere(pyro.get_param_store().scope), {"num_steps": 4, "num_starts": num_starts}
     here = refine(*pair, **sizes, compiled=False)
     apart = refine(*pair, **sizes, executor=executor)
     assert len(here) == len(apart) == 10
@@ -70,9 +72,35 @@ def test_the_ladder_and_what_it_misses(pair, monkeypatch):
     monkeypatch.setattr("ppl_vae.evaluation.adaptive.refine", partial(refine, num_steps=4))
     monkeypatch.setattr(refinement, "UPHILL_STEPS", 4)
     monkeypatch.setattr("ppl_vae.evaluation.adaptive.MAX_SHARE", 0.0)
-    executor = Elsewhere()
+    executor = Elsewhere(pyro.get_param_store().scope)
     here, apart = (log_likelihood_within(*pair, num_samples=50, **options) for options in ({}, {"executor": executor}))
     assert same(here, apart)
     assert here.bound == apart.bound
     sizes = {"num_data": 6, "num_samples": 30}
     assert certify(*pair, **sizes).gap == certify(*pair, **sizes, executor=executor).gap
+
+
+class Params:
+    """A pair whose guide has its parameter in Pyro's store."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_parameters_outside_of_modules_go_along():
+    pair, executor = Params(), Elsewhere(pyro.get_param_store().scope)
+    with pyro.get_param_store().scope():
+        pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
+        sizes = {"num_samples": 50, "compiled": False}
+        here = log_likelihood(pair.model, pair.guide, torch.arange(6.0), **sizes)
+        assert same(log_likelihood(pair.model, pair.guide, torch.arange(6.0), **sizes, executor=executor), here)
+        pyro.get_param_store().clear()
+        assert not same(log_likelihood(pair.model, pair.guide, torch.arange(6.0), **sizes), here)
