@@ -68,7 +68,7 @@ def stop(interrupt: KeyboardInterrupt, arguments: list[str], signals: list[int])
     reason = getattr(interrupt, "reason", None)  # of `Stopped`, which has written a checkpoint
     status = 128 + (signals[0] if signals else reason or signal.SIGINT)
     command = next(iter(arguments), "")
-    if reason is None and command != "run":
+    if reason is None and command not in ("run", "sweep"):
         fail("interrupted", status)
     message = "interrupted; what is finished is kept" if reason is None else f"{interrupt}, with a checkpoint"
     again = [a for a in arguments if a not in ("--resume", "--overwrite")] + ["--resume"] * (command == "train")

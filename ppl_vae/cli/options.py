@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from ppl_vae.components import UsageError
-from ppl_vae.experiments.config import TrainConfig, check_name, check_names, read_config
+from ppl_vae.experiments.config import BY_NAME, TrainConfig, check_model, check_name, check_names, read_config
 from ppl_vae.experiments.folders import check_run
-from ppl_vae.experiments.settings import ImputationConfig, ReferenceConfig, StudyConfig, SwapsConfig, TrustConfig
+from ppl_vae.experiments.settings import (
+    ImputationConfig,
+    ReferenceConfig,
+    StudyConfig,
+    SwapsConfig,
+    SweepConfig,
+    TrustConfig,
+)
+from ppl_vae.system.executors import check_executor
 
 if TYPE_CHECKING:
     from ppl_vae.experiments.runs import Run
@@ -54,6 +62,23 @@ class OfRun(WithModels):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WithExecutor:
+    """What a command has whose work can be done in parts."""
+
+    executor: str | None = None
+    """Where parts are done: processes[:N] of this machine; dask[:N or ADDRESS]; slurm[:KEY=VALUE,...], a job for each
+    part, with parameters of submitit (partition, timeout_min, cpus_per_task, gpus_per_node, mem_gb, ...); slurm:local
+    or slurm:debug. Default: in this process, one after another. Results are the same for all, if this process has as
+    many threads as a worker: $OMP_NUM_THREADS, by default 1."""
+
+    def check_executor(self) -> None:
+        try:
+            check_executor(self.executor)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentOptions(WithModels):
     """What every experiment has."""
 
@@ -84,7 +109,7 @@ class TrustOptions(ExperimentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwapsOptions(ExperimentOptions):
+class SwapsOptions(ExperimentOptions, WithExecutor):
     """Every prior, posterior, objective and likelihood in the place of the usual one: what each is worth."""
 
     config: tyro.conf.OmitArgPrefixes[SwapsConfig] = field(default_factory=SwapsConfig)
@@ -92,7 +117,7 @@ class SwapsOptions(ExperimentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceOptions(ExperimentOptions):
+class ReferenceOptions(ExperimentOptions, WithExecutor):
     """Published log-likelihoods of MNIST, Fashion-MNIST and Frey Faces beside this package's, of the same networks.
 
     Example: ppl-vae run reference --dataset mnist --rows vae vamp-prior --epochs 400
@@ -122,9 +147,40 @@ class RunCommand:
     def __call__(self) -> None:
         if isinstance(self.experiment, StudyOptions) and self.experiment.plugin is None:
             check_name("noise", self.experiment.config.noise)
+        if isinstance(self.experiment, WithExecutor):
+            self.experiment.check_executor()
         from ppl_vae.cli.running import run_experiment
 
         run_experiment(self.experiment)
+
+
+@dataclass(frozen=True)
+class SweepCommand(WithModels, WithExecutor):
+    """Train and evaluate a grid of models: each option of `ppl-vae train` takes several values, and all combinations
+    are tried. A table of log p(x), paired differences, and means over seeds with their spread; a plot of each setting.
+
+    Example: ppl-vae sweep --dataset mnist --model gated-dense-vae --latent-size 10 20 40
+    --prior standard-normal vamp-prior --seed 0 1 2 --output sweeps/a --executor processes:4
+
+    A run folder for each, OUTPUT/SETTING=VALUE,.../seed-SEED. What is finished is not done again: the same command
+    resumes, and one with more seeds, or more values of what is swept, adds to it. A run that fails does not stop the
+    others."""
+
+    config: tyro.conf.OmitArgPrefixes[SweepConfig] = field(default_factory=SweepConfig)
+    output: Path | None = None
+    """The folder of the sweep. Default: sweeps/DATASET."""
+
+    def __call__(self) -> None:
+        self.check_executor()
+        if self.plugin is None:
+            for model in self.config.grid.model:
+                check_model(model)
+            for kind in BY_NAME:
+                for spec in getattr(self.config.grid, kind):
+                    check_name(kind, spec)
+        from ppl_vae.cli.sweeping import sweep
+
+        sweep(self)
 
 
 @dataclass(frozen=True)
@@ -204,13 +260,14 @@ Method = Literal["importance", "ladder", "annealed", "quadrature", "sandwich"]
 
 
 @dataclass(frozen=True)
-class EvaluateCommand(OfRun):
+class EvaluateCommand(OfRun, WithExecutor):
     """log p(x) of held-out data, in nats per datum, with its errors and warnings.
 
     Writes log_likelihood-ladder.json, and per datum log_likelihood-ladder.npz; other methods log_likelihood-METHOD.*,
     importance sampling log_likelihood.*, and --method sandwich, which computes a lower and an upper bound on data
     simulated from the model (valid only there), sandwich.json. A result of more images or samples than this one is
-    kept. What was interrupted is named -partial."""
+    kept. What was interrupted is named -partial. With --executor, blocks of 64 data are evaluated apart, not compiled:
+    the result is the same for all executors and numbers of workers, and, where nothing is compiled, without one."""
 
     method: Method = "ladder"
     """A ladder that needs no warning, for each datum the first of guide, posterior refined for it, and annealing that
@@ -247,6 +304,9 @@ class EvaluateCommand(OfRun):
             raise UsageError(f"--tolerance: expected --method ladder beside it; got {self.method}")
         if self.gaps and self.method not in ("importance", "ladder"):
             raise UsageError(f"--gaps: expected --method ladder or importance beside it; got {self.method}")
+        if self.executor is not None and self.method not in ("importance", "ladder"):
+            raise UsageError(f"--executor: expected --method ladder or importance beside it; got {self.method}")
+        self.check_executor()
         if self.gaps and self.num_images == 1:
             raise UsageError("--gaps: expected 2 images or more; got --num-images 1")
         if self.tracker is not None:
@@ -586,6 +646,7 @@ class DatasetsCommand:
 COMMANDS: dict[str, Any] = {
     "run": RunCommand,
     "train": TrainCommand,
+    "sweep": SweepCommand,
     "evaluate": EvaluateCommand,
     "compare": CompareCommand,
     "quality": QualityCommand,

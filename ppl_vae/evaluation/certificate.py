@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ def certify(
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
+    executor: Executor | None = None,
     show_progress: bool = False,
 ) -> Sandwich:
     """log p(x) from both sides, for data simulated from the model: below by `log_likelihood_within`, as the data of an
@@ -51,6 +53,7 @@ def certify(
     simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
     data = (simulated, *(t[torch.arange(num_data, device=t.device) % len(t)] for t in args))
     options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
+    options["executor"] = executor
     refined = refined_or_guide(model, guide, *data, seed=seed_of(seed, 1), **options)
     sizes: dict[str, Any] = {"num_samples": num_samples, "max_samples": MAX_FACTOR * num_samples}
     of_ladder = {**sizes, **options, "tolerance": math.inf, "encoding": ""}

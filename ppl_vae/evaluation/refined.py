@@ -65,6 +65,15 @@ class Refined:
         weights = torch.zeros_like(loc[..., 0])
         return replace(self, loc=loc, factors=tuple(factors), log_weights=weights, share=share, df=None, width=1.0)
 
+    def only(self, *data: Tensor) -> Refined:
+        """The same for some of its data alone: what another process needs."""
+        keys = keys_of(*data).sort().values
+        index = torch.searchsorted(self.keys, keys).clamp(max=len(self) - 1)
+        loc, log_weights, share, *factors = (t[index] for t in (self.loc, self.log_weights, self.share, *self.factors))
+        return replace(
+            self, keys=self.keys[index], loc=loc, factors=tuple(factors), log_weights=log_weights, share=share
+        )
+
     def spread(self, *data: Tensor) -> Tensor:
         """L of each datum's heaviest component, whose covariance is L L^T, (data, size, size); above `FULL_SIZE`
         dimensions the standard deviations, (data, size, 1)."""

@@ -303,6 +303,11 @@ class LogMeanExp:
         self.groups[:, rows], self.log_sum_squares[rows], self.tail[:, rows] = groups, log_sum_squares, tail
         self.count[rows] += len(log_w)
 
+    def put(self, other: LogMeanExp, rows: Tensor) -> None:
+        """Those of `rows` become another's, which has as many data, and was made for as many samples."""
+        for name in ("groups", "log_sum_squares", "tail", "count"):
+            getattr(self, name)[..., rows] = getattr(other, name)
+
     def log_mean(self) -> Tensor:
         """log 1/K sum_k w_k, shape (data,); NaN for no samples."""
         return self.groups.logsumexp(0) - self.count.log()

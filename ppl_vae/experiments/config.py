@@ -198,11 +198,16 @@ BY_NAME = ("likelihood", "prior", "posterior", "encoding", "noise", "objective",
 def check_names(config: TrainConfig) -> None:
     """Raises `UsageError` for a component that the package does not have, in the words of `assemble`, which imports
     torch first."""
-    known = listed("model").split(", ")
-    if (name := config.model.partition(":")[0]) not in known:
-        raise UsageError(unknown_model(name, known))
+    check_model(config.model)
     for kind in BY_NAME:
         check_name(kind, getattr(config, kind))
+
+
+def check_model(spec: str) -> None:
+    """The same for the model, NETWORK-KIND:ARGUMENTS."""
+    known = listed("model").split(", ")
+    if (name := spec.partition(":")[0]) not in known:
+        raise UsageError(unknown_model(name, known))
 
 
 def check_name(kind: str, spec: str | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from ppl_vae import plots
 from ppl_vae.experiments.folders import CURVES, SAMPLES, best_evaluations
+from ppl_vae.experiments.sweep import title_of
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import read_json
 from ppl_vae.system.signals import stoppable
@@ -129,6 +131,36 @@ def draw_reference(folder: Path) -> list[Path]:
     fig, ax = plots.figure(8, 0.62 * len(samples) + 0.5)
     plots.rows_of_images(ax, samples)
     plots.save(fig, paths[1], title=f"{dataset}: E[x|z], z from the prior")
+    return paths
+
+
+@stoppable()
+def draw_sweep(folder: Path) -> list[Path]:
+    """Draws log p(x) by the values of each setting of a sweep, a line for each choice of the others, as PNG under
+    `folder/figures`: SETTING, and SETTING-2 where there is a second table. Returns the paths."""
+    metrics = read_json(folder / "metrics.json")
+    settings, paths = metrics["sweep"]["settings"], []
+    num_seeds = len(metrics["config"]["seeds"])
+    for number, table in enumerate(metrics["sweep"]["tables"], 1):
+        for setting in settings:
+            values = [v for v in settings[setting] if any(row["settings"][setting] == v for row in table["rows"])]
+            if len(values) < 2:
+                continue
+            curves: dict[str, list[list[Any]]] = {}
+            for row in table["rows"]:
+                others = {name: value for name, value in row["settings"].items() if name != setting}
+                new = [[math.nan] * len(values), [math.nan] * len(values), [[math.nan] * num_seeds for _ in values]]
+                means, errors, of_seeds = curves.setdefault(title_of(others), new)
+                i = values.index(row["settings"][setting])
+                means[i], errors[i] = row["value"], row["difference_se"]
+                of_seeds[i][: row["num_seeds"]] = row["of_seeds"]
+            fig, ax = plots.figure(6, 3.8)
+            plots.by_setting(
+                ax, setting.replace("_", "-"), values, {name: tuple(curves[name]) for name in sorted(curves)}
+            )
+            ax.set_ylabel(f"log p(x) [{table['unit']}]")
+            paths.append(_figures(folder) / (setting.replace("_", "-") + f"-{number}" * (number > 1) + ".png"))
+            plots.save(fig, paths[-1], title=f"{metrics['dataset']}: log p(x) by {setting.replace('_', '-')}")
     return paths
 
 

@@ -20,7 +20,7 @@ from ppl_vae.data.loading import load
 from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, kept_epoch, name_in, name_of, runs_of
-from ppl_vae.experiments.settings import ReferenceConfig, StudyConfig, SwapsConfig
+from ppl_vae.experiments.settings import Grid, ReferenceConfig, StudyConfig, SwapsConfig, SweepSizes
 from ppl_vae.report.embedding import Figure, figure
 from ppl_vae.report.explorer import Plane, explorer
 from ppl_vae.report.markdown import number, table
@@ -70,7 +70,7 @@ class Section:
 def write_page(
     folders: Sequence[Path], output: Path, *, data_dir: Path | None = None, say: Callable[[str], object] = print
 ) -> None:
-    """Writes the page of one or several folders to `output`: of runs, or of a study or swaps with the runs below.
+    """Writes the page of one or several folders to `output`: of runs, or of an experiment with the runs below.
 
     `data_dir` is where datasets are looked for. Without a model's data, the page is without its explorer.
     Raises `FileNotFoundError` for a folder that holds nothing finished, and `ValueError` for damaged files.
@@ -160,6 +160,12 @@ def _experiment(metrics: dict[str, Any]) -> str:
     """The command of an experiment, from the config in its `metrics.json`."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics["config"].items()}
     try:
+        if "sweep" in metrics:
+            command = "ppl-vae sweep"
+            for cls in (Grid, SweepSizes):
+                given = {option.name: values[option.name] for option in dataclasses.fields(cls)}
+                command = command_of(command, cls(**given), cls())
+            return command
         if "denoising" in metrics:
             return command_of("ppl-vae run study", StudyConfig(**values), StudyConfig())
         if "reference" in metrics:
@@ -167,7 +173,7 @@ def _experiment(metrics: dict[str, Any]) -> str:
             return command_of(words, ReferenceConfig(**values), ReferenceConfig())
         dataset = shlex.quote(metrics["dataset"])
         return command_of(f"ppl-vae run swaps --dataset {dataset}", SwapsConfig(**values), SwapsConfig())
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"metrics.json: config: {error}") from None
 
 
@@ -178,7 +184,7 @@ def command_of(words: str, config: Any, default: Any, *, whole: bool = False) ->
     >>> command_of("ppl-vae train", TrainConfig(model="dense-vae", hidden=(300, 300)), TrainConfig())
     'ppl-vae train --model dense-vae --hidden 300 300'
     """
-    found = words.split()
+    found = shlex.split(words)
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
         if not whole and (value is None or value == getattr(default, option.name)):
