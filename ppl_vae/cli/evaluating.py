@@ -44,6 +44,8 @@ def evaluate(options: EvaluateCommand) -> None:
     output = writable(options.output or output_of(run, options.run))
     with executor_of(options.executor, output.absolute(), setup_of(options.plugin)) as executor:
         _evaluate(options, run, output, {} if executor is None else {"executor": executor})
+    if tracker and options.method != "sandwich":
+        tell(tracker, options.run)
 
 
 def _evaluate(options: EvaluateCommand, run: Run, output: Path, apart: dict[str, Any]) -> None:
@@ -80,8 +82,6 @@ def _evaluate(options: EvaluateCommand, run: Run, output: Path, apart: dict[str,
         say(f"Written to {path}, and by datum to {path.with_suffix('.npz').name}")
     if not result.complete:
         raise KeyboardInterrupt
-    if tracker:
-        tell(tracker, options.run)
     if not run.has_its_own_data:
         _separation(options, run, output, method, result)
     if options.gaps:

@@ -62,7 +62,7 @@ def results_of(folder: Path) -> dict[str, float]:
     """The numbers of a run: of its training, and as `test/...` those of its best evaluation, in nats per datum with
     their errors; as `on-.../...` those on other data."""
     metrics = checked_json(folder, "metrics.json")
-    found = {"kept_epoch": kept_epoch(metrics).get("epoch"), "parameters": metrics.get("parameters")}
+    found: dict[str, Any] = {"kept_epoch": kept_epoch(metrics).get("epoch"), "parameters": metrics.get("parameters")}
     for below, name in ((folder, "test"), *((path, path.name) for path in sorted(folder.glob("on-*/")))):
         summary = best_evaluation(below) or {}
         found |= {f"{name}/{key}": value for key, value in summary.items()}

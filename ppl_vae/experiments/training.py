@@ -126,8 +126,7 @@ def train(
                 stop=stop,
                 process_group=process_group,
                 description=f"{config.dataset} {output.name}",
-                **told,
-                **options,
+                **{**told, **options},
             )
         except DivergedError as error:
             history, failure = error.history, error
