@@ -214,8 +214,8 @@ def add_samples(
             numbers[part.start, part.stop].append((number, samples.stop - samples.start))
         calls = {}
         for (start, stop), of_part in numbers.items():
-            block = tuple(t[start:stop].clone() for t in data)  # of a view, all of its memory would be packed
-            calls[f"{start}:{stop}"] = (packed(_weighed, weights.only(*block), block, num_samples, seed, of_part),)
+            copies = tuple(t[start:stop].clone() for t in data)  # of a view, all of its memory would be packed
+            calls[f"{start}:{stop}"] = (packed(_weighed, weights.only(*copies), copies, num_samples, seed, of_part),)
         with progress("log p(x)", len(calls), enabled=show_progress) as report:
             for name, result in apart(executor, unpacked_call, calls):
                 statistics.put(result(), index[slice(*map(int, name.split(":")))])

@@ -161,7 +161,7 @@ def _options_of_grid() -> Iterator[tuple[str, Any, Any]]:
             hint = hints[option.name]
             kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             of_command = [note for note in notes if type(note).__module__.startswith("tyro")]  # bounds are a value's
-            several: Any = tuple[kind, ...]
+            several: Any = tuple[kind, ...]  # type: ignore[valid-type]
             yield option.name, Annotated[several, *of_command] if of_command else several, (option.default,)
 
 

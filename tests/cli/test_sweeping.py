@@ -38,10 +38,9 @@ def test_a_table_is_shown_and_what_failed_is_named(ppl_vae, tmp_path, monkeypatc
 
 
 def test_a_combination_that_is_none_is_refused_before_any_is_trained(ppl_vae, tmp_path):
-    wrong = ("--likelihood", "bernoulli", "categorical", "--encoding", "binarize")
-    status, _, err = ppl_vae(*SWEEP, *wrong, "--output", "a")
+    status, _, err = ppl_vae(*SWEEP, "--encoding", "binarize", "levels", "--output", "a")
     assert status == 2
-    assert "likelihood=categorical: " in one_line(err)
+    assert "prior=standard-normal,encoding=levels: " in one_line(err)
     assert not (tmp_path / "a").exists()
 
 
