@@ -146,18 +146,16 @@ def draw_sweep(folder: Path) -> list[Path]:
             values = [v for v in settings[setting] if any(row["settings"][setting] == v for row in table["rows"])]
             if len(values) < 2:
                 continue
-            curves: dict[str, list[list[Any]]] = {}
+            curves: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
             for row in table["rows"]:
                 others = {name: value for name, value in row["settings"].items() if name != setting}
-                new = [[math.nan] * len(values), [math.nan] * len(values), [[math.nan] * num_seeds for _ in values]]
+                new = [math.nan] * len(values), [math.nan] * len(values), [[math.nan] * num_seeds for _ in values]
                 means, errors, of_seeds = curves.setdefault(title_of(others), new)
                 i = values.index(row["settings"][setting])
                 means[i], errors[i] = row["value"], row["difference_se"]
                 of_seeds[i][: row["num_seeds"]] = row["of_seeds"]
             fig, ax = plots.figure(6, 3.8)
-            plots.by_setting(
-                ax, setting.replace("_", "-"), values, {name: tuple(curves[name]) for name in sorted(curves)}
-            )
+            plots.by_setting(ax, setting.replace("_", "-"), values, {name: curves[name] for name in sorted(curves)})
             ax.set_ylabel(f"log p(x) [{table['unit']}]")
             paths.append(_figures(folder) / (setting.replace("_", "-") + f"-{number}" * (number > 1) + ".png"))
             plots.save(fig, paths[-1], title=f"{metrics['dataset']}: log p(x) by {setting.replace('_', '-')}")
