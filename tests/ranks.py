@@ -49,7 +49,7 @@ def _rank(rank, folder, case, args):
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     torch.compile = lambda graph, **options: graph
-    parallel.BEAT, parallel.SILENCE, parallel.GRACE = 0.2, 4.0, 1.0
+    parallel.BEAT, parallel.SILENCE = 0.2, 8.0
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
     try:
         result = case(distributed.group.WORLD, *args)
@@ -195,10 +195,11 @@ def hanging(group):
         if group.rank() == 1:
             raise OSError("its disk is full")
 
+    parallel.GRACE = 1.0
     try:
         return train(group, stop=stop)
     except OSError as error:
-        time.sleep(10 * parallel.GRACE)
+        time.sleep(10)
         return error
 
 

@@ -216,7 +216,7 @@ class _Watch(Thread):
 
     def wait(self) -> str:
         """Which rank is lost, when that is known."""
-        self._found.wait(SILENCE + 3 * BEAT)
+        self._found.wait(2 * SILENCE)  # its looks take a little longer than the beat
         return self._lost
 
     def end(self, lost: str | None) -> None:

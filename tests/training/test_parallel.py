@@ -53,7 +53,8 @@ def test_one_process_resumes_what_ranks_began_that_stopped_together(of_two, of_o
 
 
 def test_what_takes_the_data_together_is_refused_in_a_line(tmp_path):
-    results, _ = run_ranks(refusals, tmp_path / "two")
+    results, errors = run_ranks(refusals, tmp_path / "two")
+    assert errors == ""
     for said in results:
         assert said.keys() == REFUSED.keys()
         for name, line in said.items():
@@ -66,7 +67,7 @@ def test_a_rank_that_is_killed_ends_the_other_with_its_name_and_a_good_checkpoin
     checkpoints = Checkpoints(tmp_path / "run")
     (lost, nothing), _ = run_ranks(killed, tmp_path / "two", checkpoints.folder)
     assert isinstance(lost, ConnectionError)
-    assert str(lost) == "rank 1 of 2 ended: no sign of life for 4 s"
+    assert str(lost) == "rank 1 of 2 ended: no sign of life for 8 s"
     assert nothing is None
     assert checkpoints.paths()[0] == checkpoints.path(6)
     assert_same(train(seed=9, checkpoints=checkpoints, resume=True), of_one["elbo"])
