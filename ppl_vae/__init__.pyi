@@ -48,9 +48,9 @@ from .evaluation.export import to_arviz as to_arviz
 from .evaluation.importance import log_likelihood as log_likelihood
 from .evaluation.imputation import impute as impute
 from .evaluation.quadrature import log_p_by_quadrature as log_p_by_quadrature
+from .evaluation.quality import sample_quality as sample_quality
 from .evaluation.refinement import refine as refine
 from .evaluation.restoration import restore as restore
-from .evaluation.quality import sample_quality as sample_quality
 from .evaluation.sandwich import bidirectional as bidirectional
 from .evaluation.scales import estimate_scale as estimate_scale
 from .evaluation.separation import auroc as auroc
