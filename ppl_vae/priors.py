@@ -185,8 +185,9 @@ class ExemplarPrior(Prior):
     exemplars, with one scale, which is learned; N(0, I) before `initialise`.
 
     In training each datum's own exemplar is left out of its prior, which would else be tight around it: programs are
-    given the `index` of each datum among the training data (`ppl_vae.data.observation.Indexed`). The sum is over all
-    others, for a product of matrices costs little beside the paper's, over nearest neighbours that are encoded anew.
+    given the `index` of each datum among the training data (`ppl_vae.data.observation.Indexed`); without it, as where
+    log p(x) of training data is asked for, it counts. The sum is over all others, for a product of matrices costs
+    little beside the paper's, over nearest neighbours that are encoded anew.
     Means are those of when the encoder last saw their datum, and saved: p(z) needs no data. No gradient goes through
     them: where p(z) is the best of its kind for the latents, to move a mean changes E[log p(z)] by nothing.
 
@@ -206,8 +207,8 @@ class ExemplarPrior(Prior):
         self._shared = encoder, posterior  # as a VampPrior has them
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("means", torch.zeros(num_exemplars, latent_size))
-        # the index of each among the training data
-        self.register_buffer("exemplars", torch.full((num_exemplars,), -1), persistent=False)
+        # the index of each among the training data, in ascending order
+        self.register_buffer("exemplars", torch.zeros(num_exemplars, dtype=torch.int64))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
@@ -272,22 +273,25 @@ class Exemplars(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         kind = torch.float64 if self.own is None else value.dtype
         z, scale, (K, D) = value.to(kind), self.scale.to(kind), self.means.shape
+        wants_gradient = torch.is_grad_enabled()
         with torch.no_grad():
-            log_sum, centre, spread = self._sums(z, scale**2)
+            log_sum, centre, spread = self._sums(z, scale**2, with_moments=wants_gradient)
             n = K if self.own is None else K - (self.own >= 0).to(kind)
             log_p = log_sum - torch.as_tensor(n, dtype=kind, device=z.device).log() - self._constant(z, scale)
+        if not wants_gradient:
+            return log_p.to(value.dtype)
         square = (z - centre).square().sum(-1) + spread  # E_r |z - mean_k|^2
         expected = -0.5 * square / scale**2 - D * scale.log()
-        return (log_p + expected - expected.detach()).to(value.dtype)
+        return (log_p + (expected - expected.detach())).to(value.dtype)
 
     @staticmethod
     def _constant(z: Tensor, scale: Tensor) -> Tensor:
         """What all components share, (*)."""
         return 0.5 * z.square().sum(-1) / scale**2 + z.shape[-1] * (scale.log() + 0.5 * math.log(2 * math.pi))
 
-    def _sums(self, z: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log sum_k w_k, w_k = N(z; mean_k, variance) but for what all k share, shape (*), and of mean_k under w the
-        mean (*, D) and the sum of its variances (*)."""
+    def _sums(self, z: Tensor, variance: Tensor, *, with_moments: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """log sum_k w_k, w_k = N(z; mean_k, variance) but for what all k share, shape (*), and, if they are wanted, of
+        mean_k under w the mean (*, D) and the sum of its variances (*)."""
         top = torch.full_like(z[..., 0], -math.inf)  # the largest log w_k so far, from which the sums are counted
         total, first, second = torch.zeros_like(top), torch.zeros_like(z), torch.zeros_like(top)
         for start in range(0, len(self.means), self.CHUNK):
@@ -300,8 +304,9 @@ class Exemplars(TorchDistribution):
             new = torch.maximum(top, log_w.amax(-1))
             w, before = (log_w - new[..., None]).exp(), (top - new).exp()
             total = before * total + w.sum(-1)
-            first = before[..., None] * first + w @ mean
-            second = before * second + w @ square
+            if with_moments:
+                first = before[..., None] * first + w @ mean
+                second = before * second + w @ square
             top = new
         first, second = first / total[..., None], second / total
         return top + total.log(), first, (second - first.square().sum(-1)).clamp(min=0)

@@ -153,14 +153,15 @@ def refit_lines(results: Path) -> list[str]:
 def quality_lines(results: Path) -> list[str]:
     """How good samples are beside log p(x), from the `quality*.json` of runs, a table for each set of features, number
     of samples and kind of them."""
-    tables: dict[tuple[str, bool, int], dict[str, Any]] = {}
+    tables: dict[tuple[str, str, bool, int], dict[str, Any]] = {}
     for path in sorted([*results.glob("*/*/*/quality*.json"), *results.glob("*/*/*/*/quality*.json")]):
         quality = read_json(path)
-        key = quality["features"]["fingerprint"], path.name == QUALITY[1], quality["num_data"]
+        of = quality["features"]["fingerprint"], quality["dataset_fingerprint"]
+        key = *of, path.name == QUALITY[1], quality["num_data"]
         run = path.parent.relative_to(results).as_posix()
         tables.setdefault(key, {})[run] = quality | {"log_p": best_evaluation(path.parent)}
     lines = []
-    for (_, draws, number), rows in tables.items():
+    for (_, _, draws, number), rows in tables.items():
         first = next(iter(rows.values()))
         kind = "x ~ p(x|z), beside data as the likelihood sees them" if draws else "E[x|z]"
         likelihoods = {name: row["log_p"] for name, row in rows.items() if row["log_p"]}

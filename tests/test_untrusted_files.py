@@ -106,6 +106,7 @@ def test_a_pickle_in_any_place_is_never_loaded(name: str, tmp_path: Path) -> Non
         ("config", b'{"event_shape": [1, 1000000, 1000000]}'),
         ("config", b'{"event_shape": [1, 4, 4], "latent_size": 1000000000000}'),
         ("config", b'{"event_shape": [1, 4, 4], "prior": "vamp-prior:num_components=1000000000000"}'),
+        ("config", b'{"event_shape": [1, 4, 4], "prior": "exemplar-prior:num_exemplars=1000000000000"}'),
         ("config", b'{"event_shape": [1, 4, 4], "prior": "normalizing-flow:num_transforms=1000000000000"}'),
         ("config", b'{"event_shape": [1, 4, 4], "model": "dense-vae", "hidden": [1000000000000]}'),
         ("config", b'{"event_shape": [1, 4, 4], "seed": ' + b"9" * 5000 + b"}"),

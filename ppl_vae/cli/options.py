@@ -376,8 +376,8 @@ class QualityCommand(WithModels):
     dataset: str | None = None
     """Where the data are, if not where they were in training."""
     features: Path | None = None
-    """The classifier's file, .safetensors, written if there is none; or weights of torchvision's Inception v3, .pth.
-    Default: features-DATASET.safetensors beside the first run."""
+    """The classifier's file, .safetensors, written if there is none; or one with the weights of torchvision's Inception
+    v3 (see `ppl_vae.experiments.features.inception`). Default: features-DATASET.safetensors beside the first run."""
     draws: bool = False
     """Judge x ~ p(x|z), against data as the likelihood sees them, and not E[x|z]; writes quality-draws.json."""
     num_samples: int = 5000
@@ -392,7 +392,7 @@ class QualityCommand(WithModels):
         if not self.runs:
             raise UsageError("runs: expected folders of finished runs; got none")
         at_least_one(num_samples=self.num_samples, num_neighbours=self.num_neighbours)
-        ends_in("--features", self.features, ".safetensors", ".pth")
+        ends_in("--features", self.features, ".safetensors")
         for folder in self.runs:
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: expected the folder of a finished run; got nothing there")

@@ -29,9 +29,10 @@ def assess(options: QualityCommand) -> None:
         say=say,
         show_progress=True,
     )
-    kinds: dict[str, dict[str, dict[str, Any]]] = {}
+    kinds: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for folder, quality in found.items():
-        kinds.setdefault(quality["features"]["fingerprint"], {})[str(folder)] = quality
+        kind = quality["features"]["fingerprint"], quality["dataset_fingerprint"]
+        kinds.setdefault(kind, {})[str(folder)] = quality
     for rows in kinds.values():
         first = next(iter(rows.values()))
         say(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from torch.nn.functional import interpolate
 
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.distributions import standard_units
+from ppl_vae.experiments.config import MOST_CLASSES
 from ppl_vae.experiments.runs import versions
 from ppl_vae.networks import ConvEncoder, Shape
 from ppl_vae.programs import evaluating, seeded
-from ppl_vae.system.files import write_whole
+from ppl_vae.system.files import writable, write_whole
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import progress
 from ppl_vae.training.fitting import fit
@@ -75,8 +76,8 @@ def features_of(dataset: Dataset, path: Path | None = None, **options: Any) -> F
     `Classifier` that is trained on the training images, with the recipe above.
 
     Arguments:
-        path: the classifier's file, `.safetensors`: trained and written if there is none. Or the weights of
-            torchvision's Inception v3, `.pth`.
+        path: the classifier's file, `.safetensors`: trained and written if there is none. Or one with the weights of
+            torchvision's Inception v3: see `inception`.
         options: of `fit`.
 
     Raises `ValueError` for a file of another dataset, or of something else.
@@ -85,10 +86,10 @@ def features_of(dataset: Dataset, path: Path | None = None, **options: Any) -> F
         mean, scale = standard_units(dataset.train)
         about = {"name": "the data, in standard units", "fingerprint": fingerprint(mean, scale)}
         return Features(lambda x: (x - mean) / scale, about)
-    if path is not None and path.suffix == ".pth":
-        return inception(path)
     if path is not None and path.exists():
         return _load(path, dataset)
+    if path is not None:
+        writable(path.parent)
     features, weights = train_features(dataset, **options)
     if path is not None:
         write_whole(path, save(weights, {"about": json.dumps(features.about)}))
@@ -100,9 +101,14 @@ def train_features(dataset: Dataset, **options: Any) -> tuple[Features, dict[str
     image has none, which of four flips it went through, as in Spyros Gidaris, Praveer Singh, Nikos Komodakis:
     Unsupervised Representation Learning by Predicting Image Rotations, 2018, arXiv:1803.07728."""
     labels, test_labels = dataset.train_labels, dataset.test_labels
-    is_labelled = labels is not None and test_labels is not None and int(labels.min()) >= 0 and int(labels.max()) > 0
-    data = (dataset.train, labels) if is_labelled and labels is not None else (dataset.train,)
-    num_classes = max(int(t.max()) + 1 for t in (labels, test_labels) if t is not None) if is_labelled else NUM_FLIPS
+    parts = [t for t in (labels, test_labels) if t is not None and int(t.min()) >= 0]
+    num_classes = max((int(t.max()) + 1 for t in parts), default=0)
+    is_labelled = len(parts) == 2 and 2 <= num_classes <= MOST_CLASSES
+    num_classes = num_classes if is_labelled else NUM_FLIPS
+    data, test = (
+        (t, y) if is_labelled and y is not None else (t,)
+        for t, y in ((dataset.train, labels), (dataset.test, test_labels))
+    )
 
     def encode(images: Tensor, *labels: Tensor, generator: Generator) -> tuple[Tensor, ...]:
         if labels:
@@ -123,7 +129,6 @@ def train_features(dataset: Dataset, **options: Any) -> tuple[Features, dict[str
         **settings,
     )
     with evaluating(classifier.model):
-        test = (dataset.test, test_labels) if is_labelled and test_labels is not None else (dataset.test,)
         x, y = encode(*test, generator=Generator().manual_seed(SEED))
         logits = torch.cat([classifier.p_y(part).logits for part in x.split(500)])
     about = {
@@ -158,14 +163,18 @@ def _of_classifier(classifier: Classifier, about: dict[str, Any]) -> Features:
 def _load(path: Path, dataset: Dataset) -> Features:
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+        if "Mixed_5b.branch1x1.conv.weight" in weights:
+            return inception(weights)
         with seeded(SEED):  # the weights that are drawn here don't stay
             classifier = Classifier(dataset.image_shape, len(weights["logits.bias"]))
         classifier.load_state_dict(weights)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise ValueError(f"{path}: expected a classifier of {dataset.name}; got another file ({reason})") from None
+        raise ValueError(
+            f"{path}: expected a classifier of {dataset.name}, or torchvision's Inception v3; got another file ({reason})"
+        ) from None
     if about.get("dataset_fingerprint") != fingerprint(dataset.train):
         raise ValueError(
             f"{path}: expected features of these training images ({dataset.name}); got {about.get('name')}. "
@@ -174,24 +183,21 @@ def _load(path: Path, dataset: Dataset) -> Features:
     return _of_classifier(classifier, about)
 
 
-def inception(path: Path) -> Features:
-    """The 2048 features of torchvision's Inception v3, from the file of its weights (inception_v3_google-....pth).
+def inception(weights: Mapping[str, Tensor]) -> Features:
+    """The 2048 features of torchvision's Inception v3, of its weights, which it has as a pickle: to store them for
+    `features_of`,
+
+        safetensors.torch.save_file(torchvision.models.inception_v3(weights="DEFAULT").state_dict(), path)
 
     They are not those of other packages' "FID", whose weights and resizing differ. Grey images have three equal
     channels. Christian Szegedy and others: Rethinking the Inception Architecture for Computer Vision, 2015,
-    arXiv:1512.00567. Raises `ValueError` for another file.
+    arXiv:1512.00567. Raises `RuntimeError` for other weights.
     """
     from torchvision.models import Inception3  # seconds, for every command
 
     with seeded(SEED):
         network = Inception3(transform_input=False, init_weights=False)
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: expected the weights of torchvision's Inception v3; got no file") from None
-    except Exception as error:  # of a file that is damaged or something else, torch raises many
-        reason = " ".join(str(error).split())[:100]
-        raise ValueError(f"{path}: expected the weights of torchvision's Inception v3; got {reason}") from None
+    network.load_state_dict(weights)
     network.fc = nn.Identity()
     network.eval().requires_grad_(False)
 

@@ -28,6 +28,16 @@ def number(value: float | None, digits: int = 2) -> str:
     return "unknown" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def to_its_error(value: float, se: float) -> str:
+    """A number of any size, to two digits of its standard error.
+
+    >>> to_its_error(126.12, 3.64), to_its_error(999.4, 61.2), to_its_error(0.0123, 0.00211)
+    ('126.1 ± 3.6', '999 ± 61', '0.0123 ± 0.0021')
+    """
+    digits = max(0, 1 - math.floor(math.log10(se))) if se > 0 else 2
+    return f"{number(value, digits)} ± {number(se, digits)}"
+
+
 def is_exact(row: dict[str, Any]) -> bool:
     """Whether an evaluation has no Monte Carlo error."""
     return row.get("bound", "").startswith("exact")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppl_vae.report.markdown import is_exact, number, over_limit, table, unreliable
+from ppl_vae.report.markdown import is_exact, number, over_limit, table, to_its_error, unreliable
 
 SHARES = ("precision", "recall", "density", "coverage")
 QUALITY = (("mse", 5), ("psnr", 2), ("ssim", 4))  # figures of an image, and how many digits
@@ -159,7 +159,7 @@ def quality_table(rows: dict[str, dict[str, Any]], log_p: dict[str, str] | None 
 
     def cells(quality: dict[str, Any]) -> list[str]:
         shares = [f"{number(quality[n]['value'], 3)} ± {number(quality[n]['se'], 3)}" for n in SHARES]
-        return shares + [f"{quality[n]['value']:.3g} ± {quality[n]['se']:.1g}" for n in ("frechet", "kernel")]
+        return shares + [to_its_error(**quality[name]) for name in ("frechet", "kernel")]
 
     figures = {name: row["quality"] for name, row in rows.items()}
     figures["training data"] = next(iter(rows.values()))["training"]

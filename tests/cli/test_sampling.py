@@ -29,11 +29,12 @@ def test_quality_of_runs_side_by_side(ppl_vae, tmp_path, quick):
     status, _, _ = ppl_vae("quality", "runs/dense-vae", "--draws", *few)
     assert status == 0
     assert (tmp_path / "runs" / "dense-vae" / "quality-draws.json").is_file()
+    (tmp_path / "f.safetensors").write_bytes(b"none")
     for arguments, message in (
         ((), "runs: expected folders of finished runs; got none"),
         (("none",), "none: expected the folder of a finished run; got nothing there"),
-        (("runs", "--features", "f.npz"), "--features: expected a path that ends in .safetensors or .pth; got f.npz"),
-        (("runs/dense-vae", "--features", "f.pth", *few), "f.pth: expected the weights of torchvision's Inception v3"),
+        (("runs", "--features", "f.npz"), "--features: expected a path that ends in .safetensors; got f.npz"),
+        (("runs/dense-vae", "--features", "f.safetensors", *few), "f.safetensors: expected a classifier of own, or"),
         (("runs/dense-vae", *few[:1], 9), "data: expected at least 20, for halves with 9 neighbours; got 1"),
     ):
         status, _, err = ppl_vae("quality", *arguments)

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import Inception3
 
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.experiments import features
-from ppl_vae.experiments.features import features_of, inception
+from ppl_vae.experiments.features import features_of
 from ppl_vae.programs import seeded
 
 QUICK = {"epochs": 8, "batch_size": 16, "learning_rate": 1e-2, "show_progress": False}
@@ -52,7 +53,9 @@ def test_it_is_trained_once_and_for_one_dataset(tmp_path, monkeypatch):
         features_of(corners(labelled=False), path)
     for content in (b"", path.read_bytes()[:500]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="expected a classifier of corners; got another file"):
+        with pytest.raises(
+            ValueError, match="expected a classifier of corners, or torchvision's Inception v3; got another file"
+        ):
             features_of(corners(), path)
 
 
@@ -67,15 +70,15 @@ def test_inception_sees_images_as_torchvision_gives_them(tmp_path):
     """Which shifts and scales them by channel, and has the network undo it."""
     with seeded(0):
         network, x = Inception3(transform_input=True, init_weights=False).eval(), torch.rand(1, 1, 299, 299)
-    torch.save(network.state_dict(), tmp_path / "inception.pth")
-    found = features_of(corners(), tmp_path / "inception.pth")
+    weights = network.state_dict()
+    save_file(weights, tmp_path / "inception.safetensors")
+    found = features_of(corners(), tmp_path / "inception.safetensors")
     network.fc = nn.Identity()
     mean, std = (torch.tensor(t)[:, None, None] for t in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
         expected = network((x.expand(-1, 3, -1, -1) - mean) / std)
     torch.testing.assert_close(found(x), expected, rtol=1e-3, atol=1e-5)
     assert (found(torch.zeros(2, 3, 20, 30)).shape, found.about["size"]) == ((2, 2048), 2048)
-    (tmp_path / "other.pth").write_bytes(b"weights")
-    for name, error in (("other.pth", ValueError), ("none.pth", FileNotFoundError)):
-        with pytest.raises(error, match=rf"{name}: expected the weights of torchvision's Inception v3; got"):
-            inception(tmp_path / name)
+    save_file({k: t for k, t in weights.items() if "Mixed_6" not in k}, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"half.safetensors: expected a classifier of corners, or torchvision's"):
+        features_of(corners(), tmp_path / "half.safetensors")

@@ -132,11 +132,12 @@ def test_sample_quality_stands_beside_log_p(tmp_path):
         figures = {n: {"value": frechet if n == "frechet" else 0.5, "se": 0.125} for n in names}
         about = {"name": "a classifier", "fingerprint": features, "accuracy": 0.975}
         quality = {"quality": figures, "training": figures, "features": about, "num_data": 2000, "dataset": "mnist"}
+        quality |= {"dataset_fingerprint": "images"}
         (run / "quality.json").write_text(json.dumps(quality))
         summary = {"log_p": log_p, "measure": "mass", "fingerprint": "same"}
         write_checked(run, {"log_likelihood-ladder.json": json.dumps(summary).encode()})
     text = "\n".join(render["quality_lines"](tmp_path))
-    row = "| study/mnist/a | -80.00 (mass) | 0.500 ± 0.125 | 0.500 ± 0.125 | 0.500 ± 0.125 | 0.500 ± 0.125 | 5 ± 0.1 |"
+    row = "| study/mnist/a | -80.00 (mass) |" + 4 * " 0.500 ± 0.125 |" + " 5.00 ± 0.12 |"
     assert row in text
     assert "study/mnist/a has the highest, study/mnist/b the smallest Fréchet distance, and study/mnist/a" in text
     assert text.count("| training data | — |") == 2
