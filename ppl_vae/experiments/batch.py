@@ -64,10 +64,11 @@ def run_batch(
 
     Workers of an executor load the dataset themselves, and show no progress: here it is shown how many runs are done.
     """
+    calls = {name: (config, folder.absolute(), sizes) for name, (config, folder, sizes) in runs.items()}
     here = {"dataset": dataset, "say": say, "show_progress": show_progress}
     options |= here if executor is None else {"show_progress": False}
-    with progress(title, len(runs), enabled=executor is not None and show_progress) as report:
-        for name, result in apart(executor, partial(train_and_evaluate, **options), runs):
+    with progress(title, len(calls), enabled=executor is not None and show_progress) as report:
+        for name, result in apart(executor, partial(train_and_evaluate, **options), calls):
             say(f"{title} {name.replace('/seed-', ', seed ')}")
             with attempted(name, failed, say):
                 result()

@@ -139,27 +139,34 @@ def draw_sweep(folder: Path) -> list[Path]:
     """Draws log p(x) by the values of each setting of a sweep, a line for each choice of the others, as PNG under
     `folder/figures`: SETTING, and SETTING-2 where there is a second table. Returns the paths."""
     metrics = read_json(folder / "metrics.json")
-    settings, paths = metrics["sweep"]["settings"], []
-    num_seeds = len(metrics["config"]["seeds"])
+    paths = []
     for number, table in enumerate(metrics["sweep"]["tables"], 1):
-        for setting in settings:
-            values = [v for v in settings[setting] if any(row["settings"][setting] == v for row in table["rows"])]
+        for setting, all_values in metrics["sweep"]["settings"].items():
+            values = [v for v in all_values if any(row["settings"][setting] == v for row in table["rows"])]
             if len(values) < 2:
                 continue
-            curves: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
-            for row in table["rows"]:
-                others = {name: value for name, value in row["settings"].items() if name != setting}
-                new = [math.nan] * len(values), [math.nan] * len(values), [[math.nan] * num_seeds for _ in values]
-                means, errors, of_seeds = curves.setdefault(title_of(others), new)
-                i = values.index(row["settings"][setting])
-                means[i], errors[i] = row["value"], row["difference_se"]
-                of_seeds[i][: row["num_seeds"]] = row["of_seeds"]
+            flag = setting.replace("_", "-")
+            curves = _curves(table["rows"], setting, values, len(metrics["config"]["seeds"]))
             fig, ax = plots.figure(6, 3.8)
-            plots.by_setting(ax, setting.replace("_", "-"), values, {name: curves[name] for name in sorted(curves)})
+            plots.by_setting(ax, flag, values, {name: curves[name] for name in sorted(curves)})
             ax.set_ylabel(f"log p(x) [{table['unit']}]")
-            paths.append(_figures(folder) / (setting.replace("_", "-") + f"-{number}" * (number > 1) + ".png"))
-            plots.save(fig, paths[-1], title=f"{metrics['dataset']}: log p(x) by {setting.replace('_', '-')}")
+            paths.append(_figures(folder) / (flag + f"-{number}" * (number > 1) + ".png"))
+            plots.save(fig, paths[-1], title=f"{metrics['dataset']}: log p(x) by {flag}")
     return paths
+
+
+def _curves(rows: list[dict[str, Any]], setting: str, values: list[Any], num_seeds: int) -> dict[str, Any]:
+    """For each choice of the other settings what `plots.by_setting` draws, by the values of this one."""
+    curves: dict[str, Any] = {}
+    for row in rows:
+        others = title_of({name: value for name, value in row["settings"].items() if name != setting})
+        unknown = [math.nan] * len(values)
+        nothing = [*unknown], [*unknown], [[math.nan] * num_seeds for _ in values]
+        means, errors, of_seeds = curves.setdefault(others, nothing)
+        i = values.index(row["settings"][setting])
+        means[i], errors[i] = row["value"], row["difference_se"]
+        of_seeds[i][: row["num_seeds"]] = row["of_seeds"]
+    return curves
 
 
 def draw_denoising(run: Path, title: str) -> Path:
