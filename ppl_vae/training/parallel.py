@@ -484,6 +484,8 @@ class ParallelStep(Step):
                 loss, have = self._gradients(*batch)
         except ValueError as error:
             raise ValueError(one_line(error)) from None  # without the shapes that Pyro adds to it
+        if (left := next(of_rows.draws, None)) is not None:
+            raise ValueError(f"process_group: {_SAME_DRAWS}; got no {_name(left.operation)}, of shape {left.shape}")
         if not have.keys() <= {*(whole.leaves if whole.used is None else whole.used)}:
             raise ValueError(
                 "process_group: expected the gradients of the same parameters in every batch; got one of another"

@@ -48,7 +48,7 @@ def test_ranks_resume_what_one_process_began(of_two, of_one):
 
 def test_one_process_resumes_what_ranks_began_that_stopped_together(of_two, of_one):
     folder, results = of_two
-    assert {said for *_, said in results} == {"stopped in epoch 2 of 4, after 2 of 4 steps"}  # two after it was told
+    assert {said for *_, said in results} == {"stopped in epoch 2 of 3, after 2 of 4 steps"}  # two after it was told
     assert_same(train(seed=9, checkpoints=Checkpoints(folder / "of two"), resume=True), of_one["elbo"])
 
 
