@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ FILE = "trackers.json"  # what trackers call the run, by a fingerprint of their 
 @contextlib.contextmanager
 def tracked(
     tracker: Tracker | None, folder: Path, config: Mapping[str, Any], *, goes_on: bool = False
-) -> Iterator[dict[str, Callable[[dict[str, float]], object]]]:
+) -> Iterator[dict[str, Any]]:
     """Inside, a tracker follows the run in a folder. Yields the `metrics` of `fit`, if there is a tracker. At the end
     it is told the numbers in the folder, `results_of`, and samples of images.
 
@@ -62,7 +62,7 @@ def results_of(folder: Path) -> dict[str, float]:
     """The numbers of a run: of its training, and as `test/...` those of its best evaluation, in nats per datum with
     their errors; as `on-.../...` those on other data."""
     metrics = checked_json(folder, "metrics.json")
-    found = {"kept_epoch": kept_epoch(metrics).get("epoch"), "parameters": metrics.get("parameters")}
+    found: dict[str, Any] = {"kept_epoch": kept_epoch(metrics).get("epoch"), "parameters": metrics.get("parameters")}
     for below, name in ((folder, "test"), *((path, path.name) for path in sorted(folder.glob("on-*/")))):
         summary = best_evaluation(below) or {}
         found |= {f"{name}/{key}": value for key, value in summary.items()}

@@ -101,7 +101,7 @@ def train(
     failure = None
     with tracked(tracker, output, checkpoints.config, goes_on=resume) as told, stoppable() as stop:
         try:
-            history = fit(
+            history = fit(  # type: ignore[misc]  # mypy can't tell the names in two dicts apart
                 model.model,
                 model.guide,
                 *prepared.train,
