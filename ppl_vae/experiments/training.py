@@ -107,7 +107,7 @@ def train(
     failure, followed = None, tracker if ranks.is_first else None
     with tracked(followed, output, checkpoints.config, goes_on=resume) as told, stoppable() as stop:
         try:
-            history = fit(  # type: ignore[misc]  # mypy can't tell the names in two dicts apart
+            history = fit(
                 model.model,
                 model.guide,
                 *prepared.train,
