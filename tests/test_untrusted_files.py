@@ -29,6 +29,9 @@ CODE = sorted(Path(ppl_vae.__file__).parent.rglob("*.py"))
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy", "code"}
 
 
+BETWEEN_PROCESSES = {"executors", "packing", "parallel"}  # of one user, who has written what is pickled
+
+
 EVALUATES = {"eval", "exec", "compile", "__import__", "input"}
 
 
@@ -41,7 +44,8 @@ def test_the_code_neither_unpickles_nor_evaluates(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not {m.split(".")[0] for m in modules} & FORBIDDEN
+            allowed_here = {"pickle"} if path.stem in BETWEEN_PROCESSES else set()
+            assert not {m.split(".")[0] for m in modules} & FORBIDDEN - allowed_here
         name = names(node)
         assert name not in EVALUATES, name
         assert name not in ("torch.load", "torch.hub.load", "os.system", "os.popen", "subprocess.run"), name

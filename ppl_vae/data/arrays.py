@@ -91,7 +91,9 @@ def tensor_of(array: Array | StoredArray, convert: Convert, dtype: Any) -> Tenso
         of_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
         return Rows(Stored(lambda index: convert(array[index]), torch.Size(shape), of_dtype), torch.arange(shape[0]))
     if array.dtype == dtype:
-        return torch.from_numpy(np.ascontiguousarray(convert(array)))
+        return torch.from_numpy(
+            np.require(convert(array), requirements="CW")
+        )  # what may be written to, as torch wants it
     converted, start = np.empty(shape, dtype), 0
     for block in blocks(array):
         converted[start : start + len(block)] = convert(block)

@@ -150,7 +150,7 @@ class Wandb(Tracker):
 
 
 class MLflow(Tracker):
-    """Logs to the MLflow server, database or folder at `place`: http://localhost:5000, say, or sqlite:///mlflow.db,
+    """Logs to the MLflow server, database or folder at `place`: `http://localhost:5000`, say, or `sqlite:///mlflow.db`,
     which takes the whole of mlflow. The experiment is that of `MLFLOW_EXPERIMENT_NAME`, or "ppl-vae". Raises
     `ImportError` unless mlflow, or mlflow-skinny, is installed."""
 
