@@ -31,6 +31,7 @@
 # | kind of model | any Pyro pair; a `Kind` to have a name | `--model`; not listed by `--help` |
 # | schedule of the learning rate | `fit(schedule=...)` | `--schedule` |
 # | optimiser | `fit(optim=...)` | no: `--learning-rate`, `--weight-decay` |
+# | tracker | `train(tracker=...)`, `fit(metrics=...)` | `--tracker NAME:PLACE` |
 # | encoding of a batch, logging, stopping | `fit(encode=..., metrics=..., stop=...)` | no |
 # | dataset | a tensor, or `load(path)` | `--dataset PATH`, without a plugin |
 # | Pyro pair | `fit`, `check_model` and all of `ppl_vae.evaluation` | no |
@@ -40,6 +41,7 @@
 # returns it.
 
 # %%
+import json
 import math
 import tempfile
 from dataclasses import dataclass
@@ -67,6 +69,7 @@ from ppl_vae.programs import own_param_store, sample_sites, seeded
 from ppl_vae.training.history import Stopped
 from ppl_vae.training.optimizers import OneOptimizer
 from ppl_vae.training.schedules import Schedule
+from ppl_vae.training.trackers import Tracker
 
 x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) @ torch.ones(4, 4).tril()
 
@@ -304,7 +307,8 @@ assert len(trained(kl_weight="switch:steps=2").history) == 3
 #
 # `ppl_vae.experiments.architectures.register` gives a kind of model a name, for every network: here `dense-linear`,
 # `conv-linear` and so on. A `Kind` says how it is built, and which class comes out: a `ppl_vae.models.PyroPair`, whose
-# class attributes say what it can do (`has_log_p`, `labelled`, ...).
+# class attributes say what it can do (`has_log_p`, `labelled`, ...). Keyword
+# arguments of the function that builds it, with a type and a default, are settings, as in `dense-ladder:layers=8+4`.
 
 
 # %%
@@ -331,7 +335,7 @@ for network in ("dense", "gated-dense"):
 # With the classes above, and the line that registers the kind, in a file `mine.py`:
 #
 #     ppl-vae train --plugin mine.py --model linear-vae --likelihood soft-laplace --prior two-modes:distance=2 \
-#         --posterior logistic --output runs/mine
+#         --posterior logistic --output runs/mine --tracker json-lines:runs/mine.jsonl
 #     ppl-vae evaluate runs/mine --plugin mine.py
 #     ppl-vae train --plugin mine.py --model dense-linear --encoding above-mean --noise dead-rows --output runs/rows
 #     ppl-vae denoise runs/rows --plugin mine.py --noise dead-rows:fraction=0.4
@@ -407,25 +411,37 @@ assert message == "stopped in epoch 1 of 10, after 3 of 4 steps: my budget is sp
 print(message)
 
 # %% [markdown]
-# `metrics` is called with each epoch's row of the history. `pv.TensorBoard("runs/a")` is such a callback, and
-# `ppl-vae train --tensorboard runs/a` uses it (`pip install 'ppl-vae[tensorboard]'`). Any other tracker is a few lines:
+# ## Trackers
+#
+# `ppl_vae.training.trackers.Tracker`: what is told of a training. `pv.TensorBoard("runs/log")`, `pv.Wandb("project")`
+# and `pv.MLflow(uri)` are such, and `ppl-vae train --tracker tensorboard:runs/log` uses one
+# (`pip install 'ppl-vae[tensorboard]'`). To `fit`, `metrics` is any function of a row of the history; a tracker is one.
 
 
 # %%
-class BestEpoch:
-    """Keeps the row of the epoch with the highest validation ELBO; `log_metrics(row)` of a tracker is as long."""
+class JsonLines(Tracker):
+    """A line of JSON in the file `place` for all that it is told."""
 
-    def __init__(self):
-        self.best = {"validation_elbo": -math.inf}
+    def write(self, **values):
+        with open(self.place, "a") as file:
+            print(json.dumps(values), file=file)
+
+    def begin(self, name, config, known=None):
+        self.write(name=name, latent_size=config["latent_size"])
 
     def __call__(self, row):
-        self.best = max(self.best, row, key=lambda r: r["validation_elbo"])
+        self.write(**row)
+
+    def end(self, results, pictures=(), *, failed=False):
+        self.write(**results)
 
 
-best = BestEpoch()
-history = pv.fit(vae.model, vae.guide, x[:48], validation=x[48:], epochs=3, metrics=best, show_progress=False)
-assert best.best["validation_elbo"] == max(history["validation_elbo"])
-best.best["epoch"]
+with tempfile.TemporaryDirectory() as folder:
+    tracker = JsonLines(f"{folder}/log.jsonl")
+    history = pv.fit(vae.model, vae.guide, x[:48], validation=x[48:], epochs=3, metrics=tracker, show_progress=False)
+    told = [json.loads(line) for line in Path(tracker.place).read_text().splitlines()]
+assert told == history.rows
+[row["epoch"] for row in told]
 
 # %% [markdown]
 # ## Datasets

@@ -29,7 +29,7 @@ class UnknownComponentError(UsageError):
 class Component:
     """What goes by name. A direct subclass is a kind of component, `class Prior(Component, ...)`; every concrete class
     below it registers when it is made, under its name in kebab case, for as long as it exists, unless it says
-    `by_name=False`.
+    `by_name=False`, or another name, `by_name="tensorboard"`.
 
     Raises `UsageError` for a name that another class has. The same class made again (a notebook's cell, say) replaces
     the one before.
@@ -37,14 +37,14 @@ class Component:
 
     _choices: ClassVar[weakref.WeakValueDictionary[str, type]]
 
-    def __init_subclass__(cls, *, by_name: bool = True, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, by_name: bool | str = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not by_name:
             return
         if Component in cls.__bases__:
             cls._choices = weakref.WeakValueDictionary()
         elif not inspect.isabstract(cls):
-            name = kebab(cls)
+            name = by_name if isinstance(by_name, str) else kebab(cls)
             if _is_other(cls._choices.get(name), cls):
                 gc.collect()  # a class that nothing refers to any more has no name
             if _is_other(taken := cls._choices.get(name), cls):
@@ -109,21 +109,7 @@ def parse(base: type[T], spec: str, *, given: tuple[str, ...] = ()) -> Callable[
     if name not in known:
         raise UnknownComponentError(unknown(what, name, list(known)))
     cls = known[name]
-    hints = get_type_hints(cls.__init__)
-    named = [
-        p.name for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    accepted = [name for name in named if name in hints and name not in given]
-    kwargs: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, text = item.partition("=")
-        key = key.replace("-", "_")
-        if equals and key in named and key not in hints:
-            raise UsageError(f"{what} {name}: expected a type at the argument {key} of {cls.__name__}; got none")
-        if not equals or key not in accepted:
-            expected = ", ".join(f"{p}=..." for p in accepted) or "no arguments"
-            raise UsageError(f"{what} {name}: expected {expected}; got {item!r}")
-        kwargs[key] = _parse(hints[key], text, f"{what} {name}: {key}")
+    kwargs, named = parse_arguments(cls, rest, f"{what} {name}", given=given), _named(cls)
 
     def make(**values: Any) -> T:
         try:
@@ -132,6 +118,30 @@ def parse(base: type[T], spec: str, *, given: tuple[str, ...] = ()) -> Callable[
             raise UsageError(str(error)) from error
 
     return make
+
+
+def parse_arguments(function: Any, text: str, where: str, *, given: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keyword arguments that `text`, "key=value,key=value", has for a function or class, but for those in `given`.
+    Raises `UsageError`, which begins with `where`, as `parse` does."""
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    named = _named(function)
+    accepted = [name for name in named if name in hints and name not in given]
+    kwargs: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        key = key.replace("-", "_")
+        if equals and key in named and key not in hints:
+            raise UsageError(f"{where}: expected a type at the argument {key} of {function.__name__}; got none")
+        if not equals or key not in accepted:
+            expected = ", ".join(f"{p}=..." for p in accepted) or "no arguments"
+            raise UsageError(f"{where}: expected {expected}; got {item!r}")
+        kwargs[key] = _parse(hints[key], value, f"{where}: {key}")
+    return kwargs
+
+
+def _named(function: Any) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def create(base: type[T], spec: str, **given: Any) -> T:
@@ -147,13 +157,15 @@ def create(base: type[T], spec: str, **given: Any) -> T:
 def describe(base: type) -> str:
     """The choices with their arguments and defaults, for `--help`."""
 
-    def one(name: str, component: type) -> str:
-        parameters = inspect.signature(component).parameters.values()
-        arguments = ",".join(f"{p.name}={_written(p.default)}" for p in parameters if p.default is not p.empty)
-        return f"{name}:{arguments}" if arguments else name
-
     known: dict[str, Any] = choices(base)
-    return ", ".join(one(name, component) for name, component in known.items())
+    return ", ".join(with_defaults(name, component) for name, component in known.items())
+
+
+def with_defaults(name: str, function: Any) -> str:
+    """name:key=default,key=default, of a function or class."""
+    parameters = inspect.signature(function).parameters.values()
+    arguments = ",".join(f"{p.name}={_written(p.default)}" for p in parameters if p.default is not p.empty)
+    return f"{name}:{arguments}" if arguments else name
 
 
 def _written(value: Any) -> str:

@@ -5,12 +5,13 @@ Checks yield findings. `check_model` collects them; estimators raise the first e
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
+from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae.programs import (
     MASKED,
@@ -34,8 +36,10 @@ from ppl_vae.programs import (
     trace_of,
     traced,
 )
+from ppl_vae.system.hashing import chunks
 from ppl_vae.system.machine import fits
 from ppl_vae.system.places import modules_of
+from ppl_vae.system.rows import Rows, chunks_of_data, rows_of
 
 WHOLE = "Leave subsample_size out: `fit` makes the batches, and evaluation scores every datum"
 CHUNK_DATA = 256  # data whose observed values are looked at together
@@ -70,14 +74,15 @@ def raise_first(findings: Iterable[Finding]) -> None:
 def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]:
     """The arguments of a pair as tensors on the device of its parameters: NumPy arrays, data frames and lists, too, and
     floating-point numbers in the precision of the parameters where that loses nothing. Whole numbers stay what they
-    are. Data that would take more than half of a device's memory stay where they are.
+    are. Data that would take more than half of a device's memory stay where they are. A torch dataset or `DataLoader`
+    is the parts of its items, which are read when they are used (`ppl_vae.system.rows`).
 
     Raises `ValueError` for what is not numbers, numbers that would be rounded, no rows, or different numbers of them.
     """
     parameters = [p for module in modules_of(model, guide) for p in module.parameters()]
     dtypes, device = {p.dtype for p in parameters if p.is_floating_point()}, common_device(parameters)
-    tensors = []
-    for i, t in enumerate(data):
+    tensors: list[Tensor] = []
+    for i, t in enumerate(chain.from_iterable(_parts(argument) for argument in data)):
         if not isinstance(t, Tensor):
             array = np.asarray(t)
             if array.dtype.kind not in "buif":
@@ -85,18 +90,27 @@ def tensors_of(model: Program, guide: Program, *data: Any) -> tuple[Tensor, ...]
             t = torch.as_tensor(t if isinstance(t, list) else np.ascontiguousarray(array))
         if t.is_floating_point() and len(dtypes) == 1 and t.dtype not in dtypes:
             (dtype,) = dtypes
-            if not torch.allclose(t.to(dtype).to(t.dtype), t, rtol=0, atol=0, equal_nan=True):
+            if any(not part.to(dtype).to(t.dtype).allclose(part, rtol=0, atol=0, equal_nan=True) for part in chunks(t)):
                 raise ValueError(
                     f"argument {i}: expected {dtype}, as the parameters; got {t.dtype} of numbers that it would round. "
                     f"Convert them: torch.as_tensor(x, dtype={dtype})"
                 )
-            t = t.to(dtype)
+            t = Rows(t.source, t.at, dtype) if isinstance(t, Rows) else t.to(dtype)
         tensors.append(t)
         if not len(t) or len(t) != len(tensors[0]):
             raise ValueError(f"argument {i}: expected {max(len(tensors[0]), 1)} rows; got {len(t)}")
-    if device is not None and fits(sum(t.nbytes for t in tensors if t.device != device), device):
-        tensors = [t.to(device) for t in tensors]
+    moved = (t for t in tensors if not _are_items(t) and t.device != device)
+    if device is not None and fits(sum(t.nbytes for t in moved), device):
+        tensors = [Rows(t.source, t.at, t.dtype, device) if _are_items(t) else t.to(device) for t in tensors]
     return tuple(tensors)
+
+
+def _are_items(t: Tensor) -> TypeGuard[Rows]:
+    return isinstance(t, Rows) and t.are_items
+
+
+def _parts(argument: Any) -> tuple[Any, ...]:
+    return rows_of(argument) if isinstance(argument, Dataset | DataLoader) else (argument,)
 
 
 def common_device(tensors: Iterable[Tensor]) -> torch.device | None:
@@ -107,10 +121,18 @@ def common_device(tensors: Iterable[Tensor]) -> torch.device | None:
 
 def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -> Trace:
     """A trace of the program as it is, without particles and subsample sites, at given latents.
-    Raises `ValueError` for data of another dtype than the parameters', if that is what fails."""
+    Raises `ValueError` for data of another dtype than the parameters', or of another number of arguments than the
+    program's, if that is what fails."""
     replayed = poutine.replay(program, latents) if latents is not None else program
     try:
         return traced(replayed, *data)
+    except TypeError as error:
+        if _takes(program, *data):
+            raise
+        raise ValueError(
+            f"expected data of as many parts as the program has arguments; got {len(data)}: {error}. Where items have "
+            "labels that it does not take, leave these out in the dataset, or for `fit` by encode"
+        ) from None
     except RuntimeError as error:
         parameters = (p for module in modules_of(program) for p in module.parameters())
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
@@ -120,6 +142,17 @@ def plain_trace(program: Program, *data: Tensor, latents: Trace | None = None) -
         raise ValueError(
             f"expected data of {dtype}, as the parameters; got {got}. Convert them: x.to({dtype})"
         ) from None
+
+
+def _takes(program: Program, *data: Tensor) -> bool:
+    """Whether a program takes so many arguments, as far as that is known."""
+    try:
+        inspect.signature(program).bind(*data)
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 _OF_DTYPES = re.compile(r"same dtype|scalar type|type \(.*\) should be the same|bias type|bool tensor")
@@ -207,7 +240,7 @@ def measure_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str]
     Raises `ValueError` for a pair that breaks the contract, and for data outside of the support.
     """
     trace, _ = check_structure(model, guide, *(t[:1] for t in data))
-    for chunk in zip(*(t.split(CHUNK_DATA) for t in data), strict=True):
+    for chunk in chunks_of_data(CHUNK_DATA, *data):
         raise_first(support_of(plain_trace(model, *chunk, latents=plain_trace(guide, *chunk))))
     fns = [site["fn"] for site in observed_sites(trace).values()]
     discrete = {fn.support.is_discrete for fn in fns}
@@ -391,6 +424,9 @@ def scored(model_trace: Trace, num_data: int) -> Iterator[Finding]:
         try:
             shape = tuple(fn.log_prob(value).shape)
         except RuntimeError:
+            if finding := _outside_support(name, fn.support, value):  # a class that there is none of is no index
+                yield finding
+                continue
             if value.is_floating_point():
                 raise
             dtype = torch.get_default_dtype()
@@ -411,14 +447,21 @@ def support_of(model_trace: Trace) -> Iterator[Finding]:
     for name, site in observed_sites(model_trace).items():
         fn, values = site["fn"], site["value"]
         missing = bool(values.isnan().any()) and bool(fn.log_prob(values).isfinite().all())
-        if message := outside(fn.support, values, "data", but_nan=missing):
-            remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
-            if support_name(fn.support) == "boolean" and 0 <= values.min() <= values.max() <= 1:
-                remedy = (
-                    "A Bernoulli on grey pixels is no likelihood: binarise x (encoding binarize), or take a likelihood "
-                    "for grey pixels (ContinuousBernoulli, on dequantised images)"
-                )
-            yield Finding("support", name, message, remedy)
+        if finding := _outside_support(name, fn.support, values, but_nan=missing):
+            yield finding
+
+
+def _outside_support(name: str, support: Constraint, values: Tensor, *, but_nan: bool = False) -> Finding | None:
+    message = outside(support, values, "data", but_nan=but_nan)
+    if not message:
+        return None
+    remedy = "Encode x so that it is inside, or take a likelihood that allows for it"
+    if support_name(support) == "boolean" and 0 <= values.min() <= values.max() <= 1:
+        remedy = (
+            "A Bernoulli on grey pixels is no likelihood: binarise x (encoding binarize), or take a likelihood "
+            "for grey pixels (ContinuousBernoulli, on dequantised images)"
+        )
+    return Finding("support", name, message, remedy)
 
 
 def outside(support: Constraint, values: Tensor, what: str, *, but_nan: bool = False) -> str:

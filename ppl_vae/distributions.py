@@ -377,6 +377,40 @@ class Seen(TorchDistribution):
         return self.base.sample(sample_shape)
 
 
+class OneHot(dist.OneHotCategorical):
+    """One of K categories as a unit vector. torch's draws look at their values, which no graph can; here it is the
+    argmax of logits + g, g Gumbel noise."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Shape (*sample_shape, *batch, K)."""
+        with torch.no_grad():
+            return self._unit(self._perturbed(sample_shape))
+
+    def _perturbed(self, sample_shape: Any) -> Tensor:
+        uniform = torch.rand_like(self.logits.expand(self._extended_shape(torch.Size(sample_shape))))
+        return self.logits - (-uniform.clamp(EPS, 1 - EPS).log()).log()
+
+    @staticmethod
+    def _unit(values: Tensor) -> Tensor:
+        return torch.zeros_like(values).scatter(-1, values.argmax(-1, keepdim=True), 1.0)
+
+
+class RelaxedOneHot(OneHot):
+    """The same with draws that have a gradient: softmax((logits + g) / temperature), or, `straight_through`, the unit
+    vector with the gradient of the softmax. The density, and KLs, are those of the categorical distribution."""
+
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, temperature: float, straight_through: bool = False):
+        super().__init__(logits=logits, validate_args=False)
+        self.temperature, self.straight_through = temperature, straight_through
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Shape (*sample_shape, *batch, K)."""
+        soft = (self._perturbed(sample_shape) / self.temperature).softmax(-1)
+        return self._unit(soft) + (soft - soft.detach()) if self.straight_through else soft
+
+
 def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
     """KL(q || p) in closed form, in nats, of the batch shape: where torch or Pyro has one, and also from a normal of
     any covariance to one of independent dimensions,

@@ -224,8 +224,8 @@ class _ChannelsLast(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # clone and not contiguous(), for which one channel is already last
-        return x.clone(memory_format=torch.channels_last)
+        # not contiguous(), for which one channel is already last, nor a clone in `torch.channels_last`, unknown to vmap
+        return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 class DenseEncoder(_Batched):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Self
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -21,10 +21,10 @@ from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from ppl_vae.components import Component
-from ppl_vae.distributions import kl_divergence
+from ppl_vae.distributions import RelaxedOneHot, kl_divergence
 from ppl_vae.kl_weights import KLWeight
 from ppl_vae.programs import SCORES_ITS_OWN, Program, check_per_datum, check_unmasked, innermost, mode, sample_sites
 
@@ -107,16 +107,49 @@ class Elbo(Objective):
     """
 
     def estimate(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        loss = -_log_prob(_samples(model_trace)) + _log_prob(_samples(guide_trace))
-        surrogate = -_log_prob(_samples(model_trace))
-        for site in _samples(guide_trace):
-            _, score_function, entropy = site["score_parts"]
-            if not is_identically_zero(entropy):
-                surrogate = surrogate + entropy.sum()
-            if not is_identically_zero(score_function):
-                log_r = _compute_log_r(model_trace, guide_trace)
-                surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
-        return _with_gradient_of(surrogate, loss) / self.num_particles
+        return _elbo_loss(model_trace, guide_trace) / self.num_particles
+
+
+class LeaveOneOut(Objective):
+    """The ELBO, with a control variate for sites that aren't reparameterised, such as discrete ones. Of K =
+    `num_particles` draws each has a log-weight log w_k = log p(x, z_k) - log q(z_k|x), which multiplies its score
+    function. From it the mean of the others is taken off, which are independent of the score:
+
+        1/K sum_k (log w_k - 1/(K - 1) sum_{j != k} log w_j) d log q(z_k|x) / dphi.
+
+    The gradient has no bias, and a far smaller variance than `Elbo`'s.
+
+    Andriy Mnih, Danilo J. Rezende: Variational Inference for Monte Carlo Objectives, 2016, arXiv:1602.06725. Wouter
+    Kool, Herke van Hoof, Max Welling: Buy 4 REINFORCE Samples, Get a Baseline for Free!, 2019.
+    Raises `ValueError` for num_particles < 2.
+    """
+
+    def __init__(self, num_particles: int = 4):
+        super().__init__(num_particles)
+        if num_particles < 2:
+            raise ValueError(f"leave-one-out: expected num_particles >= 2; got {num_particles}")
+
+    def estimate(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        def centred(log_w: Tensor) -> Tensor:
+            """Of log-weights (particles, data)."""
+            return log_w - (log_w.sum(-2, keepdim=True) - log_w) / (self.num_particles - 1)
+
+        return _elbo_loss(model_trace, guide_trace, centred) / self.num_particles
+
+
+def _elbo_loss(model_trace: Trace, guide_trace: Trace, signal: Callable[[Tensor], Tensor] = lambda log_w: log_w) -> Any:
+    """The sum of -log w over particles and data, whose gradient is of the path for reparameterised sites, and of the
+    score function times `signal(log w)` for the others."""
+    loss = -_log_prob(_samples(model_trace)) + _log_prob(_samples(guide_trace))
+    surrogate = -_log_prob(_samples(model_trace))
+    for site in _samples(guide_trace):
+        _, score_function, entropy = site["score_parts"]
+        if not is_identically_zero(entropy):
+            surrogate = surrogate + entropy.sum()
+        if not is_identically_zero(score_function):
+            log_w = _compute_log_r(model_trace, guide_trace).sum_to(site["cond_indep_stack"])
+            surrogate = surrogate - (signal(log_w) * score_function).sum()
+    return _with_gradient_of(surrogate, loss)
 
 
 class ClosedFormKL(Objective, ABC):
@@ -135,7 +168,7 @@ class ClosedFormKL(Objective, ABC):
     closed form or isn't reparameterised.
     """
 
-    of_kl: ClassVar[str] = ""  # what about a KL is wanted, for the error
+    of_kl: str = ""  # what about a KL is wanted, for the error
 
     @abstractmethod
     def kl(self, q: dict, p: dict) -> Tensor:
@@ -172,25 +205,74 @@ class FreeBits(ClosedFormKL):
 
         E_q[log p(x|z)] - sum_j max(nats, mean KL(q(z_j|x) || p(z_j))),    the mean over the batch and the particles,
 
-    times the size of the batch. A dimension whose mean is below `nats` has no gradient of its KL.
+    times the size of the batch. A dimension whose mean is below `nats` has no gradient of its KL. With per="layer" they
+    are granted to each latent site as a whole, such as a layer of a hierarchy: j runs over the sites.
 
     Diederik P. Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016,
     arXiv:1606.04934. Raises `ValueError` unless nats >= 0, and for a masked site.
     """
 
-    of_kl = " by dimension"
-
-    def __init__(self, nats: float = 0.5, num_particles: int = 1):
+    def __init__(self, nats: float = 0.5, num_particles: int = 1, per: Literal["dimension", "layer"] = "dimension"):
         super().__init__(num_particles)
         if not (nats >= 0 and math.isfinite(nats)):
             raise ValueError(f"free bits: expected nats >= 0; got {nats}")
-        self.nats = nats
+        if per not in ("dimension", "layer"):
+            raise ValueError(f"free bits: expected per dimension or layer; got {per!r}")
+        self.nats, self.per = nats, per
+        self.of_kl = " by dimension" if per == "dimension" else ""
 
     def kl(self, q: dict, p: dict) -> Tensor:
         check_unmasked(q["name"], q)
         batch = q["fn"].batch_shape
-        kl = kl_divergence(_per_dimension(q["fn"]), _per_dimension(p["fn"]))
-        return kl.reshape(batch.numel(), -1).mean(0).clamp(min=self.nats).sum().expand(batch)
+        of_q, of_p = q["fn"], p["fn"]
+        if self.per == "dimension":
+            of_q, of_p = _per_dimension(of_q), _per_dimension(of_p)
+        return kl_divergence(of_q, of_p).reshape(batch.numel(), -1).mean(0).clamp(min=self.nats).sum().expand(batch)
+
+
+class GumbelSoftmax(ClosedFormKL):
+    """The ELBO of one-hot categorical latents, in which a relaxed draw stands for z where x is reconstructed,
+
+        E[log p(x|z~)] - KL(q(z|x) || p(z)),    z~ = softmax((log q + g) / temperature),    g Gumbel noise,
+
+    with a gradient that has a bias, and a small variance. With `straight_through` the draw is the one-hot argmax of
+    z~, so that the loss is that of the ELBO, and the gradient of z~ stands for its own. The programs stay as they are:
+    what is evaluated is the ELBO of discrete z.
+
+    Eric Jang, Shixiang Gu, Ben Poole: Categorical Reparameterization with Gumbel-Softmax, 2016, arXiv:1611.01144. Chris
+    J. Maddison, Andriy Mnih, Yee Whye Teh: The Concrete Distribution, 2016, arXiv:1611.00712.
+    Raises `ValueError` unless temperature > 0, and for a site that is neither one-hot nor reparameterised.
+    """
+
+    def __init__(self, temperature: float = 0.5, straight_through: bool = False, num_particles: int = 1):
+        super().__init__(num_particles)
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"gumbel-softmax: expected temperature > 0; got {temperature}")
+        self.temperature, self.straight_through = temperature, straight_through
+
+    def kl(self, q: dict, p: dict) -> Tensor:
+        return kl_divergence(q["fn"], p["fn"])
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        with _Relax(self.temperature, self.straight_through):
+            return super()._get_trace(model, guide, args, kwargs)
+
+
+class _Relax(Messenger):
+    """Draws one-hot categorical sites as `RelaxedOneHot` does."""
+
+    def __init__(self, temperature: float, straight_through: bool):
+        super().__init__()
+        self.options = temperature, straight_through
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(innermost(msg["fn"]), OneHotCategorical):
+            msg["fn"] = self._relaxed(msg["fn"])
+
+    def _relaxed(self, fn: Any) -> Any:
+        if isinstance(fn, Independent):
+            return self._relaxed(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+        return RelaxedOneHot(fn.logits, *self.options)
 
 
 class ImportanceWeighted(Objective):

@@ -28,6 +28,7 @@ ROUNDING = 1e-5  # nats, of float32
 CONTENDERS = {
     "ours": "this package",
     "ours_eager": "this package, not compiled",
+    "ours_two_ranks": "this package, two processes of one thread",
     "svi_compiled": "Pyro's SVI with `CompiledTrace_ELBO`",
     "pyro_svi": "Pyro's SVI, images in memory",
     "pyro_tutorial": "Pyro's tutorial, with its data loader",

@@ -27,3 +27,8 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(imputation, "log_likelihood_within", sampled)
     patch.setattr(weighing, "ANNEALING_STEPS", ())
     patch.setattr(weighing, "MAX_FACTOR", 1)
+
+
+def make_quick_for_good() -> None:
+    """In a worker process."""
+    make_quick(pytest.MonkeyPatch())

@@ -10,7 +10,16 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import PPCA, ConditionalVAE, HierarchicalVAE, JointEncoder, SemiSupervisedVAE
+from ppl_vae.models import (
+    PPCA,
+    ConditionalVAE,
+    HierarchicalVAE,
+    JointEncoder,
+    LadderLayer,
+    LadderVAE,
+    SemiSupervisedVAE,
+)
+from ppl_vae.models.ladder import Residual
 from ppl_vae.posteriors import FullNormal
 from ppl_vae.priors import StandardNormal
 from ppl_vae.programs import seeded
@@ -87,6 +96,68 @@ def hierarchical(width=1.0, N=6, latent1=2, family=FullNormal):
         p = MultivariateNormal(m[n:], S[n:, n:])
         x = p.sample((N,))
     return Case(vae, (vae.model, vae.guide), (x.reshape(N, *EVENT),), p.log_prob(x), p)
+
+
+def ladder(width=1.0, N=6, sizes=(2, 1, 1), family=FullNormal):
+    """Layers of these sizes from the bottom up, along a state in R. Each variable is M (e, 1), e the noise of all."""
+    with seeded(7):
+        num_noise, num_drawn = sum(sizes) + D, 0
+        M = {}
+
+        def of(layer, *names):
+            """What a linear layer makes of variables."""
+            rows = layer.weight @ torch.cat([M[name] for name in names])
+            rows[:, -1] += layer.bias
+            return rows.detach()
+
+        def noise(scale):
+            nonlocal num_drawn
+            rows = torch.zeros(len(scale), num_noise + 1)
+            rows[:, num_drawn : num_drawn + len(scale)] = scale.diag()
+            num_drawn += len(scale)
+            return rows
+
+        top, L = sizes[-1], len(sizes)
+        M[f"z{L}"], layers, nets = noise(torch.ones(top)), [], []
+        for number in range(L - 1, 0, -1):
+            above, size = sizes[number], sizes[number - 1]
+            inputs = [f"h{number + 1}"] * (number < L - 1) + [f"z{number + 1}"]
+            step = linear(torch.randn(1, above + len(inputs) - 1), torch.randn(1))
+            M[f"h{number}"] = of(step, *inputs) + (M[inputs[0]] if len(inputs) > 1 else 0)
+            s, A, a = torch.linspace(0.7, 1.2, size), torch.randn(size, 1), torch.randn(size)
+            M[f"z{number}"] = of(linear(A, a), f"h{number}") + noise(s)
+            nets.append((number, step, linear(torch.cat([A, torch.zeros(size, 1)]), torch.cat([a, 2 * s.log()]))))
+        lowest = ["h1"] * (L > 1) + ["z1"]
+        W, b = torch.randn(D, (L > 1) + sizes[0]), torch.randn(D)
+        M["d1"] = of(linear(W, b), *lowest) + noise(torch.full((D,), SCALE))  # x
+        ups = [Residual(linear(torch.randn(D, D) / 4, torch.randn(D))) for _ in sizes[1:]]
+        for number, up in enumerate(ups, 1):
+            M[f"d{number + 1}"] = of(up.net, f"d{number}") + M[f"d{number}"]
+
+        def exact(z, *names):
+            """The linear layer to p(z|names), through the joint of all: z is that of its layer."""
+            joint = torch.cat([M[name] for name in (z, *names)]).double()
+            m, S, size = joint[:, -1], joint[:, :-1] @ joint[:, :-1].T, len(M[z])
+            parts = given(S, m, torch.arange(size), torch.arange(size, len(m)))
+            return normal_layer(*(t.float() for t in parts), width)
+
+        for number, step, conditional in nets:
+            head = exact(f"z{number}", f"h{number}", f"d{number}")
+            layers.append(LadderLayer(step, conditional, head, family(sizes[number - 1])))
+        vae = LadderVAE(
+            flatten(),
+            ups,
+            exact(f"z{L}", f"d{L}"),
+            layers,
+            decoder(W, b),
+            prior=StandardNormal(top),
+            likelihood=Gaussian(SCALE),
+            posterior=family(top),
+        )
+        x = M["d1"]
+        p = MultivariateNormal(x[:, -1], x[:, :-1] @ x[:, :-1].T)
+        data = p.sample((N,))
+    return Case(vae, (vae.model, vae.guide), (data.reshape(N, *EVENT),), p.log_prob(data), p)
 
 
 def classes(width=1.0, latent_size=2):
@@ -176,4 +247,4 @@ def linear_gaussian(width=1.0, N=6):
     return Case(ppca, pair, (x.reshape(N, *EVENT),), p.log_prob(x))
 
 
-CASES = [hierarchical, conditional, semi_supervised, marginalised, labelled, partly_labelled, linear_gaussian]
+CASES = [hierarchical, ladder, conditional, semi_supervised, marginalised, labelled, partly_labelled, linear_gaussian]

@@ -3,6 +3,7 @@ tests that try to break it. What a reader may raise is `REFUSALS`, in one line."
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import struct
@@ -22,7 +23,8 @@ from ppl_vae.data.torchvision_sets import read_idx
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import PER_IMAGE, load_evaluation
 from ppl_vae.experiments.preparation import assemble, build
-from ppl_vae.experiments.runs import history_of, load_weights
+from ppl_vae.experiments.runs import history_of, load_run, load_weights
+from ppl_vae.system.archives import to_zip
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.training.checkpoints import Checkpoints, from_file, to_bytes
 from ppl_vae.training.optimizers import adam
@@ -95,6 +97,10 @@ def _weights() -> bytes:
     return save({name: t.contiguous() for name, t in build(CONFIG, SHAPE).state_dict().items()})
 
 
+RUN = {
+    "config.json": json.dumps({"event_shape": SHAPE, **dataclasses.asdict(CONFIG)}).encode(),
+    "metrics.json": b"{}",
+}
 _per_image = {name: np.ones(5, np.int64 if name == "num_samples" else np.float64) for name in PER_IMAGE}
 _summary = {
     **dict.fromkeys(("measure", "encoding", "fingerprint", "bound", "source", "space"), "mass"),
@@ -121,6 +127,7 @@ READERS = {
     "npy": Reader("x.npy", lambda path: load(str(path)), _npy(_pixels(12, 4, 4))),
     "npy-mapped": Reader("x.npy", _mapped, _npy(_pixels(12, 4, 4))),
     "npz": Reader("x.npz", lambda path: load(str(path)), _npz(images=_pixels(12, 4, 4), labels=np.arange(12))),
+    "csv": Reader("x.csv", lambda path: load(str(path)), b"a,b\n" + b"1,2.5\n" * 12),
     "config": Reader(
         "config.json",
         lambda path: assemble(read_config(path)[0]),
@@ -129,6 +136,7 @@ READERS = {
     "weights": Reader("weights.safetensors", lambda path: load_weights(assemble(CONFIG), SHAPE, 0, path), _weights()),
     "checkpoint": Reader("checkpoint-000000000003.safetensors", from_file, to_bytes(checkpoint())),
     "resume": Reader("checkpoint-000000000003.safetensors", _resumed, to_bytes(checkpoint())),
+    "archive": Reader("run.zip", load_run, to_zip({**RUN, "weights.safetensors": _weights()})),
     "evaluation": Reader("log_likelihood.npz", _evaluation, _npz(**_per_image)),
     "evaluation-summary": Reader("log_likelihood.json", _evaluation, json.dumps(_summary).encode()),
     "history": Reader("history.csv", lambda path: history_of(path.parent), b"epoch,loss\n1,2.5\n2,nan\n"),

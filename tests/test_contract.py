@@ -460,6 +460,11 @@ def with_label(z, x, y):
     pyro.sample("y", dist.Bernoulli(logits=z[..., 0]), obs=y)
 
 
+def with_class(z, x, y):
+    of_normal(z, x)
+    pyro.sample("y", dist.Categorical(logits=z[..., :1] * torch.arange(3.0)), obs=y)
+
+
 def of_x_and_y(latent, observe=None):
     """A program of x and y."""
 
@@ -472,27 +477,39 @@ def of_x_and_y(latent, observe=None):
     return run
 
 
+NO_CLASS = r"site 'y': expected values in integerinterval\(.*upper_bound=2\); got [14] data outside, .*\. Encode x"
+
+
 @pytest.mark.parametrize(
-    ("y", "message"),
+    ("observe", "y", "message"),
     [
+        (with_class, torch.tensor([-1, 0, 1, 2]), NO_CLASS),
+        (with_class, torch.tensor([3, 3, 3, 3]), NO_CLASS),
+        (with_class, torch.tensor([3.0, 0.0, 1.0, 2.0]), NO_CLASS),
         (
+            with_label,
             torch.ones(4, 1),
             r"site 'y': expected observed values of shape \(data,\), .*; got \([14], 1\)\. Reshape them",
         ),
         (
+            with_label,
             torch.ones(4).long(),
             r"site 'y': expected observed values of torch\.float32; got torch\.int64\. Convert them",
         ),
-        (torch.ones(4).bool(), r"site 'y': expected observed values of torch\.float32; got torch\.bool\. Convert them"),
+        (
+            with_label,
+            torch.ones(4).bool(),
+            r"site 'y': expected observed values of torch\.float32; got torch\.bool\. Convert them",
+        ),
     ],
 )
-def test_labels_that_a_likelihood_does_not_score_are_told_in_one_line_everywhere(y, message):
+def test_labels_that_a_likelihood_does_not_score_are_told_in_one_line_everywhere(observe, y, message):
     weight = nn.Parameter(torch.zeros(2))
 
     def latent():
         return pyro.sample("z", dist.Normal(pyro.param("weight", weight), 1.0).to_event(1))
 
-    model, guide = of_x_and_y(partial(pyro.sample, "z", normal()), with_label), of_x_and_y(latent)
+    model, guide = of_x_and_y(partial(pyro.sample, "z", normal()), observe), of_x_and_y(latent)
     x = torch.zeros(4, 3)
     with pyro.get_param_store().scope():
         for run in (log_likelihood, partial(fit, show_progress=False)):

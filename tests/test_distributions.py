@@ -15,6 +15,8 @@ from ppl_vae.distributions import (
     LevelCategorical,
     LogitNormal,
     NegativeBinomial,
+    OneHot,
+    RelaxedOneHot,
     ZeroInflatedNegativeBinomial,
 )
 from ppl_vae.programs import seeded
@@ -230,3 +232,25 @@ def test_the_kl_of_a_normal_of_any_covariance_to_independent_ones(low_rank, batc
     torch.testing.assert_close(ours, torch.distributions.kl_divergence(q, full))
     with pytest.raises(NotImplementedError):
         distributions.kl_divergence(q, dist.Laplace(mean, 1.0).to_event(1))
+
+
+def test_a_relaxed_one_hot_draw_is_a_category_with_a_gradient():
+    """Its largest number is at a draw of the categorical distribution (Gumbel-max); straight through it is that unit
+    vector, with the gradient of the relaxed draw."""
+    logits = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.0]], requires_grad=True)
+    n, w = 20_000, torch.tensor([1.0, 3.0, 7.0])
+    draws, grads = [], []
+    for straight_through in (False, True):
+        with seeded(0):
+            draws.append(RelaxedOneHot(logits, 0.6, straight_through).rsample((n,)))
+        grads.append(torch.autograd.grad((draws[-1] * w).sum(), logits)[0])
+    soft, hard = draws
+    assert torch.equal(hard, torch.nn.functional.one_hot(soft.argmax(-1), 3).to(hard))
+    torch.testing.assert_close(soft.sum(-1), torch.ones(n, 2))
+    torch.testing.assert_close(*grads)
+    assert grads[0].abs().min() > 0
+    p = logits.detach().softmax(-1)
+    with seeded(1):
+        plain = OneHot(logits=logits).to_event(1).expand((n,)).sample()
+    for draws in (hard, plain):
+        assert bool(((draws.mean(0) - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all())

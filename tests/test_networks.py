@@ -17,6 +17,7 @@ from ppl_vae.networks import (
     PoolEncoder,
     ResidualConv,
     UpsampleDecoder,
+    _ChannelsLast,
 )
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 28, 20), (3, 17, 23), (1, 5, 5)]
@@ -55,6 +56,26 @@ def test_decoders_give_parameters_for_each_dimension(build, shape, params_per_di
     params = decoder(z)
     assert params.shape == (3, 2, *shape, params_per_dim)
     torch.testing.assert_close(params[2, 1], decoder(z[2, 1]))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradients_for_each_of_several_inputs_come_from_one_vmap(network):
+    encoder, decoder = (
+        seeded(lambda: network().encoder((3, 8, 8), 4)),
+        seeded(lambda: network().decoder(4, (3, 8, 8), 1)),
+    )
+    for module, x in (encoder, rand(2, 5, 3, 8, 8)), (decoder, rand(2, 5, 4)):
+        grad = torch.func.grad(lambda x, module=module: module(x).square().sum())
+        expected = torch.stack([grad(x_i) for x_i in x])
+        torch.testing.assert_close(torch.func.vmap(grad)(x), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_last_in_memory_alone(channels):
+    x = rand(2, channels, 5, 4)
+    last = _ChannelsLast()(x)
+    assert last.equal(x)
+    assert last.stride() == x.clone(memory_format=torch.channels_last).stride()
 
 
 def test_the_convolutional_autoencoder_has_the_shapes_of_the_report():

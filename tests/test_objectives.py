@@ -22,11 +22,14 @@ from ppl_vae.evaluation.importance import log_weights
 from ppl_vae.kl_weights import Constant, CyclicalWarmUp, KLWeight, LinearWarmUp
 from ppl_vae.objectives import (
     AnalyticKL,
+    ClosedFormKL,
     DoublyReparameterized,
     Elbo,
     FreeBits,
+    GumbelSoftmax,
     ImportanceWeighted,
     KLScale,
+    LeaveOneOut,
     Objective,
     StickingTheLanding,
 )
@@ -35,7 +38,7 @@ from ppl_vae.training.fitting import fit
 from ppl_vae.training.monitoring import elbo_parts
 
 OBJECTIVES = [*choices(Objective).values()]
-REPARAMETERISED = [cls for cls in OBJECTIVES if cls is not Elbo]
+REPARAMETERISED = [cls for cls in OBJECTIVES if cls not in (Elbo, LeaveOneOut)]
 
 
 class Linear(nn.Module):
@@ -230,6 +233,15 @@ def test_elbo_is_pyros_on_the_same_noise(cls, K):
     assert_same(ours, loss_and_grads(pyros, cls()))
     with pyro.get_param_store().scope(), seeded(0):
         assert Elbo(K).loss(cls().model, cls().guide, cls().x) == pytest.approx(ours[0], rel=1e-6)
+
+
+def test_what_is_left_out_has_no_say_where_all_is_reparameterised():
+    assert_same(loss_and_grads(LeaveOneOut(4), Tutorial()), loss_and_grads(Elbo(4), Tutorial()))
+    loss, grads = loss_and_grads(LeaveOneOut(4), Discrete())
+    plain, of_score = loss_and_grads(Elbo(4), Discrete())
+    assert loss == pytest.approx(plain)
+    torch.testing.assert_close(grads["loc"], of_score["loc"])  # of the reparameterised site
+    assert not torch.allclose(grads["logits"], of_score["logits"])
 
 
 @pytest.mark.parametrize("K", [1, 4])
@@ -441,7 +453,7 @@ def test_scales_of_subsampling_weigh_the_data(cls):
 @pytest.mark.parametrize(("pair", "K"), [(Linear(width=1.4), 1), (Tutorial(), 4), (Chain(factor=1.2), 4)])
 def test_the_step_can_be_traced(cls, pair, K):
     """As one graph of tensors, from parameters, data and the step count, to the loss, its gradients and the count."""
-    if isinstance(pair, Chain) and isinstance(cls(), AnalyticKL | FreeBits):
+    if (isinstance(pair, Chain) and issubclass(cls, ClosedFormKL)) or (K == 1 and cls is LeaveOneOut):
         return
     weight = LinearWarmUp(steps=2)
     objective = cls(num_particles=K).weighted(weight)
@@ -512,7 +524,7 @@ def test_what_is_not_reparameterised_is_refused(cls):
     refused(cls(), pair.model, pair.guide, pair.x, "site 'a': expected a reparameterised distribution; got Bernoulli")
 
 
-@pytest.mark.parametrize("cls", [AnalyticKL, FreeBits])
+@pytest.mark.parametrize("cls", [AnalyticKL, FreeBits, GumbelSoftmax])
 def test_a_kl_without_a_closed_form_is_refused(cls):
     """It is an error, and no estimate from samples in its place."""
     flow, chain = Flow(), Chain()
@@ -564,6 +576,8 @@ def test_weights_are_per_datum_or_refused():
             for name in choices(Objective)
         ],
         (Objective, "free-bits:nats=-1", "free bits: expected nats >= 0; got -1"),
+        (Objective, "leave-one-out:num_particles=1", "leave-one-out: expected num_particles >= 2; got 1"),
+        (Objective, "gumbel-softmax:temperature=0", "gumbel-softmax: expected temperature > 0; got 0"),
         (KLWeight, "constant:beta=-1", "expected beta >= 0; got -1"),
         (KLWeight, "constant:beta=nan", "expected beta >= 0; got nan"),
         (KLWeight, "linear-warm-up:steps=0", "expected steps >= 1; got 0"),
@@ -583,6 +597,8 @@ def test_objectives_and_weights_go_by_name():
         "elbo",
         "analytic-kl",
         "free-bits",
+        "leave-one-out",
+        "gumbel-softmax",
         "importance-weighted",
         "sticking-the-landing",
         "doubly-reparameterized",

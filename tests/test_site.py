@@ -113,12 +113,15 @@ def test_nothing_tells_of_the_machine(site, tmp_path):
 
 
 def test_docstrings_are_shown_as_they_were_written(pages):
-    likelihoods, models = ("".join(pages[f"ppl_vae/{name}.html"].text) for name in ("likelihoods", "models"))
+    likelihoods, hierarchical = (
+        "".join(pages[f"ppl_vae/{name}.html"].text) for name in ("likelihoods", "models/hierarchical")
+    )
     assert "shape (*, params_per_dim), to a distribution of batch shape (*) and" in likelihoods.replace("\n", " ")
     assert "Define the computation" not in likelihoods
-    assert re.search(r"<pre>[^<]*<code>p\(x, z\) = p\(z\) p\(x \| decoder\(z\)\)", pages["ppl_vae/models.html"].html)
-    assert "https://arxiv.org/abs/1312.6114" in pages["ppl_vae/models.html"].links
-    assert "encoder2: x to the parameters of q(z2|x)" in models
+    vae = pages["ppl_vae/models/vae.html"]
+    assert re.search(r"<pre>[^<]*<code>p\(x, z\) = p\(z\) p\(x \| decoder\(z\)\)", vae.html)
+    assert "https://arxiv.org/abs/1312.6114" in vae.links
+    assert "encoder2: x to the parameters of q(z2|x)" in hierarchical
     config = pages["ppl_vae/experiments/config.html"]
     assert "Annotated" not in re.sub(r'<div class="pdoc-code.*?</div>', "", config.html, flags=re.DOTALL)
     assert "Added to the images that the encoder sees" in "".join(config.text)

@@ -13,19 +13,23 @@ from pathlib import Path
 import pytest
 import torch
 from array_files import npy, npz, objects
-from readers import CONFIG, READERS, SHAPE, read
+from readers import CONFIG, READERS, RUN, SHAPE, read
 
 import ppl_vae
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import read_config
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import load_weights
+from ppl_vae.system.archives import to_zip
 from ppl_vae.training.checkpoints import Checkpoints
 
 CODE = sorted(Path(ppl_vae.__file__).parent.rglob("*.py"))
 
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy", "code"}
+
+
+BETWEEN_PROCESSES = {"executors", "packing", "parallel"}  # of one user, who has written what is pickled
 
 
 EVALUATES = {"eval", "exec", "compile", "__import__", "input"}
@@ -40,7 +44,8 @@ def test_the_code_neither_unpickles_nor_evaluates(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not {m.split(".")[0] for m in modules} & FORBIDDEN
+            allowed_here = {"pickle"} if path.stem in BETWEEN_PROCESSES else set()
+            assert not {m.split(".")[0] for m in modules} & FORBIDDEN - allowed_here
         name = names(node)
         assert name not in EVALUATES, name
         assert name not in ("torch.load", "torch.hub.load", "os.system", "os.popen", "subprocess.run"), name
@@ -101,6 +106,7 @@ def test_a_pickle_in_any_place_is_never_loaded(name: str, tmp_path: Path) -> Non
             ),
         ),
         ("checkpoint", struct.pack("<Q", 10**12) + bytes(92)),
+        ("archive", to_zip({**RUN, "weights.safetensors": struct.pack("<Q", 10**12) + bytes(92)})),
         ("config", b'{"event_shape": [1, 1000000, 1000000]}'),
         ("config", b'{"event_shape": [1, 4, 4], "latent_size": 1000000000000}'),
         ("config", b'{"event_shape": [1, 4, 4], "prior": "vamp-prior:num_components=1000000000000"}'),

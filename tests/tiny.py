@@ -1,10 +1,11 @@
 """What the tests train: a tiny VAE of any likelihood, prior and posterior, by name, between small dense networks, a
-pair of one parameter, and images."""
+pair of one parameter, images, and torch's datasets of a tensor."""
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ppl_vae.components import create
 from ppl_vae.data.encodings import Levels, default_encoding
@@ -70,6 +71,29 @@ class Scaled(nn.Module):
         pyro.module("scaled", self)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0 * x, self.log_scale.exp()))
+
+
+class Items(Dataset):
+    """The rows of a tensor as a map-style dataset."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i]
+
+
+class Stream(IterableDataset):
+    """The same as an iterable one."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
 
 
 def tiny_images(n=60):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae.cli.options import EvaluateCommand
+from ppl_vae.cli.plugins import setup_of
 from ppl_vae.cli.terminal import say
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.evaluation.separation import auroc
@@ -26,17 +27,28 @@ from ppl_vae.experiments.evaluating import (
 )
 from ppl_vae.experiments.exact import integrate_run
 from ppl_vae.experiments.runs import Run
+from ppl_vae.experiments.tracking import tell
 from ppl_vae.report.figures import draw_histograms
 from ppl_vae.report.sections import gaps_lines
 from ppl_vae.report.words import evaluation_lines
+from ppl_vae.system.executors import executor_of
 from ppl_vae.system.files import writable, write_json
+from ppl_vae.training.trackers import tracker_of
 
 FEW, SOME = 100, 500  # images, where each takes seconds, and where it takes some tenths of one
 
 
 def evaluate(options: EvaluateCommand) -> None:
+    tracker = options.tracker and tracker_of(options.tracker)()
     run = options.load()
     output = writable(options.output or output_of(run, options.run))
+    with executor_of(options.executor, output.absolute(), setup_of(options.plugin)) as executor:
+        _evaluate(options, run, output, {} if executor is None else {"executor": executor})
+    if tracker and options.method != "sandwich":
+        tell(tracker, options.run)
+
+
+def _evaluate(options: EvaluateCommand, run: Run, output: Path, apart: dict[str, Any]) -> None:
     if options.method == "sandwich":
         _sandwich(options, run, output)
         return
@@ -52,7 +64,7 @@ def evaluate(options: EvaluateCommand) -> None:
     }
     settings = of_method[method]
     is_kept = _is_kept(output / evaluation_files(method)[0], options, {"num_images": num_images, **settings})
-    shared: dict[str, Any] = {"num_images": num_images, "seed": options.seed, "show_progress": True}
+    shared: dict[str, Any] = {"num_images": num_images, "seed": options.seed, "show_progress": True, **apart}
     if method == "annealed":
         result, summary = anneal_run(run, **chains, **shared)
     elif method == "quadrature":

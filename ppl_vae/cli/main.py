@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from ppl_vae.components import UsageError
 from ppl_vae.system.errors import one_line
+from ppl_vae.system.machine import num_launched
 from ppl_vae.system.signals import terminable
 
 
@@ -40,6 +41,7 @@ def _main(arguments: list[str]) -> None:
     signals: list[int] = []
     try:
         with terminable() as signals, warnings_in_one_line():
+            check_launch(arguments)
             parse(arguments)()
     except UsageError as error:
         fail(str(error), 2)
@@ -55,12 +57,18 @@ def _main(arguments: list[str]) -> None:
         stop(interrupt, arguments, signals)
 
 
+def check_launch(arguments: list[str]) -> None:
+    """Raises `UsageError` for a command other than `train` in several processes, which would do the same."""
+    if num_launched() > 1 and arguments[:1] != ["train"]:
+        raise UsageError(f"torchrun: expected the command train; got {next(iter(arguments), 'none')} (see --help)")
+
+
 def stop(interrupt: KeyboardInterrupt, arguments: list[str], signals: list[int]) -> NoReturn:
     """Ends by a signal, saying how to resume what can be resumed."""
     reason = getattr(interrupt, "reason", None)  # of `Stopped`, which has written a checkpoint
     status = 128 + (signals[0] if signals else reason or signal.SIGINT)
     command = next(iter(arguments), "")
-    if reason is None and command != "run":
+    if reason is None and command not in ("run", "sweep"):
         fail("interrupted", status)
     message = "interrupted; what is finished is kept" if reason is None else f"{interrupt}, with a checkpoint"
     again = [a for a in arguments if a not in ("--resume", "--overwrite")] + ["--resume"] * (command == "train")
@@ -124,7 +132,8 @@ def parse(arguments: list[str]) -> Any:
         commands,
         prog="ppl-vae",
         description="Variational autoencoders as probabilistic programs, with log-likelihoods that carry their error. "
-        "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version.",
+        "`ppl-vae COMMAND --help` explains a command; `ppl-vae --version` prints the version, and "
+        "`ppl-vae --tyro-print-completion bash` (or zsh, tcsh) what completes commands in a shell.",
         args=arguments,
         config=config,
     )

@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from ppl_vae.components import UsageError
-from ppl_vae.experiments.config import TrainConfig, check_name, check_names, read_config
+from ppl_vae.experiments.config import BY_NAME, TrainConfig, check_model, check_name, check_names, read_config
 from ppl_vae.experiments.folders import check_run
-from ppl_vae.experiments.settings import ImputationConfig, ReferenceConfig, StudyConfig, SwapsConfig, TrustConfig
+from ppl_vae.experiments.settings import (
+    ImputationConfig,
+    ReferenceConfig,
+    StudyConfig,
+    SwapsConfig,
+    SweepConfig,
+    TrustConfig,
+)
+from ppl_vae.system.executors import check_executor
 
 if TYPE_CHECKING:
     from ppl_vae.experiments.runs import Run
@@ -54,6 +62,23 @@ class OfRun(WithModels):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WithExecutor:
+    """What a command has whose work can be done in parts."""
+
+    executor: str | None = None
+    """Where parts are done: processes[:N] of this machine; dask[:N or ADDRESS]; slurm[:KEY=VALUE,...], a job for each
+    part, with parameters of submitit (partition, timeout_min, cpus_per_task, gpus_per_node, mem_gb, ...); slurm:local
+    or slurm:debug. Default: in this process, one after another. Results are the same for all, if this process has as
+    many threads as a worker: $OMP_NUM_THREADS, by default 1."""
+
+    def check_executor(self) -> None:
+        try:
+            check_executor(self.executor)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentOptions(WithModels):
     """What every experiment has."""
 
@@ -84,7 +109,7 @@ class TrustOptions(ExperimentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwapsOptions(ExperimentOptions):
+class SwapsOptions(ExperimentOptions, WithExecutor):
     """Every prior, posterior, objective and likelihood in the place of the usual one: what each is worth."""
 
     config: tyro.conf.OmitArgPrefixes[SwapsConfig] = field(default_factory=SwapsConfig)
@@ -92,7 +117,7 @@ class SwapsOptions(ExperimentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceOptions(ExperimentOptions):
+class ReferenceOptions(ExperimentOptions, WithExecutor):
     """Published log-likelihoods of MNIST, Fashion-MNIST and Frey Faces beside this package's, of the same networks.
 
     Example: ppl-vae run reference --dataset mnist --rows vae vamp-prior --epochs 400
@@ -122,9 +147,40 @@ class RunCommand:
     def __call__(self) -> None:
         if isinstance(self.experiment, StudyOptions) and self.experiment.plugin is None:
             check_name("noise", self.experiment.config.noise)
+        if isinstance(self.experiment, WithExecutor):
+            self.experiment.check_executor()
         from ppl_vae.cli.running import run_experiment
 
         run_experiment(self.experiment)
+
+
+@dataclass(frozen=True)
+class SweepCommand(WithModels, WithExecutor):
+    """Train and evaluate a grid of models: each option of `ppl-vae train` takes several values, and all combinations
+    are tried. A table of log p(x), paired differences, and means over seeds with their spread; a plot of each setting.
+
+    Example: ppl-vae sweep --dataset mnist --model gated-dense-vae --latent-size 10 20 40
+    --prior standard-normal vamp-prior --seed 0 1 2 --output sweeps/a --executor processes:4
+
+    A run folder for each, OUTPUT/SETTING=VALUE,.../seed-SEED. What is finished is not done again: the same command
+    resumes, and one with more seeds, or more values of what is swept, adds to it. A run that fails does not stop the
+    others."""
+
+    config: tyro.conf.OmitArgPrefixes[SweepConfig] = field(default_factory=SweepConfig)
+    output: Path | None = None
+    """The folder of the sweep. Default: sweeps/DATASET."""
+
+    def __call__(self) -> None:
+        self.check_executor()
+        if self.plugin is None:
+            for model in self.config.grid.model:
+                check_model(model)
+            for kind in BY_NAME:
+                for spec in getattr(self.config.grid, kind):
+                    check_name(kind, spec)
+        from ppl_vae.cli.sweeping import sweep
+
+        sweep(self)
 
 
 @dataclass(frozen=True)
@@ -136,7 +192,10 @@ class TrainCommand(WithModels):
     --batch-size 128 --learning-rate 1e-3 --seed 0 --output runs/conv-vae
 
     To train until it no longer helps: --epochs 2000 --patience 50. For 500 epochs more: ppl-vae train --extend 500
-    --output RUN. From the weights of another run: ppl-vae train --from RUN --learning-rate 1e-4 --output NEW"""
+    --output RUN. From the weights of another run: ppl-vae train --from RUN --learning-rate 1e-4 --output NEW
+
+    On several GPUs, or processes of a CPU, each with its part of every batch, and with the same result to rounding:
+    torchrun --nproc-per-node 2 -m ppl_vae train ..."""
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     output: Path | None = None
@@ -155,8 +214,9 @@ class TrainCommand(WithModels):
     is finished; None for not by epoch. An interrupt (Ctrl-C, SIGTERM) writes one too."""
     checkpoint_minutes: float | None = 5.0
     """... and when so many minutes have passed since the last one, also within an epoch; None for not by time."""
-    tensorboard: Path | None = None
-    """A folder for TensorBoard, to which each epoch is logged (pip install 'ppl-vae[tensorboard]')."""
+    tracker: str | None = None
+    """What is told of config, epochs and samples: tensorboard:FOLDER, wandb:PROJECT, mlflow:URI, or a plugin's
+    (pip install 'ppl-vae[tensorboard]', and so on). `ppl-vae evaluate` with the same adds log p(x)."""
 
     def __call__(self) -> None:
         at_least_one(checkpoint_epochs=self.checkpoint_epochs)
@@ -166,6 +226,7 @@ class TrainCommand(WithModels):
             raise UsageError("--resume: expected without --overwrite, which starts again; got both")
         if self.extend is not None:
             self._check_extension()
+        check_tracker(self.tracker)
         if self.plugin is None:
             check_names(self.config)
         from ppl_vae.cli.training import train_model
@@ -199,13 +260,14 @@ Method = Literal["importance", "ladder", "annealed", "quadrature", "sandwich"]
 
 
 @dataclass(frozen=True)
-class EvaluateCommand(OfRun):
+class EvaluateCommand(OfRun, WithExecutor):
     """log p(x) of held-out data, in nats per datum, with its errors and warnings.
 
     Writes log_likelihood-ladder.json, and per datum log_likelihood-ladder.npz; other methods log_likelihood-METHOD.*,
     importance sampling log_likelihood.*, and --method sandwich, which computes a lower and an upper bound on data
     simulated from the model (valid only there), sandwich.json. A result of more images or samples than this one is
-    kept. What was interrupted is named -partial."""
+    kept. What was interrupted is named -partial. With --executor, blocks of 64 data are evaluated apart, not compiled:
+    the result is the same for all executors and numbers of workers, and, where nothing is compiled, without one."""
 
     method: Method = "ladder"
     """A ladder that needs no warning, for each datum the first of guide, posterior refined for it, and annealing that
@@ -229,6 +291,9 @@ class EvaluateCommand(OfRun):
     """Of the samples, and of what is drawn to encode the images (binarisation, dequantisation, noise)."""
     overwrite: bool = False
     """Replace also a result of more images or samples than this one."""
+    tracker: str | None = None
+    """What is told of log p(x) by the ladder, or another method that needs no chains, and its errors: as in `ppl-vae
+    train`, and in the same place if it is the same."""
 
     def __call__(self) -> None:
         names = ("num_samples", "num_images", "num_chains", "num_steps")
@@ -239,12 +304,25 @@ class EvaluateCommand(OfRun):
             raise UsageError(f"--tolerance: expected --method ladder beside it; got {self.method}")
         if self.gaps and self.method not in ("importance", "ladder"):
             raise UsageError(f"--gaps: expected --method ladder or importance beside it; got {self.method}")
+        if self.executor is not None and self.method not in ("importance", "ladder"):
+            raise UsageError(f"--executor: expected --method ladder or importance beside it; got {self.method}")
+        self.check_executor()
         if self.gaps and self.num_images == 1:
             raise UsageError("--gaps: expected 2 images or more; got --num-images 1")
+        if self.tracker is not None:
+            self._check_tracked()
         check_run(self.run)
         from ppl_vae.cli.evaluating import evaluate
 
         evaluate(self)
+
+    def _check_tracked(self) -> None:
+        check_tracker(self.tracker)
+        if self.method in ("annealed", "sandwich") or self.tolerance is not None:
+            what = self.method if self.tolerance is None else "--tolerance"
+            raise UsageError(f"--tracker: expected --method ladder, importance or quadrature beside it; got {what}")
+        if self.output is not None:
+            raise UsageError("--tracker: expected results in the folder of the run; got --output beside it")
 
 
 @dataclass(frozen=True)
@@ -522,6 +600,39 @@ class ReportCommand(WithModels):
         report(self)
 
 
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class ExportCommand(WithModels):
+    """A run to hand on, without what training resumes from: config, weights, history, evaluations, a picture of samples
+    and a card, with checksums. Nobody who loads it runs code.
+
+    Examples: ppl-vae export runs/vamp vamp.zip, and in Python pv.load_run("vamp.zip")
+    ppl-vae export runs/vamp hub:OWNER/NAME, and in Python pv.from_pretrained("OWNER/NAME")"""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
+    to: tyro.conf.Positional[str]
+    """FILE.zip; or hub:OWNER/NAME, a repository on the Hugging Face Hub (pip install 'ppl-vae[hub]', hf auth login)."""
+    private: bool = False
+    """On the hub, where the repository is new: for you alone."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+    def __call__(self) -> None:
+        if not self.to.startswith(HUB):
+            ends_in("to", path := Path(self.to), ".zip")
+            if self.private:
+                raise UsageError(f"--private: expected hub:OWNER/NAME beside it; got {self.to}")
+            if path.exists() and not self.overwrite:
+                raise UsageError(f"to: expected a new file; got {path}, which is there (see --overwrite)")
+        check_run(self.run)
+        from ppl_vae.cli.sharing import export
+
+        export(self)
+
+
 @dataclass(frozen=True)
 class DatasetsCommand:
     """List the datasets that go by name."""
@@ -535,6 +646,7 @@ class DatasetsCommand:
 COMMANDS: dict[str, Any] = {
     "run": RunCommand,
     "train": TrainCommand,
+    "sweep": SweepCommand,
     "evaluate": EvaluateCommand,
     "compare": CompareCommand,
     "quality": QualityCommand,
@@ -545,6 +657,7 @@ COMMANDS: dict[str, Any] = {
     "impute": ImputeCommand,
     "refit-prior": RefitPriorCommand,
     "report": ReportCommand,
+    "export": ExportCommand,
     "datasets": DatasetsCommand,
 }
 
@@ -553,6 +666,14 @@ def at_least_one(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least 1; got {value}")
+
+
+def check_tracker(spec: str | None) -> None:
+    """Raises `UsageError` for a tracker that there is not."""
+    if spec is not None:
+        from ppl_vae.training.trackers import tracker_of
+
+        tracker_of(spec)
 
 
 def ends_in(flag: str, path: Path | None, *endings: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +34,16 @@ def load_plugin(name: str) -> None:
         raise UsageError(f"plugin: expected a module or .py file that imports; got {name!r} ({reason})") from error
     finally:
         sys.path[:] = path
+
+
+def setup_of(plugin: str | None) -> Callable[[], object] | None:
+    """What a worker of an executor has to do for a plugin."""
+    return None if plugin is None else partial(_load_once, plugin)
+
+
+def _load_once(name: str) -> None:
+    if plugin_module(name) is None:
+        load_plugin(name)
 
 
 def plugin_module(name: str) -> ModuleType | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ppl_vae.cli.main import fail
 from ppl_vae.cli.options import ExperimentOptions, ReferenceOptions, StudyOptions, SwapsOptions, TrustOptions
+from ppl_vae.cli.plugins import setup_of
 from ppl_vae.cli.terminal import say, show_denoising, show_log_likelihoods
 from ppl_vae.cli.training import folder_of
 from ppl_vae.components import UsageError, create
@@ -22,6 +23,7 @@ from ppl_vae.experiments.trust import run_trust
 from ppl_vae.report.figures import draw_reference, draw_study, draw_swaps, draw_trust
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.report.tables import reference_table, swap_table, trust_table
+from ppl_vae.system.executors import executor_of
 from ppl_vae.system.files import locked, read_json, writable
 from ppl_vae.system.machine import device_of
 from ppl_vae.system.signals import attempted
@@ -67,19 +69,15 @@ def run_on(options: ExperimentOptions, name: str, folder: Path) -> dict[str, str
                 say(trust_table(trust))
             return trust.get("failed", {})
         case SwapsOptions():
-            metrics = run_swaps(
-                name,
-                options.config,
-                folder,
-                **shared,
-                after_each=draw_swaps,
-            )
+            with executor_of(options.executor, folder, setup_of(options.plugin)) as executor:
+                metrics = run_swaps(name, options.config, folder, executor=executor, **shared, after_each=draw_swaps)
             for group in metrics["groups"].values():
                 say(swap_table(group))
             say(f"Pictures: {folder / 'figures'}. Numbers: {folder / 'metrics.json'}")
             return metrics["failed"]
         case ReferenceOptions():
-            metrics = run_reference(name, options.config, folder, **shared)
+            with executor_of(options.executor, folder, setup_of(options.plugin)) as executor:
+                metrics = run_reference(name, options.config, folder, executor=executor, **shared)
             draw_reference(folder)
             say(reference_table(metrics))
             say(f"Numbers: {folder / 'metrics.json'}")

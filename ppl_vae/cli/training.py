@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from ppl_vae.experiments.runs import finished, unfinished
 from ppl_vae.experiments.training import extend, train
 from ppl_vae.report.gallery import draw_run
 from ppl_vae.system.files import locked, writable
-from ppl_vae.training.trackers import TensorBoard
+from ppl_vae.training.parallel import Ranks, launched
+from ppl_vae.training.trackers import tracker_of
 
 
 def train_model(options: TrainCommand) -> None:
@@ -25,25 +28,34 @@ def train_model(options: TrainCommand) -> None:
     output = options.output or Path("runs") / f"{config.model}-{folder_of(config.dataset)}".replace(":", "-")
     more: dict[str, Any] = {
         "data_dir": options.data_dir,
-        "device": options.device,
         "resume": options.resume,
         "checkpoint_epochs": options.checkpoint_epochs,
         "checkpoint_minutes": options.checkpoint_minutes,
-        "metrics": options.tensorboard and TensorBoard(options.tensorboard),
+        "tracker": options.tracker and tracker_of(options.tracker)(),
     }
-    with locked(output):
-        _check(options, output)
-        writable(output)
+    with contextlib.ExitStack() as lock, launched(options.device) as (group, device):
+        ranks = Ranks(group)
+        more |= {"device": device, "process_group": group}
+        if not ranks.is_first:
+            warnings.simplefilter("ignore")  # the first has the same
+        ranks.first(lambda: _begin(options, output, lock))
         if options.extend is None:
             run = train(config, output, overwrite=options.overwrite, **more)
         else:
             run = extend(output, options.extend, **more)
-        draw_run(run, output, seed=run.config.seed)
-    say(f"Run folder: {output}")
+        if ranks.is_first:
+            draw_run(run, output, seed=run.config.seed)
+            say(f"Run folder: {output}")
+
+
+def _begin(options: TrainCommand, output: Path, lock: contextlib.ExitStack) -> None:
+    """Raises `UsageError` for a run in the folder that is neither to be resumed nor replaced."""
+    lock.enter_context(locked(output))
+    _check(options, output)
+    writable(output)
 
 
 def _check(options: TrainCommand, output: Path) -> None:
-    """Raises `UsageError` for a run in the folder that is neither to be resumed nor replaced."""
     if options.resume or options.overwrite:
         return
     if unfinished(output):

@@ -5,60 +5,20 @@ Pixels stay uint8, so that a dataset takes one byte a pixel and its `fingerprint
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-
-class Rows(Tensor):
-    """The rows `index` (N,) of a tensor `source` (M, ...), read lazily: `rows[i]` and `rows[i:j]` are plain tensors of
-    just those rows, and any other operation reads all rows. So a split of a memory-mapped file is not a copy.
-    """
-
-    source: Tensor
-    at: Tensor
-    __torch_function__: Any = torch._C._disabled_torch_function_impl  # operations go straight to __torch_dispatch__
-
-    @staticmethod
-    def __new__(cls, source: Tensor, index: Tensor) -> Rows:
-        shape = (len(index), *source.shape[1:])
-        rows = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
-        rows.source, rows.at = source, index
-        return rows
-
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"Rows({self.dtype}, {tuple(self.shape)})"
-
-    def rows(self, index: Tensor | slice) -> Tensor:
-        return self.source[self.at[index]].contiguous()
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        match func, args:
-            case torch.ops.aten.index.Tensor, (Rows() as x, [Tensor() as index]):
-                return x.rows(index)
-            case torch.ops.aten.index_select.default, (Rows() as x, 0, Tensor() as index):
-                return x.rows(index)
-            case torch.ops.aten.slice.Tensor, (Rows() as x, 0, int() as start, int() as end):
-                return x.rows(slice(start, end))
-            case torch.ops.aten.select.int, (Rows() as x, 0, int() as i):
-                return x.source[x.at[i]]
-        args, kwargs = pytree.tree_map_only(Rows, lambda x: x.rows(slice(None)), (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-
-def select(data: Tensor, index: Tensor) -> Tensor:
-    """`data[index]` along dim 0, without a copy if the data are memory-mapped."""
-    return Rows(data.source, data.at[index]) if isinstance(data, Rows) else data[index]
+from ppl_vae.system.rows import Rows as Rows
+from ppl_vae.system.rows import select as select
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images, uint8 `(N, C, H, W)`, or vectors, float32 or int64 `(N, D)`, and perhaps their labels,
-    int64 `(N,)`.
+    int64 `(N,)`. Where they have names, `columns` are those of the D numbers, and `classes` those of the labels
+    0, 1, ...
 
     Raises ValueError for other dtypes or shapes, for train and test that differ in them, and for an empty part.
     """
@@ -68,6 +28,8 @@ class Dataset:
     test: Tensor
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
+    columns: tuple[str, ...] = field(default=(), kw_only=True)
+    classes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):

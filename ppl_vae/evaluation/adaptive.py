@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,12 @@ from ppl_vae.evaluation.refinement import refine
 from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, over_limit, rungs_of, surely_below_limit
 from ppl_vae.programs import Program
 from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.rows import select
 
 MAX_FACTOR = 64  # of num_samples, by default
 ANNEALING_STEPS, ANNEALING_CHAINS = (25, 100, 400), 128
 MAX_SHARE, VERDICT_DATA = 0.1, 128  # of data over the limit that a guide may have, by so many data
-PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples")
+PER_DATUM = ("log_p", "mc_se", "ess", "khat", "num_samples", "missed")
 
 Rung = Callable[..., LogLikelihood]
 """An estimator of log p(x): `rung(*data, seed=...)`."""
@@ -42,6 +44,7 @@ def log_likelihood_within(
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
+    executor: Executor | None = None,
     encoding: str = "",
     show_progress: bool = False,
 ) -> LogLikelihood:
@@ -63,9 +66,9 @@ def log_likelihood_within(
     very samples seems small favours those that missed large weights.) Where pilots missed them, the error comes out
     above the tolerance; and no sample tells of a mode where neither guide nor chains ever are.
 
-    The other arguments are those of `log_likelihood`. It takes about twice the time of the samples that it counts,
-    and that of refinement. An interrupt (Ctrl-C) ends the work: the result has what each datum has by then, its pilot
-    samples if there is nothing else, and is not `complete`.
+    The other arguments are those of `log_likelihood`; what an executor does apart is the first two rungs. It takes
+    about twice the time of the samples that it counts, and that of refinement. An interrupt (Ctrl-C) ends the work: the
+    result has what each datum has by then, its pilot samples if there is nothing else, and is not `complete`.
 
     Raises `ValueError` as `log_likelihood` does, for a tolerance not above 0, and max_samples below num_samples.
     """
@@ -76,22 +79,43 @@ def log_likelihood_within(
     max_samples = max_samples or MAX_FACTOR * num_samples
     if max_samples < num_samples:
         raise ValueError(f"max_samples: expected at least num_samples = {num_samples}; got {max_samples}")
-    shared: dict[str, Any] = {"memory": memory, "show_progress": show_progress}
-    posteriors: list[Program] = []
+    options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
+    options["executor"] = executor
+    sizes: dict[str, Any] = {"num_samples": num_samples, "max_samples": max_samples}
+    return by_ladder(model, guide, data, tolerance=tolerance, seed=seed, encoding=encoding, **sizes, **options)
+
+
+def by_ladder(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    posterior: Program | None = None,
+    *,
+    tolerance: float,
+    num_samples: int,
+    max_samples: int,
+    seed: int,
+    encoding: str,
+    executor: Executor | None,
+    **shared: Any,
+) -> LogLikelihood:
+    """`log_likelihood_within`, with the refined posterior of the data where that is known (or the guide, if it can't be
+    refined); else it is fitted when a rung needs it. All rungs share what else there is."""
+    posteriors: list[Program] = [] if posterior is None else [posterior]
 
     def refined(*data: Tensor) -> Program:
         """Of the data of the first call, which are those of all others."""
         if not posteriors:
-            options = {**shared, "seed": seed_of(seed, REFINED), "compiled": compiled}
+            options = {**shared, "seed": seed_of(seed, REFINED), "executor": executor}
             posteriors.append(refined_or_guide(model, guide, *data, **options))
         return posteriors[0]
 
     def sample(*data: Tensor, num_samples: int, seed: int, of: Callable[..., Program]) -> LogLikelihood:
-        options = {**shared, "num_samples": num_samples, "compiled": compiled, "encoding": encoding}
+        options = {**shared, "num_samples": num_samples, "encoding": encoding, "executor": executor}
         return log_likelihood(model, of(*data), *data, seed=seed, **options)
 
     def anneal(*data: Tensor, num_steps: int, seed: int) -> LogLikelihood:
-        options = {**shared, "num_chains": ANNEALING_CHAINS, "num_steps": num_steps, "compiled": compiled}
+        options = {**shared, "num_chains": ANNEALING_CHAINS, "num_steps": num_steps}
         return annealed_log_likelihood(model, refined(*data), *data, seed=seed, encoding=encoding, **options)
 
     rungs = [
@@ -142,7 +166,7 @@ def climb(
         for number in rung_of.unique().tolist() if complete else []:
             complete = False
             index = (rung_of == number).nonzero()[:, 0]
-            result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, True, number))
+            result = rungs[number](*(select(t, index) for t in data), seed=seed_of(seed, True, number))
             results.append((index.cpu(), result))
             if not result.complete:
                 break
@@ -150,7 +174,9 @@ def climb(
     if not results:
         raise KeyboardInterrupt
     first = results[0][1]
-    fields = {name: getattr(first, name).new_zeros(len(data[0])) for name in PER_DATUM}
+    fields = {
+        name: values.new_zeros(len(data[0])) for name in PER_DATUM if (values := getattr(first, name)) is not None
+    }
     for index, result in results:
         for name, values in fields.items():
             values[index[result.done]] = getattr(result, name)[result.done]
@@ -178,7 +204,7 @@ def choose(
     pilots: list[tuple[Tensor, LogLikelihood]] = []
 
     def run(number: int, index: Tensor) -> LogLikelihood:
-        result = rungs[number](*(t[index] for t in data), seed=seed_of(seed, False, number))
+        result = rungs[number](*(select(t, index) for t in data), seed=seed_of(seed, False, number))
         pilots.append((index.cpu(), result))
         if not result.complete:
             raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.contract import check_scores_any, tensors_of
-from ppl_vae.evaluation.adaptive import log_likelihood_within, refined_or_guide
+from ppl_vae.evaluation.adaptive import MAX_FACTOR, by_ladder, refined_or_guide
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.evaluation.sandwich import Sandwich, simulate
@@ -27,11 +28,12 @@ def certify(
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
+    executor: Executor | None = None,
     show_progress: bool = False,
 ) -> Sandwich:
     """log p(x) from both sides, for data simulated from the model: below by `log_likelihood_within`, as the data of an
     evaluation are scored, and above with the z that made x among the samples. Of an exact draw z_1 ~ p(z|x) and
-    K - 1 others from the refined posterior q,
+    K - 1 others from the refined posterior q, which both bounds share,
 
         E[log 1/K sum_k p(x, z_k) / q(z_k|x)] >= log p(x).
 
@@ -51,8 +53,11 @@ def certify(
     simulated, z = simulate(model, x, *args, num_data=num_data, seed=seed)
     data = (simulated, *(t[torch.arange(num_data, device=t.device) % len(t)] for t in args))
     options: dict[str, Any] = {"memory": memory, "compiled": compiled, "show_progress": show_progress}
-    lower = log_likelihood_within(model, guide, *data, num_samples=num_samples, seed=seed_of(seed, 0), **options)
+    options["executor"] = executor
     refined = refined_or_guide(model, guide, *data, seed=seed_of(seed, 1), **options)
+    sizes: dict[str, Any] = {"num_samples": num_samples, "max_samples": MAX_FACTOR * num_samples}
+    of_ladder = {**sizes, **options, "tolerance": math.inf, "encoding": ""}
+    lower = by_ladder(model, guide, data, refined, seed=seed_of(seed, 0), **of_ladder)
     others = log_likelihood(model, refined, *data, num_samples=num_samples - 1, seed=seed_of(seed, 2), **options)
     with evaluating(model, refined), seeded(seed):
         exact = trace_of({name: value[None] for name, value in z.items()})

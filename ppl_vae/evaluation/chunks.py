@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.programs import Program, guide_trace_of, model_trace_of
+from ppl_vae.system.rows import chunks_of_data as chunks_of_data
 
 # The largest intermediate tensor of a chunk should fit a last-level cache: 4,000 rows of 784 logits.
 CACHE_BYTES = 13 << 20
@@ -73,8 +74,3 @@ def blocks_of(num_data: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
         per_block = max(BLOCK_ROWS // (part.stop - start), 1)
         for done in range(0, num_samples, per_block):
             yield slice(done, min(done + per_block, num_samples)), part
-
-
-def chunks_of_data(size: int, *data: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The arguments, `size` rows at a time."""
-    return zip(*(t.split(size) for t in data), strict=True)

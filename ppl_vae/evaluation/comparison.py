@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ppl_vae.evaluation.results import LogLikelihood, PerDatum, khat_warnings
+from ppl_vae.evaluation.results import LogLikelihood, PerDatum
 
 Unit = Literal["nats", "bits per dimension"]
 
@@ -67,7 +67,7 @@ class Comparison:
         for bound in dict.fromkeys(row.result.bound for row in self.rows):
             yield f"{', '.join(row.name for row in self.rows if row.result.bound == bound)}: {bound}"
         for row in self.rows:
-            for warning in khat_warnings(row.result.khat, row.result.num_samples, len(best)).splitlines()[1:]:
+            for warning in row.result.warnings:
                 yield warning.replace("warning: ", f"warning: {row.name}: ", 1)
 
 

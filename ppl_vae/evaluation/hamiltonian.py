@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -174,12 +175,12 @@ def path_of(
 
 def log_joint(program: Program) -> Callable[..., tuple[Tensor]]:
     """The log-prob of a program's sites together, (samples, data), as a function of a trace, for `Densities`."""
+    return partial(_log_joint, program)
 
-    def log_prob(trace: Trace, *data: Tensor, num_samples: int) -> tuple[Tensor]:
-        trace = model_trace_of(program, trace, *data, num_samples=num_samples)
-        return (sum_of_sites(trace, (num_samples, len(data[0]))),)
 
-    return log_prob
+def _log_joint(program: Program, trace: Trace, *data: Tensor, num_samples: int) -> tuple[Tensor]:
+    trace = model_trace_of(program, trace, *data, num_samples=num_samples)
+    return (sum_of_sites(trace, (num_samples, len(data[0]))),)
 
 
 def latent_sites(model: Program, guide: Program, *datum: Tensor) -> Sites:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import nullcontext
 
 import torch
@@ -10,7 +13,9 @@ from torch import Tensor
 
 from ppl_vae.contract import check_structure, measure_of, tensors_of
 from ppl_vae.evaluation.chunks import blocks_of, chunks_of, rows_per_chunk, seed_of
+from ppl_vae.evaluation.packing import packed, unpacked_call
 from ppl_vae.evaluation.quantity import quantity_of
+from ppl_vae.evaluation.refined import Refined
 from ppl_vae.evaluation.results import LogLikelihood, LogMeanExp
 from ppl_vae.graphs import Compiled, flop_counter, repays
 from ppl_vae.programs import (
@@ -23,6 +28,7 @@ from ppl_vae.programs import (
     sum_of_sites,
     trace_of,
 )
+from ppl_vae.system.executors import apart
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.places import Constants
 from ppl_vae.system.progress import progress
@@ -60,6 +66,13 @@ class LogWeights:
         constants = Constants(self.model, self.guide)
         self.draw, self.score = Compiled(self._draw, constants), Compiled(self._score, constants)
 
+    def only(self, *data: Tensor) -> LogWeights:
+        """The same, not compiled, for these data: what another process needs."""
+        guide = self.guide.only(*data) if isinstance(self.guide, Refined) else self.guide
+        part = copy.copy(self)
+        part.guide, part.draw, part.score = guide, part._draw, part._score
+        return part
+
     def _draw(self, *data: Tensor, num_samples: int) -> tuple[Tensor, ...]:
         """log q, and the latent sites' values."""
         trace = guide_trace_of(self.guide, *data, num_samples=num_samples)
@@ -96,6 +109,7 @@ def log_likelihood(
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
+    executor: Executor | None = None,
     encoding: str = "",
     source: str = "",
     show_progress: bool = False,
@@ -116,6 +130,8 @@ def log_likelihood(
             but for the tail of 3 sqrt(K) weights that the diagnosis keeps for each datum.
         compiled: whether blocks of samples are traced and compiled (`ppl_vae.graphs`). By default where the
             number of samples repays it. The noise is the same either way.
+        executor: does blocks of data apart, not compiled; the result is that of `compiled=False`, bit for bit. The
+            programs are pickled.
         encoding: how x was made from images, to be named in the result (`compare` wants it equal).
         source: fingerprint of those images, for comparisons across encodings.
         show_progress: a bar, on standard error, while it works.
@@ -132,7 +148,7 @@ def log_likelihood(
         measure, space = measure_of(model, guide, *data)
         quantity, given = quantity_of(model, guide, *data)
         weights = chunked_log_weights(model, guide, *data, memory=memory)
-        if compiled:
+        if compiled and executor is None:
             weights.compile()
         try:
             add_samples(
@@ -144,6 +160,7 @@ def log_likelihood(
                 seed=seed_of(seed, 0),
                 compile_if_repaid=compiled is None,
                 show_progress=show_progress,
+                executor=executor,
             )
         except KeyboardInterrupt:
             complete = False
@@ -186,10 +203,24 @@ def add_samples(
     seed: int,
     compile_if_repaid: bool = False,
     show_progress: bool = False,
+    executor: Executor | None = None,
 ) -> None:
     """Adds `num_samples` weights for each of the data, which are those at `index` of the statistics. The blocks after
-    the first are compiled if that repays and is wanted."""
+    the first are compiled if that repays and is wanted, or done by an executor, those of the same data together."""
     blocks = list(blocks_of(len(index), num_samples))
+    if executor is not None:
+        numbers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for number, (samples, part) in enumerate(blocks):
+            numbers[part.start, part.stop].append((number, samples.stop - samples.start))
+        calls = {}
+        for (start, stop), of_part in numbers.items():
+            copies = tuple(t[start:stop].clone() for t in data)  # of a view, all of its memory would be packed
+            calls[f"{start}:{stop}"] = (packed(_weighed, weights.only(*copies), copies, num_samples, seed, of_part),)
+        with progress("log p(x)", len(calls), enabled=show_progress) as report:
+            for name, result in apart(executor, unpacked_call, calls):
+                statistics.put(result(), index[slice(*map(int, name.split(":")))])
+                report()
+        return
     with progress("log p(x)", len(blocks), enabled=show_progress) as report:
         for number, (samples, part) in enumerate(blocks):
             torch.manual_seed(seed_of(seed, number))
@@ -200,3 +231,16 @@ def add_samples(
                 weights.compile()
             statistics.add(log_w, index[part])
             report()
+
+
+def _weighed(
+    weights: LogWeights, data: tuple[Tensor, ...], num_samples: int, seed: int, blocks: list[tuple[int, int]]
+) -> LogMeanExp:
+    """The statistics of some data, from blocks by number and size, in a process of their own."""
+    statistics = LogMeanExp(len(data[0]), num_samples, device=data[0].device)
+    everyone = torch.arange(len(data[0]), device=data[0].device)
+    with evaluating(weights.model, weights.guide), seeded(seed):
+        for number, size in blocks:
+            torch.manual_seed(seed_of(seed, number))
+            statistics.add(weights(*data, num_samples=size), everyone)
+    return statistics

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.contract import observed_sites, plain_trace
 from ppl_vae.evaluation.chunks import chunks_of_data
 from ppl_vae.programs import Program, log_prob_per_datum, sample_sites, sum_of_sites
-from ppl_vae.system.hashing import fingerprint
+from ppl_vae.system.hashing import chunks, fingerprint
 
 SOME_DATA = 8  # on which the model is tried with the arguments of other data
 
@@ -27,7 +27,7 @@ def quantity_of(model: Program, guide: Program, *data: Tensor) -> tuple[str, str
     some = [t[:SOME_DATA] for t in data]
     guide_trace = plain_trace(guide, *some)
     trace = plain_trace(model, *some, latents=guide_trace)
-    scored, used = ["x seen" if x.is_floating_point() and x.isnan().any() else "x"], []
+    scored, used = ["x seen" if any(part.isnan().any() for part in chunks(x)) else "x"], []
     for site, value in ((name, s["value"]) for name, s in observed_sites(trace).items()):
         of = [i for i, t in enumerate(some[1:]) if _same(value, t)]
         used += of

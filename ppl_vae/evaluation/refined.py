@@ -12,6 +12,7 @@ from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, To
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from ppl_vae.evaluation.chunks import chunks_of_data
 from ppl_vae.evaluation.hamiltonian import Sites, pack, unpack
 from ppl_vae.programs import Program, alone, guide_trace_of, model_trace_of, sum_of_sites, trace_of
 
@@ -64,6 +65,15 @@ class Refined:
         weights = torch.zeros_like(loc[..., 0])
         return replace(self, loc=loc, factors=tuple(factors), log_weights=weights, share=share, df=None, width=1.0)
 
+    def only(self, *data: Tensor) -> Refined:
+        """The same for some of its data alone: what another process needs."""
+        keys = keys_of(*data).sort().values
+        index = torch.searchsorted(self.keys, keys).clamp(max=len(self) - 1)
+        loc, log_weights, share, *factors = (t[index] for t in (self.loc, self.log_weights, self.share, *self.factors))
+        return replace(
+            self, keys=self.keys[index], loc=loc, factors=tuple(factors), log_weights=log_weights, share=share
+        )
+
     def spread(self, *data: Tensor) -> Tensor:
         """L of each datum's heaviest component, whose covariance is L L^T, (data, size, size); above `FULL_SIZE`
         dimensions the standard deviations, (data, size, 1)."""
@@ -99,7 +109,7 @@ def mixture_of(
         log_weights[:, -1] = math.log(wide_share)
     share = torch.where(has_fit, GUIDE_SHARE, 1.0)
     log_weights = log_weights.where(has_fit[:, None], -math.log(log_weights.shape[1]))
-    keys, order = keys_of(*data).sort()
+    keys, order = torch.cat([keys_of(*chunk) for chunk in chunks_of_data(512, *data)]).sort()
     loc, share, log_weights, *factors_of = (t[order] for t in (loc, share, log_weights, *factors))
     return Refined(guide, sites, keys, loc, tuple(factors_of), log_weights, share)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from itertools import accumulate
 from typing import Any
 
@@ -15,10 +18,13 @@ from ppl_vae.evaluation.chunks import rows_per_chunk, seed_of
 from ppl_vae.evaluation.hamiltonian import Densities, latent_sites, pack
 from ppl_vae.evaluation.hamiltonian import log_joint as joint_of
 from ppl_vae.evaluation.importance import log_likelihood
+from ppl_vae.evaluation.packing import packed, unpacked_call
 from ppl_vae.evaluation.refined import Refined, mixture_of
 from ppl_vae.graphs import flop_counter, repays
 from ppl_vae.programs import Program, evaluating, guide_trace_of, seeded
+from ppl_vae.system.executors import apart
 from ppl_vae.system.progress import Report, progress
+from ppl_vae.system.rows import select
 
 BLOCK_FITS = 64  # whose noise has one seed, and whose steps are taken together
 START_DRAWS = 64  # of the guide and of the prior each: for moments, and where more starts are sought
@@ -45,6 +51,7 @@ def refine(
     seed: int = 0,
     memory: int | None = None,
     compiled: bool | None = None,
+    executor: Executor | None = None,
     show_progress: bool = False,
 ) -> Refined:
     """A guide that is fitted to each datum anew, for any pair with continuous latent sites: so that importance
@@ -73,6 +80,7 @@ def refine(
         seed: of all draws. The result does not depend on how the work is cut into chunks.
         memory: bytes that a chunk may take, with what its gradient keeps; chosen to fit the cache by default.
         compiled: whether values and gradients are traced and compiled; by default where that repays.
+        executor: does blocks of data apart, not compiled; the result is that of `compiled=False`, bit for bit.
         show_progress: a bar, on standard error, while it works.
 
     Raises `ValueError` as `log_likelihood` does, for sizes below 1, and for a latent site that is discrete, or whose
@@ -94,7 +102,7 @@ def refine(
         check_scores_any(guide, *datum)
         rows = rows_per_chunk(model, guide, *datum, memory=memory, gradients=True)
         log_joint = Densities(joint_of(model), sites, rows)
-        if compiled:
+        if compiled and executor is None:
             log_joint.compile(model)
         fits = _Fits(model, guide, log_joint, data, num_draws, seed)
         num_starts = num_starts or (1 if fits.wide is None else SMALL_STARTS)
@@ -102,21 +110,20 @@ def refine(
         for number, factor in enumerate(ROUNDS):
             steps = factor * num_steps
             num_blocks = -(-len(rest) // max(BLOCK_FITS // num_starts, 1))
-            if compiled is None and number == 0:
+            if compiled is None and executor is None and number == 0:
                 u = fits.best[:BLOCK_FITS].expand(num_draws, -1, -1)
                 with flop_counter() as flops:
                     log_joint(u, *(t[:BLOCK_FITS] for t in data))
                 if repays(num_blocks * steps, flops.get_total_flops()):
                     log_joint.compile(model)
             with progress("refining", num_blocks * steps, enabled=show_progress) as report:
-                fits.run(rest, num_starts, steps, report)
+                fits.run(rest, num_starts, steps, report, executor)
             refined = fits.refined()
             if number < len(ROUNDS) - 1:
-                rest_data = (t[rest] for t in data)
+                rest_data = (select(t, rest) for t in data)
                 pilot_seed = seed_of(seed, number, PILOT_SAMPLES)
-                pilot = log_likelihood(
-                    model, refined, *rest_data, num_samples=PILOT_SAMPLES, seed=pilot_seed, memory=memory
-                )
+                options: dict[str, Any] = {"seed": pilot_seed, "memory": memory, "executor": executor}
+                pilot = log_likelihood(model, refined, *rest_data, num_samples=PILOT_SAMPLES, **options)
                 rest = rest[~(pilot.khat <= PILOT_KHAT).to(rest.device)]
                 num_starts = max(num_starts, MORE_STARTS)
             if not len(rest):
@@ -145,25 +152,65 @@ class _Fits:
         self.wide = (new.clone(), new.clone()) if size <= SMALL_SIZE else None  # mean and spread of the prior
         self.rounds: list[list[tuple[Tensor, ...]]] = []  # of each block: data (n,); elbo, loc, factors (n, starts, *)
 
-    def run(self, index: Tensor, num_starts: int, num_steps: int, report: Report) -> None:
+    def run(
+        self, index: Tensor, num_starts: int, num_steps: int, report: Report, executor: Executor | None = None
+    ) -> None:
         """One round: fits to the data at `index`, from so many starts each."""
         self.rounds.append([])
         per_block = max(BLOCK_FITS // num_starts, 1)
-        for number, first in enumerate(range(0, len(index), per_block)):
-            torch.manual_seed(seed_of(self.seed, len(self.rounds), number))
+        blocks = {}
+        for first in range(0, len(index), per_block):
             # the last block is filled up with others, so that one graph serves all
             filled = torch.arange(first, first + min(per_block, len(index)), device=index.device) % len(index)
-            rows = index[filled]
-            data = [t[rows] for t in self.data]
-            loc, spread = self._starts(rows, data, num_starts)
-            data = [t.repeat_interleave(num_starts, 0) for t in data]
-            fit = self._fit(loc.flatten(0, 1), spread.flatten(0, 1), data, num_steps, report)
-            elbo, loc, *factors = (t.unflatten(0, (-1, num_starts))[: len(index) - first] for t in fit)
-            rows = rows[: len(elbo)]
+            blocks[str(first)] = index[filled]
+        fitted = {name: result() for name, result in self._fitted(blocks, (num_starts, num_steps), report, executor)}
+        for name, rows in blocks.items():
+            fit, (best, spread, *wide) = fitted[name]
+            for t, new in zip(self.wide or (), wide, strict=True):
+                t[rows] = new
+            rows = rows[: len(index) - int(name)]
+            self.best[rows], self.spread[rows] = best[: len(rows)], spread[: len(rows)]
+            elbo, loc, *factors = (t[: len(rows)] for t in fit)
             self.rounds[-1].append((rows, elbo, loc, *factors))
             best, at = elbo.nan_to_num(nan=-math.inf).max(1)
             ok = best.isfinite()  # else the next round begins where this one did
             self.best[rows[ok]] = loc[ok, at[ok]]
+
+    def _fitted(
+        self, blocks: dict[str, Tensor], sizes: tuple[int, int], report: Report, executor: Executor | None
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """What `block` returns for each block of rows, here or apart."""
+        seeds = {name: seed_of(self.seed, len(self.rounds), number) for number, name in enumerate(blocks)}
+        if executor is None:
+            here = {name: (rows, seeds[name], *sizes, report) for name, rows in blocks.items()}
+            yield from apart(None, self.block, here)
+            return
+        calls = {name: (packed(_block, self.only(rows), seeds[name], *sizes),) for name, rows in blocks.items()}
+        for name, result in apart(executor, unpacked_call, calls):
+            yield name, result
+            report(sizes[1])
+
+    def only(self, rows: Tensor) -> _Fits:
+        """The same for some of the data: what another process needs."""
+        part = copy.copy(self)
+        part.data = tuple(t[rows] for t in self.data)
+        part.best, part.spread = self.best[rows], self.spread[rows]
+        part.wide = self.wide and (self.wide[0][rows], self.wide[1][rows])
+        part.rounds = [[] for _ in self.rounds]
+        return part
+
+    def block(
+        self, rows: Tensor, seed: int, num_starts: int, num_steps: int, report: Report
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Fits to the data at `rows`: elbo, loc and factors (rows, starts, *); and what they began from, best and
+        spread, and the prior's mean and spread if they are asked for, (rows, size)."""
+        torch.manual_seed(seed)
+        data = [t[rows] for t in self.data]
+        loc, spread = self._starts(rows, data, num_starts)
+        data = [t.repeat_interleave(num_starts, 0) for t in data]
+        fit = self._fit(loc.flatten(0, 1), spread.flatten(0, 1), data, num_steps, report)
+        begins = (self.best, self.spread, *(self.wide or ()))
+        return tuple(t.unflatten(0, (-1, num_starts)) for t in fit), tuple(t[rows] for t in begins)
 
     def _starts(self, rows: Tensor, data: list[Tensor], num_starts: int) -> tuple[Tensor, Tensor]:
         """Where fits begin, and how wide, (data, starts, size): the best so far, which is the guide's mean at first,
@@ -257,6 +304,13 @@ class _Fits:
         wide_share = 0.0 if self.wide is None else WIDE_SHARE
         sites = self.log_joint.sites
         return mixture_of(self.guide, sites, self.data, elbo, loc, *factors, wide_share=wide_share)
+
+
+def _block(fits: _Fits, seed: int, num_starts: int, num_steps: int) -> Any:
+    """What `_Fits.block` returns for all its data, in a process of their own."""
+    with evaluating(fits.model, fits.guide), seeded(seed):
+        rows = torch.arange(len(fits.data[0]), device=fits.data[0].device)
+        return fits.block(rows, seed, num_starts, num_steps, lambda advance=1, text="": None)
 
 
 def _no_fits(num_data: int, num_fits: int, size: int, like: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from ppl_vae.evaluation.corrupted import Clean, CorruptedGuide, CorruptedModel, 
 from ppl_vae.evaluation.results import PerDatum, num_over_limit, over_limit, rungs_of
 from ppl_vae.evaluation.weighing import infer
 from ppl_vae.programs import Program
+from ppl_vae.system.hashing import chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +144,19 @@ def _check(how: Observation, y: Tensor) -> None:
     """Raises `ValueError` for images, or a corruption, that there is no likelihood of."""
     if not y.is_floating_point():
         raise ValueError(f"y: expected floats in [0, 1]; got {y.dtype}. Of 8-bit images, give y / 255")
-    missing = y.isnan()
-    if missing.any() and not how.corruption.hides:
+    num_missing, low, high = 0, math.inf, -math.inf
+    for part in chunks(y):
+        missing = part.isnan()
+        num_missing += int(missing.flatten(1).any(1).sum())
+        shown = part.where(~missing, 0.5)
+        low, high = min(low, shown.min().item()), max(high, shown.max().item())
+    if num_missing and not how.corruption.hides:
         raise ValueError(
-            f"y: expected numbers; got NaN in {int(missing.flatten(1).any(1).sum())} images. Where that means pixels "
+            f"y: expected numbers; got NaN in {num_missing} images. Where that means pixels "
             "that are missing, say so: corruption=Then(Missing(), noise)"
         )
-    shown = y[~missing]
-    if ((shown < 0) | (shown > 1)).any():
-        raise ValueError(f"y: expected values in [0, 1]; got {shown.min().item():.4g} to {shown.max().item():.4g}")
+    if low < 0 or high > 1:
+        raise ValueError(f"y: expected values in [0, 1]; got {low:.4g} to {high:.4g}")
     if how.clean == "drawn" and not isinstance(how.misfit, Tensor) and how.misfit == 0:
         return  # then the model's likelihood says how far x is from its mean
     try:

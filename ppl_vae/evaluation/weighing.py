@@ -23,6 +23,7 @@ from ppl_vae.evaluation.results import ANNEALED, GUIDE, REFINED, LogLikelihood, 
 from ppl_vae.graphs import Compiled
 from ppl_vae.programs import Program, evaluating, model_trace_of, seeded, sum_of_sites, trace_of
 from ppl_vae.system.places import Constants
+from ppl_vae.system.rows import select
 
 LEAPFROG_STEPS = 5
 MAX_FACTOR = 16  # of num_samples
@@ -189,7 +190,7 @@ class Weighed:
             self._add(index[part], all_of_them, [values[name] for name in self.names], log_w=log_w)
 
         settings = Annealing(ANNEALING_CHAINS, num_steps, "guide", LEAPFROG_STEPS)
-        data = tuple(t[index] for t in self.data)
+        data = tuple(select(t, index) for t in self.data)
         (result,) = anneal(self.model, start, data, settings, each=each, **options)
         if not result.complete:
             raise KeyboardInterrupt

@@ -16,6 +16,8 @@ from ppl_vae.evaluation.comparison import Comparison, Row, Unit, compare
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.config import read_config, read_shape
 from ppl_vae.experiments.evaluating import evaluation_files, load_evaluation
+from ppl_vae.experiments.folders import checked_json
+from ppl_vae.experiments.runs import history_of
 from ppl_vae.system.files import check
 
 
@@ -113,6 +115,41 @@ def mean_over_seeds(results: Sequence[LogLikelihood]) -> LogLikelihood:
         khat=torch.stack([r.khat for r in results]).amax(0),
         complete=all(r.complete for r in results),
     )
+
+
+def rows_over_seeds(
+    comparison: Comparison, runs: Mapping[str, Sequence[Path]], titles: Mapping[str, str], num_dims: int
+) -> list[dict[str, Any]]:
+    """The rows of a comparison of means over seeds, for JSON, in its unit, with the spread between the seeds, whose run
+    folders are given by name."""
+    factor = 1.0 if comparison.unit == "nats" else -1 / (num_dims * math.log(2))
+    rows = []
+    for row in comparison.rows:
+        folders = runs[row.name]
+        summaries = [checked_json(folder, evaluation_files("ladder")[0]) for folder in folders]
+        to_mass = num_dims * math.log(256) if summaries[0]["measure"] != row.result.measure else 0.0
+        elbos = [history_of(folder)["validation_elbo"] for folder in folders]
+        of_seeds = factor * (torch.tensor([s["log_p"] for s in summaries], dtype=torch.float64) - to_mass)
+        rows.append(
+            {
+                "name": row.name,
+                "component": titles[row.name],
+                "value": row.value.mean,
+                "data_se": row.value.data_se_of_mean,
+                "mc_se": row.value.mc_se_of_mean,
+                "difference": row.difference.mean,
+                "difference_se": row.difference.data_se_of_mean,
+                "of_seeds": of_seeds.tolist(),
+                "num_seeds": len(of_seeds),
+                "sd_of_seeds": of_seeds.std().item() if len(of_seeds) > 1 else None,
+                "elbo": (sum(s["elbo"] for s in summaries) / len(summaries) - to_mass) * factor,
+                "overfitting": sum(max(by_epoch) - by_epoch[-1] for by_epoch in elbos) / len(elbos),  # in nats
+                "measure": summaries[0]["measure"],
+                "khat_over_limit": row.result.num_unreliable,
+                "num_images": len(row.result),
+            }
+        )
+    return rows
 
 
 def rows_of(tables: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import AfterValidator, Field, ValidationError
@@ -89,12 +89,21 @@ class TrainConfig:
         Spec,
         one_of(
             "network",
-            "NETWORK-KIND, as in dense-vae or gated-dense-vae:hidden=300+300, or ppca.",
+            "NETWORK-KIND, as in dense-vae or gated-dense-ladder:hidden=300+300,layers=32+16+8, or ppca.",
             "NETWORK is one of",
         ),
     ] = "conv-vae"
     dataset: str = "mnist-mini"
-    """A name from `ppl-vae datasets`, or a path to .npz, .npy or a folder of images; arrays (N, D) are vectors."""
+    """A name from `ppl-vae datasets`, or a path to .npz, .npy, .zarr or a folder of images; to a table (.csv, .parquet)
+    or counts (.h5ad). Arrays (N, D) are vectors."""
+    label: str | None = None
+    """Of a table, or of the obs of .h5ad: the column of the labels. Default: none."""
+    layer: str | None = None
+    """Of .h5ad: the layer. Default: X."""
+    resize: tuple[Count, Count] | None = None
+    """Of a folder of images: bring them to height H and width W. Default: they are of one size."""
+    channels: Literal[1, 3] | None = None
+    """Of a folder of images: 1 makes all of them grey, 3 in colour. Default: 1 if all are grey, else 3."""
     likelihood: Annotated[
         Spec | None,
         one_of(
@@ -112,7 +121,9 @@ class TrainConfig:
             "an autoencoder, unless it is levels. Vectors are observed as they are, by identity.",
         ),
     ] = None
-    objective: Annotated[str, one_of("objective", "What training maximises.")] = "elbo"
+    objective: Annotated[str, one_of("objective", "What training maximises. Of dvae the default is leave-one-out.")] = (
+        "elbo"
+    )
     kl_weight: Annotated[
         str,
         one_of(
@@ -125,7 +136,7 @@ class TrainConfig:
         "no-noise"
     )
     latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)] = 20
-    """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image)."""
+    """Dimensions of the latent z (that of conv-ae is 8 feature maps of an eighth of the image; a ladder has layers)."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_SIZE)], ...], Field(min_length=1)] | None = None
     """Widths of the dense layers of the encoder; a dense decoder has them in reverse. Default: the network's own."""
     standardize: bool = False
@@ -175,6 +186,11 @@ class TrainConfig:
     compiled: bool | None = None
     """Whether training steps are compiled. Default: where the number of steps repays it."""
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How data of one's own are read: options of `load`."""
+        return {name: getattr(self, name) for name in ("label", "layer", "resize", "channels")}
+
 
 BY_NAME = ("likelihood", "prior", "posterior", "encoding", "noise", "objective", "kl_weight", "schedule")
 
@@ -182,11 +198,16 @@ BY_NAME = ("likelihood", "prior", "posterior", "encoding", "noise", "objective",
 def check_names(config: TrainConfig) -> None:
     """Raises `UsageError` for a component that the package does not have, in the words of `assemble`, which imports
     torch first."""
-    known = listed("model").split(", ")
-    if (name := config.model.partition(":")[0]) not in known:
-        raise UsageError(unknown_model(name, known))
+    check_model(config.model)
     for kind in BY_NAME:
         check_name(kind, getattr(config, kind))
+
+
+def check_model(spec: str) -> None:
+    """The same for the model, NETWORK-KIND:ARGUMENTS."""
+    known = listed("model").split(", ")
+    if (name := spec.partition(":")[0]) not in known:
+        raise UsageError(unknown_model(name, known))
 
 
 def check_name(kind: str, spec: str | None) -> None:

@@ -210,6 +210,7 @@ def summarise(run: Run, result: LogLikelihood, data: tuple[Tensor, ...], seed: i
         "mc_se": result.mc_se_of_mean,
         "data_se": result.data_se_of_mean,
         "khat_over_limit": result.num_unreliable,
+        "errors_hold": result.errors_hold,
         "elbo": elbos.mean().item(),
         "elbo_mc_se": elbos.std().item() / math.sqrt(ELBO_DRAWS),
         "reconstruction": reconstruction,

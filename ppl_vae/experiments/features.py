@@ -173,7 +173,7 @@ def _load(path: Path, dataset: Dataset) -> Features:
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ValueError(
-            f"{path}: expected a classifier of {dataset.name}, or torchvision's Inception v3; got another file ({reason})"
+            f"{path}: expected a classifier of {dataset.name}, or torchvision's Inception v3; got another ({reason})"
         ) from None
     if about.get("dataset_fingerprint") != fingerprint(dataset.train):
         raise ValueError(

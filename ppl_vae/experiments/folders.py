@@ -34,7 +34,11 @@ def results_of(folder: Path) -> list[Path]:
 def check_run(folder: Path) -> None:
     """Raises `FileNotFoundError` for a folder that holds no finished run."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected the folder of a run; got nothing there")
+        got = "nothing there"
+        if folder.is_file():
+            unzip = f" (to unpack it: python -m zipfile -e {folder} FOLDER)" * (folder.suffix.lower() == ".zip")
+            got = f"a file{unzip}"
+        raise FileNotFoundError(f"{folder}: expected the folder of a run; got {got}")
     for name in ("config.json", "weights.safetensors", "metrics.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: expected a finished run, with {name}; got a folder without it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppl_vae.components import Component, describe
+from ppl_vae.components import Component, describe, with_defaults
 from ppl_vae.data.encodings import Encoding
 from ppl_vae.data.noise import Noise
 from ppl_vae.experiments.architectures import KINDS, model_names
@@ -34,5 +34,6 @@ def components() -> dict[str, str]:
     `python results/render.py` writes it.
     """
     found = {name: describe(base) for name, base in BASES.items()}
-    kinds = ", ".join(f"{name} ({kind.about})" for name, kind in KINDS.items() if kind.has_network)
+    with_networks = ((with_defaults(name, kind.build), kind) for name, kind in KINDS.items() if kind.has_network)
+    kinds = ", ".join(f"{name} ({kind.about})" for name, kind in with_networks)
     return found | {"model": ", ".join(model_names()), "network": f"{found['network']}. KIND is one of {kinds}"}

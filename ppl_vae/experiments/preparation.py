@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
@@ -43,6 +44,8 @@ class Assembly:
 
     config: TrainConfig
     kind: Kind
+    settings: Mapping[str, Any]
+    """Of the kind."""
     network: Network
     likelihood: Likelihood
     make_prior: Callable[..., Prior]
@@ -91,7 +94,7 @@ class Assembly:
                 make_rescale,
                 is_quiet=self._is_of_counts,
             )
-            return self.kind.build(parts)
+            return self.kind.build(parts, **self.settings)
 
 
 def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
@@ -105,6 +108,7 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
         raise UnknownComponentError(unknown_model(name, model_names()))
     of_network, _, of_kind = name.rpartition("-")
     kind, hidden = KINDS[of_kind], config.hidden
+    settings, arguments = kind.split(arguments, f"model {name}")
     network: Network = Dense()
     if kind.has_network:
         own = create(Network, of_network + colon + arguments)
@@ -128,19 +132,23 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
             check_observable(encoding, likelihood.support, kebab(type(likelihood)))
         except ValueError as error:
             raise UsageError(str(error)) from None
+    of_objective = kind.objective if config.objective == TrainConfig.objective else config.objective
     resolved = dataclasses.replace(
         config,
         likelihood=config.likelihood or kind.likelihood,
         encoding=config.encoding or of_kind_encoding or kebab(type(by_support)),
+        objective=of_objective,
         hidden=hidden,
+        latent_size=_latent_size(config, settings),
     )
     make_posterior = parse(Posterior, config.posterior, given=("latent_size",))
     make_prior = parse(Prior, config.prior, given=("latent_size", "event_shape", "encoder", "posterior"))
-    objective = create(Objective, config.objective).weighted(create(KLWeight, config.kl_weight))
+    objective = create(Objective, of_objective).weighted(create(KLWeight, config.kl_weight))
     create(Schedule, config.schedule)  # refused before anything is loaded
     assembly = Assembly(
         resolved,
         kind,
+        settings,
         network,
         likelihood,
         make_prior,
@@ -150,6 +158,14 @@ def assemble(config: TrainConfig, *, of_images: bool = True) -> Assembly:
     )
     _check_kind(assembly, config)
     return assembly
+
+
+def _latent_size(config: TrainConfig, settings: Mapping[str, Any]) -> int:
+    """That of the top layer, where a kind of model has settings for its layers."""
+    *_, size = settings.get("layers", (config.latent_size,))
+    if config.latent_size not in (size, TrainConfig.latent_size):
+        raise UsageError(f"latent_size: expected none for {config.model}, which has `layers`; got {config.latent_size}")
+    return size
 
 
 def _check_kind(assembly: Assembly, config: TrainConfig) -> None:
@@ -290,13 +306,12 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
             f"{dataset.name}: expected floats for {likelihood}; got whole numbers, on which a density is no "
             "likelihood (poisson is one; measurements that happen to be whole are stored as floats)"
         )
+    if not assembly.config.missing and (got := _missing(dataset)):
+        raise ValueError(
+            f"{dataset.name}: expected numbers; got {got}. Where that means missing values, say so: --missing"
+        )
     for part in (*chunks(dataset.train), *chunks(dataset.test)):
         x = part.float()
-        if not assembly.config.missing and x.isnan().any():
-            got = f"NaN in {int(x.isnan().any(1).sum())} of {len(x)} rows"
-            raise ValueError(
-                f"{dataset.name}: expected numbers; got {got}. Where that means missing values, say so: --missing"
-            )
         if x.isnan().all(1).any():
             raise ValueError(f"{dataset.name}: expected something to be seen of each datum; got rows of NaN alone")
         x = x[~x.isnan()]
@@ -306,6 +321,20 @@ def _check_vectors(assembly: Assembly, dataset: Dataset) -> None:
                 f"some outside, in [{x.min():.4g}, {x.max():.4g}]. Take a likelihood of such data: gaussian-learned of "
                 "real numbers, poisson of counts"
             )
+
+
+def _missing(dataset: Dataset) -> str:
+    """How many rows have NaN, and in which columns; "" for none."""
+    num_rows, at = 0, torch.zeros(dataset.event_shape, dtype=torch.bool)
+    for part in (*chunks(dataset.train), *chunks(dataset.test)):
+        missing = part.isnan()
+        num_rows, at = num_rows + int(missing.any(1).sum()), at | missing.any(0)
+    if not num_rows:
+        return ""
+    numbers = at.nonzero().flatten().tolist()
+    names = [dataset.columns[i] if dataset.columns else str(i) for i in numbers[:5]] + ["..."] * (len(numbers) > 5)
+    in_all = len(dataset.train) + len(dataset.test)
+    return f"NaN in {num_rows} of {in_all} rows, in column{'s' * (len(numbers) > 1)} {', '.join(names)}"
 
 
 def _num_classes(assembly: Assembly, dataset: Dataset) -> int:

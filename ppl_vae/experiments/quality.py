@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppl_vae.evaluation.chunks import seed_of
-from ppl_vae.evaluation.sample_quality import sample_quality
+from ppl_vae.evaluation.quality import sample_quality
 from ppl_vae.experiments.features import Features, features_of
 from ppl_vae.experiments.folders import QUALITY, made_of
 from ppl_vae.experiments.runs import Run, versions

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit
 from ppl_vae.evaluation.results import PerDatum
+from ppl_vae.experiments.batch import Sizes, run_batch
 from ppl_vae.experiments.comparing import mean_over_seeds
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.evaluating import evaluate_once, evaluated, evaluation_files, load_evaluation
+from ppl_vae.experiments.evaluating import evaluated, evaluation_files, load_evaluation
 from ppl_vae.experiments.folders import SAMPLES, checked_json
 from ppl_vae.experiments.runs import finished, history_of, versions
-from ppl_vae.experiments.sampling import save_samples
 from ppl_vae.experiments.settings import ReferenceConfig
-from ppl_vae.experiments.training import trained
 from ppl_vae.system.files import read_json, write_json
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.machine import processor
-from ppl_vae.system.signals import attempted
 
 EXEMPLAR = "Norouzi, Fleet, Norouzi, arXiv:2004.04795, table 1"
 IWAE = "Burda, Grosse, Salakhutdinov, arXiv:1509.00519, table 1"
@@ -142,49 +139,48 @@ def run_reference(
     output: Path,
     *,
     data_dir: Path | None = None,
-    device: torch.device | str = "cpu",
-    say: Callable[[str], object] = print,
     **options: Any,
 ) -> dict[str, Any]:
     """Trains and evaluates what is not in the folder `output` yet, each row of the first seed before any of the second;
-    writes `metrics.json` there, with all rows of this config that the folder has, and returns it. `options` go to `fit`
-    and the estimators.
+    writes `metrics.json` there, with all rows of this config that the folder has, and returns it. `options` are of
+    `run_batch`: an executor, a device, and what goes to `fit` and the estimators.
 
     A row that fails is said, and in `metrics.json` under "failed"; the others continue.
     """
     models = models_of(config, dataset_name)
-    dataset = load(dataset_name, data_dir)
+    dataset, options = load(dataset_name, data_dir), options | {"data_dir": data_dir}
     output.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
+    runs: dict[str, tuple[TrainConfig, Path, Sizes]] = {}
     for seed in config.seeds:
         for name, model in models.items():
             model, folder = dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}"
-            with attempted(f"{name}/seed-{seed}", failed, say):
-                if not _is_done(folder, model, config, dataset):
-                    say(f"{dataset_name} {name}, seed {seed}")
-                    run = trained(model, folder, dataset=dataset, device=device, **options)
-                    save_samples(run, folder)
-                    for method in ("importance", "ladder"):
-                        evaluate_once(run, folder, method, _sizes(config, dataset, method), say=say, **options)
-                summarise(dataset, dataset_name, config, output, failed)
+            if not _is_done(folder, model, config, dataset):
+                runs[f"{name}/seed-{seed}"] = model, folder, _sizes(config, dataset)
+
+    def tables() -> None:
+        summarise(dataset, dataset_name, config, output, failed)
+
+    run_batch(runs, dataset, failed, title=dataset_name, after_each=tables, **options)
     return summarise(dataset, dataset_name, config, output, failed)
 
 
-def _sizes(config: ReferenceConfig, dataset: Dataset, method: str) -> dict[str, int]:
+def _sizes(config: ReferenceConfig, dataset: Dataset) -> Sizes:
     """The test images are observed under one seed, so that models of all seeds see the same."""
-    num_samples, num_images = config.num_samples, min(config.num_images, len(dataset.test))
-    if method == "ladder":
-        num_samples, num_images = config.num_refined_samples, min(config.num_refined_images, num_images)
-    return {"num_samples": num_samples, "num_images": num_images, "seed": 0}
+    num_images = min(config.num_images, len(dataset.test))
+    num_refined = min(config.num_refined_images, num_images)
+    return {
+        "importance": {"num_samples": config.num_samples, "num_images": num_images, "seed": 0},
+        "ladder": {"num_samples": config.num_refined_samples, "num_images": num_refined, "seed": 0},
+    }
 
 
 def _is_done(folder: Path, model: TrainConfig, config: ReferenceConfig, dataset: Dataset) -> bool:
     """Whether the folder has just this model, and its evaluations."""
-    methods = ("importance", "ladder")
     return (
         finished(folder, model)
         and (folder / SAMPLES).is_file()
-        and all(evaluated(folder, method=method, **_sizes(config, dataset, method)) is not None for method in methods)
+        and all(evaluated(folder, method=m, **sizes) is not None for m, sizes in _sizes(config, dataset).items())
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppl_vae.components import UnknownComponentError
 from ppl_vae.data.dataset import Dataset, select
-from ppl_vae.data.loading import load
+from ppl_vae.data.loading import load, options_of
 from ppl_vae.evaluation.adaptive import log_likelihood_within
 from ppl_vae.evaluation.results import LogLikelihood
 from ppl_vae.experiments.architectures import Model
@@ -27,6 +27,7 @@ from ppl_vae.experiments.folders import check_run
 from ppl_vae.experiments.preparation import Assembled, Assembly, assemble, at_most, split_of
 from ppl_vae.networks import Shape
 from ppl_vae.programs import Program, evaluating, seeded
+from ppl_vae.system.archives import unpacked
 from ppl_vae.system.files import check, read_json
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.machine import device_of
@@ -45,6 +46,7 @@ class Run(Assembled):
     event_shape: tuple[int, ...]
     metrics: dict[str, Any]
     load_dataset: Callable[[], Dataset]
+    folder: Path | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -126,12 +128,12 @@ class Run(Assembled):
         with evaluating(self.model.model):
             return self._shown(self.model.decode(torch.as_tensor(z).to(self.device)))
 
-    def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512) -> Tensor:
+    def reconstruct(self, x: Tensor, *labels: Tensor, chunk: int = 512, **options: Any) -> Tensor:
         """What the model makes of data as `encode` takes them, noisy ones among them: (data, *event), of images as
-        brightness in [0, 1]. A model that needs labels is given them, (data,)."""
+        brightness in [0, 1]. A model that needs labels is given them, (data,), and a ladder `num_layers`."""
         with evaluating(self.model.model):
             parts = zip(torch.as_tensor(x).split(chunk), *(t.to(self.device).split(chunk) for t in labels), strict=True)
-            made = (self.model.reconstruct(self._seen(part), *rest) for part, *rest in parts)
+            made = (self.model.reconstruct(self._seen(part), *rest, **options) for part, *rest in parts)
             return torch.cat([self._shown(x) for x in made])
 
     def score(
@@ -174,7 +176,8 @@ def load_run(
     dataset: Dataset | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Run:
-    """A finished run from its folder.
+    """A finished run from its folder, or from an archive, whose checksums are verified: `ppl-vae export RUN FILE.zip`
+    makes one.
 
     Arguments:
         data_dir: where torchvision's datasets are: see `load`.
@@ -184,18 +187,24 @@ def load_run(
 
     Data are loaded when `Run.dataset` is first used. That raises `ValueError` for data of another shape, and for others
     than those of the training unless `dataset` is given.
-    Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit.
+    Raises `FileNotFoundError` for a folder that is no finished run, and `ValueError` for files that don't fit, and for
+    an archive that is damaged.
     """
-    folder = Path(folder)
-    check_run(folder)
-    check(folder, "config.json", "weights.safetensors", "metrics.json")
-    config, shape, num_classes = read_config(folder / "config.json")
-    assembly = _assembled(config, shape, folder / "config.json")
-    model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors").to(device_of(str(device)))
-    metrics = read_json(folder / "metrics.json")
+    path = Path(folder)
+    with unpacked(path) as folder:
+        check_run(folder)
+        check(folder, "config.json", "weights.safetensors", "metrics.json")
+        config, shape, num_classes = read_config(folder / "config.json")
+        assembly = _assembled(config, shape, folder / "config.json")
+        model = load_weights(assembly, shape, num_classes, folder / "weights.safetensors").to(device_of(str(device)))
+        metrics = read_json(folder / "metrics.json")
 
     def given() -> Dataset:
-        return dataset if isinstance(dataset, Dataset) else load(dataset or config.dataset, data_dir)
+        if isinstance(dataset, Dataset):
+            return dataset
+        name = dataset or config.dataset
+        reading = {option: config.reading[option] for option in options_of(name)}
+        return load(name, data_dir, **reading)
 
     def unchanged() -> Dataset:
         try:
@@ -205,11 +214,11 @@ def load_run(
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}. If the data have moved, say where they are by --dataset") from None
         raise ValueError(
-            f"{config.dataset}: expected the data that {folder} was trained on, with the fingerprint "
+            f"{config.dataset}: expected the data that {path} was trained on, with the fingerprint "
             f"{metrics.get('dataset_fingerprint')}; got others (to use them all the same, name them by --dataset)"
         )
 
-    run = Run(assembly, model, shape, metrics, unchanged if dataset is None else given)
+    run = Run(assembly, model, shape, metrics, unchanged if dataset is None else given, path if path.is_dir() else None)
     return run if dataset is None or isinstance(dataset, str) else run.on(dataset)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import Field
-from tyro.conf import Suppress
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from ppl_vae.experiments.config import Count, TrainConfig, record
 
@@ -147,6 +148,43 @@ class ReferenceConfig:
     """Samples for each of these in the ladder."""
     seeds: tuple[int, ...] = (0,)
     train_images: Count | None = None
+
+
+ONCE = ("dataset", "hidden", "standardize", "missing", "start_from", "compiled")
+"""What all trainings of a sweep have in common. (The widths of layers can be swept as --model dense-vae:hidden=300.)"""
+
+
+def _options_of_grid() -> Iterator[tuple[str, Any, Any]]:
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    for option in dataclasses.fields(TrainConfig):
+        if option.name not in ONCE:
+            hint = hints[option.name]
+            kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            of_command = [note for note in notes if type(note).__module__.startswith("tyro")]  # bounds are a value's
+            several: Any = tuple[kind, ...]  # type: ignore[valid-type]
+            yield option.name, Annotated[several, *of_command] if of_command else several, (option.default,)
+
+
+Grid: Any = make_dataclass("Grid", _options_of_grid(), bases=(TrainConfig,), frozen=True)
+"""The options of `TrainConfig`, those of which a sweep tries several values as tuples of them."""
+
+
+@record
+class SweepSizes:
+    """How the runs of a sweep are evaluated: by the ladder."""
+
+    num_images: Count = 500
+    """The first so many test data whose log p(x) is estimated."""
+    num_samples: Count = 1000
+    """K of the ladder, for each of them."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A grid of trainings, and how they are evaluated."""
+
+    grid: OmitArgPrefixes[Grid] = field(default_factory=Grid)
+    sizes: OmitArgPrefixes[SweepSizes] = field(default_factory=SweepSizes)
 
 
 @dataclass(frozen=True)

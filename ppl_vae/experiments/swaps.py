@@ -13,21 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ppl_vae.components import choices
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit, compare
-from ppl_vae.experiments.comparing import mean_over_seeds
+from ppl_vae.experiments.batch import Sizes, run_batch
+from ppl_vae.experiments.comparing import mean_over_seeds, rows_over_seeds
 from ppl_vae.experiments.config import TrainConfig, read_config
-from ppl_vae.experiments.evaluating import evaluate_once, evaluated, evaluation_files, load_evaluation
+from ppl_vae.experiments.evaluating import evaluated, load_evaluation
 from ppl_vae.experiments.folders import SAMPLES
 from ppl_vae.experiments.preparation import assemble
 from ppl_vae.experiments.runs import history_of, versions
-from ppl_vae.experiments.sampling import save_samples
 from ppl_vae.experiments.settings import SwapsConfig
-from ppl_vae.experiments.training import trained
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
@@ -83,64 +80,49 @@ def run_swaps(
     output: Path,
     *,
     data_dir: Path | None = None,
-    device: torch.device | str = "cpu",
     say: Callable[[str], object] = print,
     after_each: Callable[[Path], object] = lambda output: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Trains and evaluates what is not in the folder `output` yet; writes `metrics.json` there, and returns it.
-    `after_each(output)` is called after each model. `options` go to `fit` and
-    `log_likelihood`.
+    `after_each(output)` is called after each model. `options` are of
+    `run_batch`: an executor, a device, and what goes to `fit` and the estimators.
 
     A model that fails (as where its loss or a weight is NaN) is said, and in `metrics.json` under "failed"; the others
     continue.
     """
-    dataset = load(dataset_name, data_dir)
+    dataset, options = load(dataset_name, data_dir), options | {"data_dir": data_dir}
     output.mkdir(parents=True, exist_ok=True)
     models = models_of(config, dataset_name)
     failed: dict[str, str] = {}
+    runs: dict[str, tuple[TrainConfig, Path, Sizes]] = {}
     for seed in config.seeds:
         for name, model in models.items():
-            c = dataclasses.replace(model, seed=seed)
-            folder = output / name / f"seed-{seed}"
-            if _evaluated(folder, c, config, dataset):
-                continue
-            say(f"{dataset_name} {name}, seed {seed}")
-            with attempted(f"{name}/seed-{seed}", failed, say):
-                run_one(c, folder, config, dataset, device=device, **options)
-            with attempted("tables", failed, say):
-                summarise(dataset, config, output, failed)
-                after_each(output)
+            c, folder = dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}"
+            if not _evaluated(folder, c, config, dataset):
+                runs[f"{name}/seed-{seed}"] = c, folder, sizes_of(config, dataset)
+
+    def tables() -> None:
+        with attempted("tables", failed, say):
+            summarise(dataset, config, output, failed)
+            after_each(output)
+
+    run_batch(runs, dataset, failed, title=dataset_name, say=say, after_each=tables, **options)
     metrics = summarise(dataset, config, output, failed)
     after_each(output)
     return metrics
 
 
-def run_one(
-    c: TrainConfig,
-    folder: Path,
-    config: SwapsConfig,
-    dataset: Dataset,
-    *,
-    device: torch.device | str = "cpu",
-    **options: Any,
-) -> None:
-    run = trained(c, folder, dataset=dataset, device=device, **options)
-    save_samples(run, folder)
-    for method in ("importance", "ladder"):
-        evaluate_once(run, folder, method, _sizes(config, dataset), **options)
-
-
-def _sizes(config: SwapsConfig, dataset: Dataset) -> dict[str, int]:
+def sizes_of(config: SwapsConfig, dataset: Dataset) -> Sizes:
     """The test images are observed under one seed, so that models of all seeds see the same."""
     num_images = min(config.num_images, len(dataset.test))
-    return {"num_samples": config.num_samples, "num_images": num_images, "seed": 0}
+    sizes = {"num_samples": config.num_samples, "num_images": num_images, "seed": 0}
+    return {"importance": sizes, "ladder": sizes}
 
 
 def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
-    sizes = _sizes(config, dataset)
-    if any(evaluated(folder, method=method, **sizes) is None for method in ("importance", "ladder")):
+    if any(evaluated(folder, method=m, **sizes) is None for m, sizes in sizes_of(config, dataset).items()):
         return False
     try:
         check(folder, "config.json", "metrics.json", SAMPLES)  # what is damaged is made again
@@ -190,36 +172,6 @@ def _component(model: TrainConfig, group: str) -> str:
 def _table(runs: dict[str, list[Path]], components: dict[str, str], unit: Unit, dataset: Dataset) -> dict[str, Any]:
     """The rows of `compare`, best first, of each model's mean over its seeds; all numbers in `unit`."""
     num_dims = math.prod(dataset.image_shape)
-    factor = 1.0 if unit == "nats" else -1 / (num_dims * math.log(2))
-    results = {name: [load_evaluation(folder, "ladder") for folder in folders] for name, folders in runs.items()}
-    comparison = compare(
-        {name: mean_over_seeds(of_seeds) for name, of_seeds in results.items()},
-        unit=unit,
-        num_dims=num_dims,
-        levels=True,
-    )
-    rows = []
-    for row in comparison.rows:
-        summaries = [read_json(folder / evaluation_files("ladder")[0]) for folder in runs[row.name]]
-        to_mass = num_dims * math.log(256) if summaries[0]["measure"] == "density" else 0.0
-        elbos = [history_of(folder)["validation_elbo"] for folder in runs[row.name]]
-        per_seed = torch.tensor([of_seed.mean for of_seed in results[row.name]], dtype=torch.float64)
-        rows.append(
-            {
-                "name": row.name,
-                "component": components[row.name],
-                "value": row.value.mean,
-                "data_se": row.value.data_se_of_mean,
-                "mc_se": row.value.mc_se_of_mean,
-                "difference": row.difference.mean,
-                "difference_se": row.difference.data_se_of_mean,
-                "num_seeds": len(per_seed),
-                "sd_of_seeds": per_seed.std().item() * abs(factor) if len(per_seed) > 1 else None,
-                "elbo": (sum(s["elbo"] for s in summaries) / len(summaries) - to_mass) * factor,
-                "overfitting": sum(max(by_epoch) - by_epoch[-1] for by_epoch in elbos) / len(elbos),  # in nats
-                "measure": summaries[0]["measure"],
-                "khat_over_limit": row.result.num_unreliable,
-                "num_images": len(row.result),
-            }
-        )
-    return {"unit": unit, "rows": rows}
+    means = {name: mean_over_seeds([load_evaluation(f, "ladder") for f in folders]) for name, folders in runs.items()}
+    comparison = compare(means, unit=unit, num_dims=num_dims, levels=True)
+    return {"unit": unit, "rows": rows_over_seeds(comparison, runs, components, num_dims)}

@@ -9,12 +9,14 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ppl_vae.components import create
 from ppl_vae.data.dataset import Dataset, select
@@ -23,6 +25,7 @@ from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import check_run, results_of
 from ppl_vae.experiments.preparation import Prepared, fitted, prepare, split_of
 from ppl_vae.experiments.runs import CHECKPOINTS, Run, finished, load_run, load_weights, unfinished, versions
+from ppl_vae.experiments.tracking import tracked
 from ppl_vae.models import PyroPair
 from ppl_vae.system.files import CHECKSUMS, check, locked, to_json, write_checked, write_whole
 from ppl_vae.system.hashing import fingerprint
@@ -32,7 +35,9 @@ from ppl_vae.training.checkpoints import Checkpoints, difference, from_file, to_
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError, History
 from ppl_vae.training.optimizers import OneOptimizer, adam
+from ppl_vae.training.parallel import Ranks
 from ppl_vae.training.schedules import Schedule
+from ppl_vae.training.trackers import Tracker
 
 LAST, STATE = "last.safetensors", "state.safetensors"
 NUM_MONITORED = 2000  # validation images whose ELBO is logged by epoch
@@ -50,6 +55,8 @@ def train(
     checkpoint_minutes: float | None = 5.0,
     keep_state: bool = True,
     device: torch.device | str = "cpu",
+    tracker: Tracker | None = None,
+    process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Run:
     """Trains a model and writes `config.json`, `weights.safetensors`, `history.csv` and, last, `metrics.json`; of a run
@@ -66,6 +73,9 @@ def train(
         keep_state: whether the last checkpoint is kept, as `state.safetensors`, from which `extend` goes on: a file
             three to five times as large as the weights.
         device: where the model and its data go: cpu, cuda, cuda:1, or auto. Checkpoints move between devices.
+        tracker: is told of the run: `TensorBoard(folder)`, `Wandb(project)`, `MLflow(uri)` or another.
+        process_group: whose ranks train together: see `fit`. Each calls this; the first writes the folder, and all have
+            the run.
         options: of `fit`.
 
     SIGINT and SIGTERM finish the step and write a checkpoint, and `Stopped` is raised.
@@ -73,9 +83,9 @@ def train(
     `OSError` for an output that can't be written, and `ValueError` for data that can't be used, checkpoints that are
     neither to be resumed nor overwritten, and a run with another config or other data to resume.
     """
-    dataset = dataset or load(config.dataset, data_dir)
+    dataset, ranks = dataset or load(config.dataset, data_dir, **config.reading), Ranks(process_group)
     checkpoints = Checkpoints(output / CHECKPOINTS, checkpoint_epochs, checkpoint_minutes)
-    if resume and not checkpoints.paths() and (output / "metrics.json").is_file():
+    if resume and ranks.first(lambda: not checkpoints.paths() and (output / "metrics.json").is_file()):
         return _load_same(output, fitted(config, dataset).config, dataset)
     prepared = prepare(config, dataset)
     config, model = prepared.config, prepared.model
@@ -89,13 +99,13 @@ def train(
         )
     prepared.initialise()
     prepared.model.to(device_of(str(device)))
-    if config.start_from is not None and not (resume and checkpoints.paths()):
+    if config.start_from is not None and ranks.is_first and not (resume and checkpoints.paths()):
         _start_from(Path(config.start_from), prepared)
-    if overwrite and checkpoints.paths():
+    if overwrite and ranks.is_first and checkpoints.paths():
         take_steps(config, dataset, 1)  # so that nothing is removed for what can't be trained
         shutil.rmtree(checkpoints.folder)
-    failure = None
-    with stoppable() as stop:
+    failure, followed = None, tracker if ranks.is_first else None
+    with tracked(followed, output, checkpoints.config, goes_on=resume) as told, stoppable() as stop:
         try:
             history = fit(
                 model.model,
@@ -114,18 +124,19 @@ def train(
                 checkpoints=checkpoints,
                 resume=resume,
                 stop=stop,
+                process_group=process_group,
                 description=f"{config.dataset} {output.name}",
-                **options,
+                **{**told, **options},
             )
         except DivergedError as error:
             history, failure = error.history, error
-            run = _write(output, prepared, history, finished=False)
-        else:
-            run = _write(output, prepared, history, checkpoints.paths()[0], keep_state=keep_state)
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        if ranks.is_first:
+            state = checkpoints.paths()[0] if failure is None else None
+            _write(output, prepared, history, state, keep_state=keep_state, finished=failure is None)
+            shutil.rmtree(checkpoints.folder, ignore_errors=True)
     if failure is not None:
         raise failure
-    return run
+    return _run(output, prepared, history)
 
 
 def save_run(
@@ -142,18 +153,26 @@ def save_run(
 
     An earlier run in the folder is replaced. Raises `ValueError` for a model that is not of this config.
     """
-    dataset = dataset or load(config.dataset)
+    dataset = dataset or load(config.dataset, **config.reading)
     prepared = prepare(config, dataset)
     found, expected = ({name: t.shape for name, t in m.state_dict().items()} for m in (model, prepared.model))
     if found != expected:
         differing = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         raise ValueError(f"model: expected one of config {config.model!r}; got another at {', '.join(differing[:3])}")
+    prepared = dataclasses.replace(prepared, model=model)
     with locked(Path(folder)):
-        return _write(Path(folder), dataclasses.replace(prepared, model=model), history)
+        _write(Path(folder), prepared, history)
+    return _run(Path(folder), prepared, history)
 
 
 def extend(
-    output: Path | str, epochs: int, *, data_dir: Path | None = None, resume: bool = False, **options: Any
+    output: Path | str,
+    epochs: int,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    process_group: ProcessGroup | None = None,
+    **options: Any,
 ) -> Run:
     """Goes on for so many more epochs with a finished run, from its `state.safetensors`, and replaces it when they are
     done.
@@ -164,13 +183,19 @@ def extend(
     Arguments:
         output: the folder of the run.
         resume: resumes an extension that was stopped.
-        options: of `train`.
+        process_group, options: of `train`.
 
     Raises `FileNotFoundError` for a folder that is no finished run, or has no state (see `keep_state`), and
     `ValueError` for epochs < 1, a damaged state, and an unfinished run in the folder that is not to be resumed.
     """
-    output, checkpoints = Path(output), Checkpoints(Path(output) / CHECKPOINTS)
-    path = output / STATE
+    begin = partial(_begin_extension, Path(output), epochs, resume=resume)
+    config = Ranks(process_group).first(begin)
+    return train(config, Path(output), data_dir=data_dir, resume=True, process_group=process_group, **options)
+
+
+def _begin_extension(output: Path, epochs: int, *, resume: bool) -> TrainConfig:
+    """Writes the state of a finished run as the checkpoint of one of more epochs, whose config it returns."""
+    checkpoints, path = Checkpoints(output / CHECKPOINTS), output / STATE
     check_run(output)
     if epochs < 1:
         raise ValueError(f"extend: expected at least 1 epoch; got {epochs}")
@@ -185,7 +210,7 @@ def extend(
     more = {"epochs": config.epochs, "config": {**state["config"], "epochs": config.epochs}, "since": done}
     checkpoints.folder.mkdir(exist_ok=True)
     write_whole(checkpoints.path(state["num_steps"]), to_bytes({**state, **more}))  # those after it are newer
-    return train(config, output, data_dir=data_dir, resume=True, **options)
+    return config
 
 
 def _start_from(folder: Path, prepared: Prepared) -> None:
@@ -205,7 +230,7 @@ def _write(
     *,
     keep_state: bool = False,
     finished: bool = True,
-) -> Run:
+) -> None:
     """Writes a run in the place of an earlier one, with its results. `state` is its last checkpoint."""
     for path in (output / "metrics.json", *results_of(output), output / CHECKSUMS, output / LAST, output / STATE):
         path.unlink(missing_ok=True)
@@ -218,10 +243,16 @@ def _write(
         files[LAST] = save(_last_weights(prepared.model, from_file(state)))
     if state is not None and keep_state:
         files[STATE] = state.read_bytes()
-    metrics: dict[str, Any] = _metrics(prepared, history) if finished else {}
-    write_checked(output, files | ({"metrics.json": to_json(metrics)} if finished else {}))
+    if finished:
+        files["metrics.json"] = to_json(_metrics(prepared, history))
+    write_checked(output, files)
+
+
+def _run(output: Path, prepared: Prepared, history: History) -> Run:
     dataset = prepared.dataset
-    return Run(prepared.assembly, prepared.model, dataset.event_shape, metrics, lambda: dataset)
+    return Run(
+        prepared.assembly, prepared.model, dataset.event_shape, _metrics(prepared, history), lambda: dataset, output
+    )
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Arrays are NumPy's, or torch's on the CPU without gradient. Images have values i
 `figure` makes a figure, and `save` writes it.
 """
 
+from ppl_vae.plots.comparisons import by_setting as by_setting
 from ppl_vae.plots.comparisons import denoising_dots as denoising_dots
 from ppl_vae.plots.comparisons import differences as differences
 from ppl_vae.plots.comparisons import histograms as histograms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,30 @@ def side_by_side(
         _dots(ax, names, means, errors, num_errors=2, offset=offset, color=OKABE_ITO[colour], label=kind)
     ax.set_xlabel(xlabel)
     ax.legend(frameon=False, fontsize=8)
+
+
+def by_setting(
+    ax: Axes, setting: str, values: Sequence[Any], curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]
+) -> None:
+    """Mean log p(x) by the values of a setting, evenly spaced, for each name, with a line where they are numbers: means
+    and standard errors, shape (values,), of which two are drawn, and what single seeds have, shape (values, seeds), as
+    faint dots. NaN is left out. Other shapes raise ValueError."""
+    is_number = all(isinstance(value, int | float) for value in values)
+    colours = [colour for name, colour in OKABE_ITO.items() if name != "black"]
+    for i, ((name, of_name), colour) in enumerate(zip(curves.items(), itertools.cycle(colours))):
+        mean, error, of_seeds = (np.asarray(t, dtype=float) for t in of_name)
+        if not mean.shape == error.shape == of_seeds.shape[:1] == (len(values),) or of_seeds.ndim != 2:
+            shapes = f"{mean.shape}, {error.shape} and {of_seeds.shape}"
+            raise ValueError(f"expected means, errors ({len(values)},) and seeds ({len(values)}, *); got {shapes}")
+        x = np.arange(len(values)) + 0.1 * (i - (len(curves) - 1) / 2) / max(len(curves) - 1, 1)
+        line = "o-" if is_number else "o"
+        ax.errorbar(x, mean, 2 * error, fmt=line, color=colour, ms=4, lw=1.2, capsize=2, label=name)
+        ax.plot(np.repeat(x, of_seeds.shape[1]), of_seeds.ravel(), ".", color=colour, alpha=0.4, ms=4)
+    ax.set_xticks(range(len(values)), [str(value) for value in values], fontsize=8)
+    ax.set_xlabel(setting)
+    ax.grid(axis="y", alpha=0.3)
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize=8)
 
 
 def per_datum_differences(ax: Axes, differences: ArrayLike, names: tuple[str, str], unit: str = "nats") -> None:

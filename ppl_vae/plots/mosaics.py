@@ -17,6 +17,11 @@ def images(ax: Axes, images: ArrayLike, *, columns: int | None = None) -> None:
     """Images (N, C, H, W) in a grid, row by row from the top left, in `columns` columns (by default about as
     many as rows), one pixel apart. Raises ValueError for another shape, values outside [0, 1] or `columns`
     under 1."""
+    show(ax, grid(images, columns=columns))
+
+
+def grid(images: ArrayLike, *, columns: int | None = None) -> Array:
+    """The pixels of that grid, (H, W) or (H, W, 3), in [0, 1]. Raises ValueError as `images` does."""
     tiles = checked_images(images, "N, C, H, W")
     if columns is None:
         columns = math.ceil(math.sqrt(len(tiles)))
@@ -24,7 +29,7 @@ def images(ax: Axes, images: ArrayLike, *, columns: int | None = None) -> None:
         raise ValueError(f"expected columns >= 1; got {columns}")
     rows = math.ceil(len(tiles) / columns)
     white = np.ones((rows * columns - len(tiles), *tiles.shape[1:]), tiles.dtype)
-    mosaic(ax, np.concatenate([tiles, white]).reshape(rows, columns, *tiles.shape[1:]))
+    return pixels_of(np.concatenate([tiles, white]).reshape(rows, columns, *tiles.shape[1:]))
 
 
 def rows_of_images(ax: Axes, rows: Mapping[str, ArrayLike]) -> None:
@@ -81,11 +86,20 @@ def checked_images(images: ArrayLike, shape: str) -> Array:
 
 def mosaic(ax: Axes, tiles: Array) -> None:
     """Draws tiles (rows, columns, C, H, W)."""
+    show(ax, pixels_of(tiles))
+
+
+def pixels_of(tiles: Array) -> Array:
+    """Tiles (rows, columns, C, H, W) one pixel apart, as (H, W) or (H, W, 3)."""
     rows, columns, channels, height, width = tiles.shape
     gapped = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)), constant_values=1)
     pixels = gapped.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 1), columns * (width + 1), channels)
     # imshow takes (H, W) or (H, W, 3); the last row and column are gaps with nothing behind them.
-    pixels = pixels[:-1, :-1, 0] if channels == 1 else pixels[:-1, :-1]
+    return pixels[:-1, :-1, 0] if channels == 1 else pixels[:-1, :-1]
+
+
+def show(ax: Axes, pixels: Array) -> None:
+    """Draws pixels (H, W) or (H, W, 3), without axes."""
     ax.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="none")
     ax.set(xticks=[], yticks=[])
     ax.tick_params(length=0)

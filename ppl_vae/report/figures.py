@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from ppl_vae import plots
 from ppl_vae.experiments.folders import CURVES, SAMPLES, best_evaluations
+from ppl_vae.experiments.sweep import title_of
 from ppl_vae.system.arrays import read_npz
 from ppl_vae.system.files import read_json
 from ppl_vae.system.signals import stoppable
@@ -130,6 +132,41 @@ def draw_reference(folder: Path) -> list[Path]:
     plots.rows_of_images(ax, samples)
     plots.save(fig, paths[1], title=f"{dataset}: E[x|z], z from the prior")
     return paths
+
+
+@stoppable()
+def draw_sweep(folder: Path) -> list[Path]:
+    """Draws log p(x) by the values of each setting of a sweep, a line for each choice of the others, as PNG under
+    `folder/figures`: SETTING, and SETTING-2 where there is a second table. Returns the paths."""
+    metrics = read_json(folder / "metrics.json")
+    paths = []
+    for number, table in enumerate(metrics["sweep"]["tables"], 1):
+        for setting, all_values in metrics["sweep"]["settings"].items():
+            values = [v for v in all_values if any(row["settings"][setting] == v for row in table["rows"])]
+            if len(values) < 2:
+                continue
+            flag = setting.replace("_", "-")
+            curves = _curves(table["rows"], setting, values, len(metrics["config"]["seeds"]))
+            fig, ax = plots.figure(6, 3.8)
+            plots.by_setting(ax, flag, values, {name: curves[name] for name in sorted(curves)})
+            ax.set_ylabel(f"log p(x) [{table['unit']}]")
+            paths.append(_figures(folder) / (flag + f"-{number}" * (number > 1) + ".png"))
+            plots.save(fig, paths[-1], title=f"{metrics['dataset']}: log p(x) by {flag}")
+    return paths
+
+
+def _curves(rows: list[dict[str, Any]], setting: str, values: list[Any], num_seeds: int) -> dict[str, Any]:
+    """For each choice of the other settings what `plots.by_setting` draws, by the values of this one."""
+    curves: dict[str, Any] = {}
+    for row in rows:
+        others = title_of({name: value for name, value in row["settings"].items() if name != setting})
+        unknown = [math.nan] * len(values)
+        nothing = [*unknown], [*unknown], [[math.nan] * num_seeds for _ in values]
+        means, errors, of_seeds = curves.setdefault(others, nothing)
+        i = values.index(row["settings"][setting])
+        means[i], errors[i] = row["value"], row["difference_se"]
+        of_seeds[i][: row["num_seeds"]] = row["of_seeds"]
+    return curves
 
 
 def draw_denoising(run: Path, title: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 
 from ppl_vae import plots
 from ppl_vae.experiments.runs import Run, history_of
+from ppl_vae.models import LadderVAE
 from ppl_vae.system.signals import stoppable
 
 
@@ -22,9 +23,10 @@ def draw_run(
     seed: int = 0,
     say: Callable[[str], object] = print,
 ) -> list[Path]:
-    """Draws `training` and, of images, `reconstructions`, for a VAE also `samples` and `interpolations`, and for a 2-d
-    latent space `latent-grid` and `latent-codes`, as PNG under `figures` in the run's `folder`, or in `output`. Returns
-    the paths. Where the data can't be loaded it says so, and draws what needs none."""
+    """Draws `training` and, of images, `reconstructions`, for a VAE also `samples` and `interpolations`, for a 2-d
+    latent space `latent-grid` and `latent-codes`, and for a ladder `layers`, as PNG under `figures` in the run's
+    `folder`, or in `output`. Returns the paths. Where the data can't be loaded it says so, and draws what needs
+    none."""
     figures = (output or folder) / "figures"
     figures.mkdir(exist_ok=True)
     name = f"{run.config.dataset}: {folder.name}"
@@ -45,7 +47,8 @@ def draw_run(
 
     if not run.is_of_images:
         return paths
-    is_drawn_from = run.model.has_log_p and not run.model.labelled  # z says the rest, once the label is known
+    # z says the rest, once the label is known
+    is_drawn_from = run.model.has_log_p and run.model.has_real_latents and not run.model.labelled
     if run.model.has_log_p:
         fig, ax = plots.figure(6, 6)
         plots.images(ax, run.sample(num_samples, seed=seed))
@@ -68,6 +71,12 @@ def draw_run(
     save(fig, "reconstructions", f"{name}, reconstructions")
     if not is_drawn_from:
         return paths
+    if isinstance(run.model, LadderVAE):
+        L = run.model.num_layers
+        fig, ax = plots.figure(8, 0.8 * (L + 1) + 0.2)
+        rows = {f"top {k}": run.reconstruct(x, num_layers=k) for k in range(1, L + 1)}
+        plots.rows_of_images(ax, {"original": x / 255} | rows)
+        save(fig, "layers", f"{name}, E[x|z] with the top layers of {L} inferred, the rest p(z)'s")
     z = run.encode(x)
     t = torch.linspace(0, 1, 10)[:, None]
     half = len(z) // 2

@@ -20,13 +20,14 @@ from ppl_vae.data.loading import load
 from ppl_vae.experiments.comparing import compare_folders
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.folders import best_evaluation, checked_json, is_run, kept_epoch, name_in, name_of, runs_of
-from ppl_vae.experiments.settings import ReferenceConfig, StudyConfig, SwapsConfig
+from ppl_vae.experiments.settings import Grid, ReferenceConfig, StudyConfig, SwapsConfig, SweepSizes
 from ppl_vae.report.embedding import Figure, figure
-from ppl_vae.report.explorer import Explorer, explorer
+from ppl_vae.report.explorer import Plane, explorer
 from ppl_vae.report.markdown import number, table
 from ppl_vae.report.panel import Panel, panel
 from ppl_vae.report.sections import SECTIONS, gaps_lines, likelihood_caption, versions
 from ppl_vae.report.tables import likelihood_table
+from ppl_vae.report.walk import Walk
 from ppl_vae.report.warnings import warnings_of
 from ppl_vae.system.files import check, write_whole
 
@@ -49,7 +50,7 @@ class RunPart:
     text: str
     figures: list[Figure]
     rerun: Rerun
-    explorer: Explorer | str | None
+    explorer: Plane | Walk | str | None
     latent_size: int
 
 
@@ -69,12 +70,12 @@ class Section:
 def write_page(
     folders: Sequence[Path], output: Path, *, data_dir: Path | None = None, say: Callable[[str], object] = print
 ) -> None:
-    """Writes the page of one or several folders to `output`: of runs, or of a study or swaps with the runs below.
+    """Writes the page of one or several folders to `output`: of runs, or of an experiment with the runs below.
 
     `data_dir` is where datasets are looked for. Without a model's data, the page is without its explorer.
     Raises `FileNotFoundError` for a folder that holds nothing finished, and `ValueError` for damaged files.
     """
-    dataset_of = cache(lambda name: load(name, data_dir))  # runs of an experiment share it
+    dataset_of = cache(lambda name, **reading: load(name, data_dir, **reading))  # runs of an experiment share it
     folders = [found for folder in folders for found in _shown(folder)]
     page = _environment().get_template("page.html.jinja").render(
         sections=[_section(folder, dataset_of, say) for folder in folders],
@@ -105,7 +106,7 @@ def _shown(folder: Path) -> list[Path]:
     return found
 
 
-def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[str], object]) -> Section:
+def _section(folder: Path, dataset_of: Callable[..., Dataset], say: Callable[[str], object]) -> Section:
     runs = runs_of(folder)
     say(f"{folder}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
     parts = [_run(run, name_in(folder, run), dataset_of) for run in runs]
@@ -119,7 +120,7 @@ def _section(folder: Path, dataset_of: Callable[[str], Dataset], say: Callable[[
     return Section(name_of(folder), parts, blocks, _rerun(_experiment(metrics), metrics), panel(folder))
 
 
-def _run(folder: Path, name: str, dataset_of: Callable[[str], Dataset]) -> RunPart:
+def _run(folder: Path, name: str, dataset_of: Callable[..., Dataset]) -> RunPart:
     check(folder, "config.json")
     (config, shape, _), metrics = read_config(folder / "config.json"), checked_json(folder, "metrics.json")
     things = "image" if len(shape) == 3 else "vector"
@@ -159,6 +160,12 @@ def _experiment(metrics: dict[str, Any]) -> str:
     """The command of an experiment, from the config in its `metrics.json`."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics["config"].items()}
     try:
+        if "sweep" in metrics:
+            command = "ppl-vae sweep"
+            for cls in (Grid, SweepSizes):
+                given = {option.name: values[option.name] for option in dataclasses.fields(cls)}
+                command = command_of(command, cls(**given), cls())
+            return command
         if "denoising" in metrics:
             return command_of("ppl-vae run study", StudyConfig(**values), StudyConfig())
         if "reference" in metrics:
@@ -166,7 +173,7 @@ def _experiment(metrics: dict[str, Any]) -> str:
             return command_of(words, ReferenceConfig(**values), ReferenceConfig())
         dataset = shlex.quote(metrics["dataset"])
         return command_of(f"ppl-vae run swaps --dataset {dataset}", SwapsConfig(**values), SwapsConfig())
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"metrics.json: config: {error}") from None
 
 
@@ -177,7 +184,7 @@ def command_of(words: str, config: Any, default: Any, *, whole: bool = False) ->
     >>> command_of("ppl-vae train", TrainConfig(model="dense-vae", hidden=(300, 300)), TrainConfig())
     'ppl-vae train --model dense-vae --hidden 300 300'
     """
-    found = words.split()
+    found = shlex.split(words)
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
         if not whole and (value is None or value == getattr(default, option.name)):

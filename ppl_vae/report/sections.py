@@ -328,5 +328,39 @@ def swaps_section(folder: Path) -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"reference": reference_section, "denoising": study_section, "groups": swaps_section}
+def sweep_section(folder: Path) -> str:
+    """The grid of a sweep, from its `metrics.json`; paths are relative to the folder above it."""
+    metrics = read_json(folder / "metrics.json")
+    config, sweep = metrics["config"], metrics["sweep"]
+    settings = {name.replace("_", "-"): values for name, values in sweep["settings"].items()}
+    grid = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in settings.items()) or "one model"
+    num_images = max((row["num_images"] for table in sweep["tables"] for row in table["rows"]), default=0)
+    lines = [
+        f"## Sweep: {metrics['dataset']}",
+        "",
+        f"{grid[0].upper()}{grid[1:]}; seeds {', '.join(map(str, config['seeds']))}. log p(x) of the first "
+        f"{num_images} test data by the ladder, K = {config['num_samples']}, in nats per datum, the mean over seeds; "
+        "sd of seeds is the spread between them. Each table has the best first, chosen on the data that it is scored "
+        "on, and the paired differences to it, with their error over the choice of data. What cannot be compared, a "
+        f"mass with a density, is in tables of its own. {versions(metrics)}.",
+        "",
+    ]
+    for i, table in enumerate(sweep["tables"], 1):
+        lines += [swap_table(table), ""]
+        for name in settings:
+            stem = f"{name}-{i}" if i > 1 else name
+            if (folder / "figures" / f"{stem}.png").is_file():
+                lines += [f"![log p(x) by {name}]({folder.name}/figures/{stem}.png)", ""]
+    if any("figures" in line for line in lines):
+        lines += [
+            "Each point is the mean over the seeds, which are the faint dots; its bar is two standard errors of the "
+            "paired difference to the best.",
+            "",
+        ]
+    for what, why in (sweep["left_out"] | metrics["failed"]).items():
+        lines += [f"Without {what}: {why}.", ""]
+    return "\n".join(lines)
+
+
+SECTIONS = {"sweep": sweep_section, "reference": reference_section, "denoising": study_section, "groups": swaps_section}
 """By a key that the `metrics.json` of the experiment has; in the order in which they are shown."""

@@ -51,5 +51,7 @@ def _of_evaluations(folder: str, evaluations: Mapping[str, dict[str, Any]]) -> I
     if unknown:
         yield f"k̂ unknown, of too few samples: {', '.join(unknown)}"
     for name, e in evaluations.items():
+        if e.get("errors_hold") is False:
+            yield f"{name}: Monte Carlo errors are too small: parts of the samples differ by more than they say"
         if "interrupted" in e["bound"]:
             yield f"{name}: the evaluation was interrupted"

@@ -24,18 +24,19 @@ LARGEST_ARCHIVE, LARGEST_RATIO = 2**30, 50
 
 
 def read_npy(path: Path, *, mapped: bool = False) -> Array:
-    """The array of a `.npy` file; if `mapped`, it is memory-mapped, and changes are not written back to the file.
+    """The array of a `.npy` file; if `mapped`, it is memory-mapped, read-only, and may be larger than memory.
 
     Raises `FileNotFoundError`, and `ValueError` for a file that is damaged, holds objects, or whose size is not the one
     that its header claims.
     """
-    with _refused(path, ".npy"):
+    with refused(path, ".npy file, no objects"):
         with path.open("rb") as file:
             _check_header(file, path.stat().st_size)
             if not mapped:
                 file.seek(0)
                 return npy.read_array(file, allow_pickle=False)
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        # a private copy ("c") would count as memory of the whole size, which the system may refuse
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Array]:
@@ -45,7 +46,7 @@ def read_npz(path: Path, allowed: Collection[str] | None = None) -> dict[str, Ar
     Raises `FileNotFoundError`, and `ValueError` for a file that is damaged, holds objects, has names that are not
     `allowed`, or sizes that are not those that its headers claim.
     """
-    with _refused(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with refused(path, ".npz file, no objects"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if allowed is not None and (others := {m.filename.removesuffix(".npy") for m in members} - set(allowed)):
             raise ValueError(f"expected arrays {', '.join(allowed)}; got {', '.join(sorted(others))}")
@@ -63,7 +64,7 @@ def to_npz(arrays: Mapping[str, Array]) -> bytes:
 
 
 @contextlib.contextmanager
-def _refused(path: Path, kind: str) -> Iterator[None]:
+def refused(path: Path, expected: str) -> Iterator[None]:
     """What is wrong with a file is a `ValueError` of one line: zipfile, zlib and numpy each have their own errors."""
     try:
         if path.exists() and not path.is_file():
@@ -73,7 +74,7 @@ def _refused(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = one_line(error, foreign=True)
-        raise ValueError(f"{path}: expected a whole {kind} file, no objects; got {what}") from error
+        raise ValueError(f"{path}: expected a whole {expected}; got {what}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:

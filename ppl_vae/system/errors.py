@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import textwrap
+from typing import Any
+
+
+def needed(module: str, extra: str, what: object) -> Any:
+    """An optional package's module. Raises `ImportError`, which says how to install it, where it is missing.
+
+    >>> needed("no_such_package", "tables", "a.csv")
+    Traceback (most recent call last):
+    ImportError: a.csv: expected the package no_such_package; got none (pip install 'ppl-vae[tables]')
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{what}: expected the package {error.name or module}; got none (pip install 'ppl-vae[{extra}]')"
+        ) from None
 
 
 def one_line(error: BaseException, *, foreign: bool = False) -> str:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 CHECKSUMS = "checksums.json"
@@ -72,16 +73,21 @@ def write_checked(folder: Path, contents: Mapping[str, bytes]) -> None:
 
     Raises `OSError` as `write_whole` does, and `ValueError` if `checksums.json` is damaged.
     """
-    sums = _checksums(folder) | {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    write_whole(folder / CHECKSUMS, json.dumps({"sha256": sums, "of_these": _digest(sums)}, indent=2).encode())
+    write_whole(folder / CHECKSUMS, to_checksums(contents, checksums(folder)))
     for name, content in contents.items():
         write_whole(folder / name, content)
+
+
+def to_checksums(contents: Mapping[str, bytes], known: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The content of `checksums.json` for files, and for others whose SHA-256 is `known`."""
+    sums = {**known, **{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}}
+    return json.dumps({"sha256": sums, "of_these": _digest(sums)}, indent=2).encode()
 
 
 def check(folder: Path, *names: str) -> None:
     """Raises `ValueError` for a file that differs from what `write_checked` wrote. Files without a checksum (written by
     older versions) pass."""
-    sums = _checksums(folder)
+    sums = checksums(folder)
     for name in names:
         with (folder / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -92,7 +98,9 @@ def check(folder: Path, *names: str) -> None:
             )
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of files by name, from `checksums.json`; {} where there is none. Raises `ValueError` for a damaged
+    one."""
     path = folder / CHECKSUMS
     if not path.exists():
         return {}

@@ -15,6 +15,7 @@ from ppl_vae.distributions import standard_units
 from ppl_vae.likelihoods import Rescaled
 from ppl_vae.programs import Program, evaluating
 from ppl_vae.system.places import modules_of
+from ppl_vae.system.rows import Rows
 
 Batch = tuple[Tensor, ...]
 
@@ -25,10 +26,13 @@ def check_batches(model: Program, guide: Program, data: Batch, encode: Callable[
 
     To run the programs on all batches would take a third of an epoch. They run on the first, on those where an argument
     has its smallest or largest value, or NaN, and on those with a value outside of a support that is one for all data.
-    Where each datum has its own support, they run on all.
+    Where each datum has its own support, and where an argument beside x is read lazily, they run on all.
     """
-    args = [t.byte() if t.dtype == torch.bool else t for t in data[1:]]
-    extreme = {int(place) // t[0].numel() // batch_size for t in args for place in (t.argmin(), t.argmax())}
+    args = data[1:]
+    if any(isinstance(t, Rows) for t in args):
+        extreme = {*range(len(data[0]))}
+    else:
+        extreme = {row // batch_size for t in args for row in _extremes(t)}
     supports: list[tuple[int, tuple[int, ...], Constraint]] | None = []
     with evaluating(model, guide), torch.random.fork_rng():
         for number, start in enumerate(range(0, len(data[0]), batch_size)):
@@ -40,6 +44,12 @@ def check_batches(model: Program, guide: Program, data: Batch, encode: Callable[
             if number == 0:
                 _check_units(batch[0], model, guide)
                 supports = _supports(trace, batch)
+
+
+def _extremes(t: Tensor) -> tuple[int, ...]:
+    """The rows with the smallest and with the largest value, or NaN."""
+    t = t.byte() if t.dtype == torch.bool else t
+    return tuple(int(place) // t[0].numel() for place in (t.argmin(), t.argmax()))
 
 
 def _supports(trace: Trace, batch: Batch) -> list[tuple[int, tuple[int, ...], Constraint]] | None:

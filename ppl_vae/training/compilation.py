@@ -28,7 +28,7 @@ from ppl_vae.system.places import Constants, kept, modules_of
 from ppl_vae.training.optimizers import OneOptimizer, adam_of, adam_rates, adam_update
 
 
-class _Params:
+class Params:
     """The parameters that a program declares, by name: leaves of autograd, in the order of their statements."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class _Params:
 
 
 class _Capture(poutine.trace_messenger.TraceMessenger):
-    def __init__(self, params: _Params):
+    def __init__(self, params: Params):
         super().__init__(param_only=True)
         self.params = params
 
@@ -94,7 +94,7 @@ class CompiledTrace_ELBO(ELBO):
         super().__init__()
         self.objective = objective or Elbo()
         self._graphs = Graphs()
-        self._params: dict[Hashable, _Params] = {}  # what the last uncompiled call of each key declared
+        self._params: dict[Hashable, Params] = {}  # what the last uncompiled call of each key declared
         self._used: dict[Hashable, _Used] = {}
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -113,16 +113,16 @@ class CompiledTrace_ELBO(ELBO):
         key, tensors, call = _keyed(model, guide, used, args, kwargs)
 
         def eager() -> Tensor:
-            self._params[key] = _Params()
+            self._params[key] = Params()
             with self._params[key].capture():
                 return _backward(self.objective, model, guide, args, kwargs)
 
         def trace() -> Graph:
-            params, with_grads = _Params(), list[Tensor]()
+            params, with_grads = Params(), list[Tensor]()
 
             def step(*tensors: Tensor) -> Tensors:
                 args, kwargs = call(tensors)
-                loss, with_grads[:], grads = _gradients(self.objective, model, guide, params, args, kwargs)
+                loss, with_grads[:], grads = gradients(self.objective, model, guide, params, args, kwargs)
                 return loss, *grads
 
             def added(loss: Tensor, *grads: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class Step:
         return self._graphs.call(key, tensors, lambda: self._eager(*batch), lambda: self._trace(*batch), keep=keep)
 
     def _eager(self, *batch: Tensor) -> Tensor:
-        params = _Params()
+        params = Params()
         with params.capture():
             if isinstance(self.objective, Objective):
                 loss = _backward(self.objective, self.model, self.guide, batch, {})
@@ -196,11 +196,11 @@ class Step:
         adam = adam_of(self.optim)
         if adam is None:
             return self._trace_gradients(*batch)
-        params = _Params()
+        params = Params()
         self._rates = adam_rates(adam)
 
         def step(*batch: Tensor) -> Tensors:
-            loss, leaves, grads = _gradients(self.objective, self.model, self.guide, params, batch, {})
+            loss, leaves, grads = gradients(self.objective, self.model, self.guide, params, batch, {})
             with torch.no_grad():
                 adam_update(adam, leaves, grads, self._rates, self.optim.clip_norm)
             return (loss,)
@@ -216,10 +216,10 @@ class Step:
         return Graph(replay.first[0], again, lambda: adam.state is state)
 
     def _trace_gradients(self, *batch: Tensor) -> Graph:
-        params, with_grads = _Params(), list[Tensor]()
+        params, with_grads = Params(), list[Tensor]()
 
         def step(*batch: Tensor) -> Tensors:
-            loss, with_grads[:], grads = _gradients(self.objective, self.model, self.guide, params, batch, {})
+            loss, with_grads[:], grads = gradients(self.objective, self.model, self.guide, params, batch, {})
             return loss, *grads
 
         def updated(loss: Tensor, *grads: Tensor) -> Tensor:
@@ -261,8 +261,8 @@ def _backward(objective: Objective, model: Program, guide: Program, args: Any, k
     return loss.detach()
 
 
-def _gradients(
-    objective: Any, model: Program, guide: Program, params: _Params, args: Any, kwargs: Any
+def gradients(
+    objective: Any, model: Program, guide: Program, params: Params, args: Any, kwargs: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The loss, the parameters that it has a gradient in, and the gradients, as functions to be traced; `params`
     captures the parameters that the programs declare."""

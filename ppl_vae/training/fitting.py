@@ -16,8 +16,10 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from torch import Generator, Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae.contract import check_training, common_device, plain_trace, tensors_of
 from ppl_vae.graphs import repays
@@ -27,15 +29,19 @@ from ppl_vae.programs import Program, evaluating, mode, modules_of, own_param_st
 from ppl_vae.system.files import locked
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import duration, progress
+from ppl_vae.system.rows import Rows
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.checks import check_batches
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step, all_modules
 from ppl_vae.training.history import DivergedError, History, Stopped
 from ppl_vae.training.monitoring import blame, first_nonfinite, mean_parts, warn_of_end
 from ppl_vae.training.optimizers import OneOptimizer, end_epoch, learning_rate_of, pyro_optimizer
+from ppl_vae.training.parallel import ParallelStep, Ranks, check_parallel
 from ppl_vae.training.schedules import Schedule
 from ppl_vae.training.state import TrainingState
 from ppl_vae.training.stopping import is_over
+
+MONITORED_ITEMS = 10_000  # of a dataset, whose ELBO is logged where there is no validation data
 
 Encode = Callable[..., tuple[Tensor, ...]]
 """encode(*batch, generator=...) -> the programs' arguments: from stored data to what the programs observe."""
@@ -49,14 +55,14 @@ def observe(*batch: Tensor, generator: Generator | None = None) -> tuple[Tensor,
 def fit(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Tensor | Dataset[Any] | DataLoader[Any],
     *args: Tensor,
-    validation: Tensor | tuple[Tensor, ...] | None = None,
+    validation: Any = None,
     encode: Encode = observe,
     elbo: ELBO | None = None,
     optim: PyroOptim | type[Optimizer] | None = None,
     epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     drop_last: bool = False,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
@@ -70,6 +76,7 @@ def fit(
     resume: bool = False,
     stop: Callable[[], object] = bool,
     metrics: Callable[[dict[str, float]], object] | None = None,
+    process_group: ProcessGroup | None = None,
     show_progress: bool = True,
     description: str = "fit",
 ) -> History:
@@ -81,12 +88,19 @@ def fit(
         x, args: the data, batched together along dim 0, of shape (data, ...): tensors, or what numpy makes arrays of.
             They go to the device of the parameters: whole, or a batch at a time where they would take more than half of
             its free memory. Their order is the same on every device, and noise is the device's own.
-        validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each.
+            Or a torch dataset or `DataLoader`, whose items are tensors, or tuples of them as further arguments, and are
+            read when they are used. A map-style one is read in the order of `seed`, in this process; an iterable one is
+            streamed, in its own order, and a stream without a length is counted in a first pass. All data are read
+            once before the first step, to be checked.
+        validation: held-out data of the same form; their ELBO is logged by epoch, with the noise of `seed` in each. Of
+            a dataset they are read whole. Without them the ELBO of the training data is logged; of a dataset, that of
+            the first 10,000.
         encode: from a batch of stored data to the programs' arguments, with new noise for each training batch.
         elbo: the objective, `Elbo()` by default, which is Pyro's `Trace_ELBO`. The loss is its sum over the batch. Of a
             `TraceEnum_ELBO`, the history has its own bound, without its two parts.
         optim: a `PyroOptim`, or a class of torch.optim; by default fused Adam. A scheduler of `pyro.optim` is stepped
             after each epoch.
+        batch_size: 128 by default, or that of a `DataLoader`.
         drop_last: whether an epoch ends before a last batch that is shorter.
         learning_rate, weight_decay, clip_norm: of the default optimiser, which with weight decay is AdamW, or of a
             class; gradients of a larger norm, over all parameters together, are scaled down to `clip_norm`.
@@ -106,48 +120,71 @@ def fit(
         checkpoints: where and how often the state of training is written, `Checkpoints(folder)`.
         resume: whether to resume from the newest checkpoint, if there is one. Weights and history are bit for bit
             those of a run that was not stopped, but for `seconds`, compiled or not. The first two or three steps are
-            taken again before the state is loaded, since they decide what is traced.
+            taken again before the state is loaded, since they decide what is traced. Of a stream there are checkpoints
+            at the ends of epochs alone: what is stopped within one is resumed from its start, and the same if the
+            stream is.
         stop: called after each step; a true value ends training by `Stopped`, after a checkpoint. The weights are then
             the last step's own.
-        metrics: a logging callback, such as `ppl_vae.training.trackers.TensorBoard`: called after each epoch with a
+        metrics: a logging callback, or a tracker (`ppl_vae.training.trackers`): called after each epoch with a
             copy of its row of the history. Random numbers that it takes change nothing here.
+        process_group: of `torch.distributed`. Its ranks train together: each calls `fit` with the same data and
+            settings, and takes its rows of every batch (`ppl_vae.training.parallel`). Weights and history are on all
+            ranks those of one process, to rounding. The first writes checkpoints, from which any number of ranks
+            resumes, and calls `metrics`.
 
     Pyro's param store, torch's random generators and the modules' training mode are left as they were found, but for
     bare parameters.
 
     Raises `ValueError`, before the first step, for a pair that breaks the contract of `check_training`, data that are
     empty, of unequal length or outside of their support, a last batch of one for BatchNorm, patience without validation
-    data, checkpoints of another run or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`;
-    `OSError` where a checkpoint can't be written, and where another process trains in its folder; and `DivergedError`
-    when the loss, a parameter or the ELBO that is logged turns NaN or infinite, with what is to blame and what to try:
-    the weights are then those after the last epoch for which it was finite, or the best. Warns by `RuntimeWarning` of a
-    posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it began.
+    data, checkpoints of another run or all damaged, and checkpoints with an optimiser other than a `OneOptimizer`; on
+    several ranks also for what takes the data of a batch together (BatchNorm, `FreeBits`, `GaussianOptimal`), and for
+    draws by rejection sampling (Gamma, Poisson). `OSError` where a checkpoint can't be written, and where another
+    process trains in its folder; `ConnectionError` within 30 seconds of the end of another rank, which it names; and
+    `DivergedError` when the loss, a parameter or the ELBO that is logged turns NaN or infinite, with what is to blame
+    and what to try: the weights are then those after the last epoch for which it was finite, or the best. Warns by
+    `RuntimeWarning` of a posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it
+    began.
     """
+    if isinstance(x, DataLoader):
+        batch_size, drop_last = batch_size or x.batch_size, drop_last or x.drop_last
+    batch_size = 128 if batch_size is None else batch_size
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
-    data, held_out = _tensors(model, guide, (x, *args), validation, patience)
-    device = common_device(p for m in modules_of(model, guide) for p in m.parameters()) or data[0].device
-    monitored = _monitored(data, held_out, encode, seed, device)
+    ranks = Ranks(process_group)
+    with seeded(seed):  # items of a dataset may be random
+        data, held_out = _tensors(model, guide, (x, *args), validation, patience)
+        device = common_device(p for m in modules_of(model, guide) for p in m.parameters()) or data[0].device
+        monitored = _monitored(data, held_out, encode, seed, device)
     options = {"weight_decay": weight_decay or None, "clip_norm": clip_norm, "schedule": schedule}
     objective, optim = objective_of(elbo), pyro_optimizer(optim, learning_rate, **options)
     compiled = True if compiled is None and isinstance(elbo, CompiledTrace_ELBO) else compiled
     num_steps = max(1, len(data[0]) // batch_size) if drop_last else math.ceil(len(data[0]) / batch_size)
     first = tuple(t[:batch_size] for t in monitored["train"])
+    checkpoints = checkpoints if ranks.is_first else None
     with (
+        ranks,
         nullcontext() if checkpoints is None else locked(checkpoints.folder),
         seeded(seed),
         _param_store(model, guide, objective, first) as bare,
-        progress(description, epochs * num_steps, enabled=show_progress) as report,
+        progress(description, epochs * num_steps, enabled=show_progress and ranks.is_first) as report,
     ):
         generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
         keeping: dict[str, Any] = {"ema_decay": ema_decay, "keep_best": patience is not None}
         state = TrainingState(modules, optim, generator, num_steps, device, bare, **keeping)
+        ranks.give(t for tensors in state.weights for t in tensors.values())
+        state.restore(state.weights)
         _plan(objective, optim, epochs, state)
-        step = Step(model, guide, objective, optim, compiled=bool(compiled))
+        make_step = Step if ranks.size == 1 else partial(ParallelStep, ranks=ranks)
+        step = make_step(model, guide, objective, optim, compiled=bool(compiled))
         steps = _Steps(step, state, data, encode, batch_size, epochs * num_steps if compiled is None else None)
         steps.check(first, held_out, seed)
+        check_parallel(model, guide, objective, ranks, steps.fewest)
         settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
         saving = _Saving(checkpoints, steps, {**settings, "ema_decay": ema_decay, "patience": patience})
-        if saving.resumes(resume, (*data, *held_out)):
+        if ranks.size > 1:
+            ranks.agree({**saving.settings, "optimiser": repr(optim), "data": fingerprint(*data, *held_out)})
+        if (saved := ranks.first(lambda: saving.load(resume, (*data, *held_out)))) is not None:
+            steps.resume(saved)
             report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
         while state.epoch <= epochs and not is_over(state.rows, patience, state.since):
             start = time.perf_counter() - state.seconds
@@ -158,15 +195,16 @@ def fit(
                     report()
                     if state.num_steps == 1 and not state.losses[0].isfinite():
                         break  # no step can make it better: the rest of the epoch is spared
-                    if reason := stop():
+                    if reason := ranks.agreed(stop()):
                         saving.save()
                         raise Stopped(f"stopped {_place(state, epochs)}", reason, History(state.rows))
                     saving.save_if_due()
             row = steps.measured(batches, monitored, seed) | {"seconds": time.perf_counter() - start}
+            row = ranks.first(partial(dict, row))  # to the last bit, for what it decides
             state.end_epoch(row)
             end_epoch(optim, row["loss"])
             report(0, _line(row, epochs))
-            if metrics is not None:
+            if metrics is not None and ranks.is_first:
                 with torch.random.fork_rng():
                     metrics(dict(row))
             saving.save_if_due(state.epoch - 1)
@@ -174,7 +212,8 @@ def fit(
             report(0, f"stops: the validation ELBO was best after epoch {state.kept_epoch}, {patience} epochs ago")
         saving.save_last()
         state.restore(state.kept)
-    warn_of_end(state.rows[: state.kept_epoch], first[0], model, guide)
+    if ranks.is_first:
+        warn_of_end(state.rows[: state.kept_epoch], first[0], model, guide)
     return History(state.rows)
 
 
@@ -226,10 +265,21 @@ class _Steps:
     batch_size: int
     num_planned: int | None
 
+    @property
+    def are_streamed(self) -> bool:
+        return any(isinstance(t, Rows) and t.are_streamed for t in self.data)
+
     def batches(self) -> Sequence[Tensor]:
         """The rows of the batches of this epoch."""
         order = self.state.order(len(self.data[0])).to(self.data[0].device)
+        if self.are_streamed:
+            order = order.sort().values
         return order.split(self.batch_size)[: len(self.state.losses)]
+
+    @property
+    def fewest(self) -> int:
+        """The data of the smallest batch."""
+        return min(self.batch_size, len(self.data[0]) - (len(self.state.losses) - 1) * self.batch_size)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         # index_select copies rows in a tenth of the time that t[rows] takes
@@ -262,7 +312,7 @@ class _Steps:
         for part in (self.data, held_out) if held_out else (self.data,):
             encode = partial(self.encoded, generator=Generator(part[0].device).manual_seed(seed))
             check_batches(self.step.model, self.step.guide, part, encode, self.batch_size)
-        if min(self.batch_size, len(self.data[0]) - (len(self.state.losses) - 1) * self.batch_size) == 1:
+        if self.fewest == 1:
             self._check_single(tuple(t[:1] for t in first))
 
     def _check_single(self, datum: tuple[Tensor, ...]) -> None:
@@ -329,8 +379,8 @@ class _Steps:
         before = first_nonfinite(*pair, *batch)
         state.restore(state.kept)
         return DivergedError(
-            f"epoch {state.epoch}, {what}{blame(before, after, batch, learning_rate_of(self.step.optim))}. The weights "
-            f"are those after epoch {state.kept_epoch}",
+            f"epoch {state.epoch}, {what}{blame(before, after, batch, learning_rate_of(self.step.optim), *pair)}. The "
+            f"weights are those after epoch {state.kept_epoch}",
             History(state.rows),
         )
 
@@ -344,10 +394,10 @@ class _Saving:
     steps: _Steps
     settings: dict[str, Any]
 
-    def resumes(self, resume: bool, data: tuple[Tensor, ...]) -> bool:
-        """Whether there is a checkpoint to resume from; if so, takes on its state."""
+    def load(self, resume: bool, data: tuple[Tensor, ...]) -> dict[str, Any] | None:
+        """The state to resume from, if there is one."""
         if self.checkpoints is None:
-            return False
+            return None
         optim = self.steps.step.optim
         if not isinstance(optim, OneOptimizer):
             raise ValueError(
@@ -357,14 +407,12 @@ class _Saving:
         self.settings |= {"objective": objective, "optimiser": repr(optim), "data": fingerprint(*data)}
         if not resume and (paths := self.checkpoints.paths()):
             raise ValueError(f"checkpoints: expected resume=True, or a folder without checkpoints; got {paths[0]}")
-        saved = self.checkpoints.load(**self.settings) if resume else None
-        if saved is not None:
-            self.steps.resume(saved)
-        return saved is not None
+        return self.checkpoints.load(**self.settings) if resume else None
 
     def save(self) -> None:
-        if self.checkpoints is not None:
-            state = self.steps.state
+        """Not within an epoch of a stream."""
+        state = self.steps.state
+        if self.checkpoints is not None and not (self.steps.are_streamed and state.step):
             self.checkpoints.save({**self.settings, **state.state_dict()}, state.num_steps)
 
     def save_if_due(self, epoch: int | None = None) -> None:
@@ -392,9 +440,11 @@ def _monitored(
     data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], encode: Encode, seed: int, device: torch.device
 ) -> dict[str, tuple[Tensor, ...]]:
     """The programs' arguments whose ELBO is logged. Encoded once, so that epochs differ by the weights alone."""
-    parts = {"train": tuple(t[: len(held_out[0] if held_out else t)] for t in data)}
+    are_items = any(isinstance(t, Rows) and t.are_items for t in data)
+    num_data = len(held_out[0]) if held_out else min(len(data[0]), MONITORED_ITEMS if are_items else len(data[0]))
+    parts = {"train": tuple(t[:num_data] for t in data)}
     if held_out:
-        parts["validation"] = held_out
+        parts["validation"] = tuple(t[:] for t in held_out)
     return {
         name: _to(device, encode(*part, generator=Generator(part[0].device).manual_seed(seed)))
         for name, part in parts.items()

@@ -12,11 +12,12 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_vae.distributions import kl_divergence
 from ppl_vae.likelihoods import Rescaled
+from ppl_vae.networks import Log1p
 from ppl_vae.programs import (
     Program,
     evaluating,
@@ -28,11 +29,13 @@ from ppl_vae.programs import (
     seeded,
 )
 from ppl_vae.system.places import modules_of
+from ppl_vae.system.rows import chunks_of_data
 
 TINY = 1e-4  # a scale below it is the cause of a log-prob that is not finite
 COLLAPSED = 5e-3  # nats a datum, 0.01 / 2: less than the KL of one unit whose means have the variance of an active one
-LARGE = 150.0  # a standard deviation of x that networks aren't initialised for; that of 8-bit levels is below 128
+LARGE = 150.0  # a standard deviation (of 8-bit levels: below 128) or mean of x that networks aren't initialised for
 WIDE = 3.0  # one that they are slow to learn
+NARROW = 1e-2  # one of which they see next to nothing
 OUTLIER = 1e6  # times as far from the median as the others are on average
 FAR = 10.0  # times where it began, that a run is to end below, to be named
 _FINITE = "data without NaN and infinity, as encoded"
@@ -112,9 +115,15 @@ def _scale(fn: Distribution) -> float | None:
     return None if scale is None else float(torch.as_tensor(scale).min())
 
 
-def blame(before: Finding | None, after: Finding | None, args: tuple[Tensor, ...], learning_rate: float | None) -> str:
+def blame(
+    before: Finding | None,
+    after: Finding | None,
+    args: tuple[Tensor, ...],
+    learning_rate: float | None,
+    *programs: Program,
+) -> str:
     """What is to blame, and what to try, from what was found at the weights before the epoch and at the last."""
-    scale = out_of_scale(args[0])
+    scale = out_of_scale(args[0], *programs)
     if before is not None:  # no learning rate helps
         own = "" if scale and before.remedy.startswith(_OF_GUIDE) else before.remedy  # which is small as x is large
         return f"; {before.text}. Try {own or scale or _BOUNDED}"
@@ -123,23 +132,53 @@ def blame(before: Finding | None, after: Finding | None, args: tuple[Tensor, ...
     return f"{found}. Try {remedy}"
 
 
-def out_of_scale(x: Tensor, above: float = LARGE) -> str:
-    """What to try for data of so large a standard deviation, over data or in a dimension, that training fails. Counts
-    are told from `LARGE` on: those of a smaller scale are learned."""
+def out_of_scale(x: Tensor, *programs: Program, above: float = LARGE) -> str:
+    """What to try for data of so large a mean or standard deviation, over data or in a dimension, that training fails:
+    "" where the programs rescale them. Counts are told from `LARGE` on: those of a smaller scale are learned."""
     values = _finite_rows(x)
-    are_counts = values.equal(values.round()) and bool((values >= 0).all())
-    if len(values) < 2 or not (std := values.std(0)).max() > (LARGE if are_counts else above):
+    if len(values) < 2:
         return ""
-    column = values[:, std.argmax()]
-    off = (column - column.median()).abs()
-    if len(off) > 2 and off.max() > OUTLIER * (off.sum() - off.max()) / (len(off) - 1):
-        return (
-            f"data without outliers: x has a value of {column[off.argmax()]:.3g}, and a median of {column.median():.3g}"
-        )
-    got = f"x has a standard deviation of {float(f'{std.max():.2g}'):,.0f}"
+    are_counts = _are_counts(values)
+    mean, std = values.mean(0), values.std(0)
+    is_wide = bool(std.max() > (LARGE if are_counts else above))
+    if is_wide and (outlier := _outlier(values[:, std.argmax()])):
+        return outlier
+    if _have(Log1p if are_counts else Rescaled, *programs):
+        return ""
+    if is_wide:
+        return _scaled(f"a standard deviation of {_rounded(std.max())}", are_counts=are_counts)
+    largest = mean[mean.abs().argmax()]
+    return "" if are_counts or not largest.abs() > above else _scaled(f"a mean of {_rounded(largest)}")
+
+
+def _hardly_seen(x: Tensor, *programs: Program) -> str:
+    """What to try for data of so small a standard deviation that latents can tell nothing of them."""
+    values = _finite_rows(x)
+    if len(values) < 2 or _are_counts(values) or _have(Rescaled, *programs):
+        return ""
+    std = values.std(0).max()
+    return _scaled(f"a standard deviation of {_rounded(std)}") if 0 < std < NARROW else ""
+
+
+def _scaled(got: str, *, are_counts: bool = False) -> str:
     if are_counts:
-        return f"log(1 + x) as the encoder's input: {got}"
-    return f"standardised data, (x - mean) / std by dimension (--standardize): {got}"
+        return f"log(1 + x) as the encoder's input: x has {got}"
+    return f"standardised data, (x - mean) / std by dimension (--standardize): x has {got}"
+
+
+def _outlier(column: Tensor) -> str:
+    off = (column - column.median()).abs()
+    if len(off) < 3 or not off.max() > OUTLIER * (off.sum() - off.max()) / (len(off) - 1):
+        return ""
+    return f"data without outliers: x has a value of {column[off.argmax()]:.3g}, and a median of {column.median():.3g}"
+
+
+def _rounded(value: Tensor) -> str:
+    return f"{float(f'{value:.2g}'):,.15g}"
+
+
+def _are_counts(values: Tensor) -> bool:
+    return values.equal(values.round()) and bool((values >= 0).all())
 
 
 def _finite_rows(x: Tensor) -> Tensor:
@@ -153,24 +192,21 @@ def warn_of_end(rows: list[dict[str, float]], x: Tensor, *programs: Program) -> 
     last = rows[-1]
     kl = last.get("validation_kl", last.get("train_kl", 0.0))
     if 0 < kl < COLLAPSED:  # it is 0 where nothing is latent
+        scale = out_of_scale(x, *programs) or _hardly_seen(x, *programs)
         _warn(
             f"posterior collapse: expected latents that depend on the data; got a KL of {kl:.2g} nats a datum, with "
-            "almost no unit active. Try a KL warm-up, free bits, a smaller beta or a weaker decoder"
+            f"almost no unit active. Try {scale or 'a KL warm-up, free bits, a smaller beta or a weaker decoder'}"
         )
     began, ended = -rows[0]["loss"], last["train_elbo"]
     if ended < began - FAR * max(abs(began), FAR):
-        remedy = out_of_scale(x) or "a smaller learning rate, or clip_norm"
+        remedy = out_of_scale(x, *programs) or "a smaller learning rate, or clip_norm"
         _warn(f"the ELBO ended far below where it began: from {began:.3g} to {ended:.3g} nats a datum. Try {remedy}")
-    elif (
-        ended < (simple := _of_normals(x)) - FAR * x[0].numel()
-        and (scale := out_of_scale(x, above=WIDE))
-        and not _rescale(*programs)
-    ):
+    elif ended < (simple := _of_normals(x)) - FAR * x[0].numel() and (scale := out_of_scale(x, *programs, above=WIDE)):
         _warn(f"the ELBO ended at {ended:.3g} nats a datum, where independent normals have {simple:.3g}. Try {scale}")
 
 
-def _rescale(*programs: Program) -> bool:
-    return any(isinstance(m, Rescaled) for module in modules_of(*programs) for m in module.modules())
+def _have(kind: type[nn.Module], *programs: Program) -> bool:
+    return any(isinstance(m, kind) for module in modules_of(*programs) for m in module.modules())
 
 
 def _of_normals(x: Tensor) -> float:
@@ -192,17 +228,13 @@ def mean_parts(
     """The mean ELBO of the data and its parts; of an objective that enumerates sites its own bound alone."""
     if isinstance(objective, TraceEnum_ELBO):
         with seeded(seed), evaluating(model, guide):
-            losses = [objective.loss(model, guide, *chunk) for chunk in _chunks(args, CHUNK)]
+            losses = [objective.loss(model, guide, *chunk) for chunk in chunks_of_data(CHUNK, *args)]
         return {"elbo": -math.fsum(losses) / len(args[0])}
     reconstruction, kl = (part.double().mean().item() for part in elbo_parts(model, guide, *args, seed=seed))
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
 CHUNK = 512  # data that are evaluated together
-
-
-def _chunks(args: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(size) for t in args), strict=True)
 
 
 class ElboParts(NamedTuple):
@@ -235,7 +267,7 @@ def elbo_parts(
     Raises `ValueError` for a site that is masked or not independent per datum.
     """
     with seeded(seed), evaluating(model, guide):
-        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in _chunks((x, *args), chunk)]
+        parts = [_elbo_parts(model, guide, *data, num_samples=num_samples) for data in chunks_of_data(chunk, x, *args)]
     return ElboParts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -30,9 +30,9 @@ import ppl_vae.training.fitting
 from ppl_vae.data.loading import load
 from ppl_vae.distributions import LevelCategorical
 from ppl_vae.experiments import swaps
+from ppl_vae.experiments.batch import train_and_evaluate
 from ppl_vae.likelihoods import Categorical
 from ppl_vae.networks import Shape
-from ppl_vae.system.files import locked
 
 NAME, SEED, LEVELS, PIXELS = "likelihood-categorical", 0, 256, 16
 
@@ -131,8 +131,7 @@ def main(name: str, data_dir: Path, output: Path) -> None:
     model = dataclasses.replace(swaps.models_of(config, name)[NAME], seed=SEED)
     folder = output / name / NAME / f"seed-{SEED}"
     in_parts(math.prod(dataset.event_shape))
-    with locked(folder):
-        swaps.run_one(model, folder, config, dataset)
+    train_and_evaluate(model, folder, swaps.sizes_of(config, dataset), dataset=dataset)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ppl_vae.system.machine import processor
 TRAINING = [
     "ours",
     "ours_eager",
+    "ours_two_ranks",
     "svi_compiled",
     "pyro_tutorial",
     "pyro_svi",

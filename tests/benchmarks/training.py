@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pyro
 import torch
 from cases import LEARNING_RATE, Case, Pair, batches, binarized, convolutions, images, networks, products
 from PIL import Image
 from pyro.infer import SVI, Trace_ELBO
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
@@ -21,6 +25,7 @@ from ppl_vae.experiments.preparation import build
 from ppl_vae.objectives import Elbo
 from ppl_vae.training.compilation import CompiledTrace_ELBO, Step
 from ppl_vae.training.optimizers import adam
+from ppl_vae.training.parallel import ParallelStep, Ranks
 
 Run = Callable[[], object]
 
@@ -68,11 +73,11 @@ def svi_compiled(case: Case) -> Run:
     return _svi(case, adam(LEARNING_RATE), CompiledTrace_ELBO())
 
 
-def _ours(case: Case, compiled: bool) -> Run:
+def _ours(case: Case, compiled: bool, make_step: Callable[..., Step] = Step) -> Run:
     names = {"dense 400-20": "dense-vae", "gated 300-300-40": "gated-dense-vae", "conv": "conv-vae"}
     config = TrainConfig(model=names[case.architecture], latent_size=40 if "gated" in case.architecture else 20)
     vae, encode = build(config, (1, 28, 28)), Observe(Binarize(), NoNoise())
-    step = Step(vae.model, vae.guide, Elbo(), adam(LEARNING_RATE), compiled=compiled)
+    step = make_step(vae.model, vae.guide, Elbo(), adam(LEARNING_RATE), compiled=compiled)
     data = batches(images().unflatten(1, (1, 28, 28)), case.batch_size)
     pyro.enable_validation(False)  # as `fit` does after the first batch
     return lambda: step(*encode(next(data)))
@@ -86,6 +91,26 @@ def ours(case: Case) -> Run:
 def ours_eager(case: Case) -> Run:
     """This package, not compiled: one fused Adam."""
     return _ours(case, compiled=False)
+
+
+def ours_two_ranks(case: Case) -> Run:
+    """This package on two processes of one thread, each of which takes half of every batch."""
+    store = Path(tempfile.mkdtemp()) / "store"
+    multiprocessing.get_context("spawn").Process(target=_second_rank, args=(case, store), daemon=True).start()
+    return _rank(case, 0, store)
+
+
+def _second_rank(case: Case, store: Path) -> None:
+    step = _rank(case, 1, store)
+    while True:  # until the first is gone
+        step()
+
+
+def _rank(case: Case, rank: int, store: Path) -> Run:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)  # the same weights and batches
+    return _ours(case, compiled=True, make_step=partial(ParallelStep, ranks=Ranks(distributed.group.WORLD)))
 
 
 def _by_hand(case: Case, compiled: bool) -> Run:

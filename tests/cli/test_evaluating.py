@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from apart_calls import Elsewhere
 from commands import OWN, TINY, one_line, save_own
 from ladders import make_quick
 
@@ -54,6 +56,22 @@ def test_the_first_line_says_what_it_is(ppl_vae, run):
     assert first.endswith("nats per image, the mean log-probability of 5 test images of own, 36 binary pixels each")
     assert sum("log p(x) = " in line for line in others) == 0  # not the same twice
     assert all("Next: " in line for line in others if line.startswith("warning"))
+
+
+def test_with_an_executor_it_is_the_same_bit_for_bit(ppl_vae, run, monkeypatch):
+    elsewhere = Elsewhere()
+    monkeypatch.setattr(evaluating, "executor_of", lambda spec, *args: nullcontext(spec and elsewhere))
+    monkeypatch.setattr("ppl_vae.evaluation.chunks.BLOCK_DATA", 5)
+    command = ("evaluate", "run", "--method", "importance", "--num-samples", 30, "--num-images", 12)
+    for where in ((), ("--executor", "processes:2")):
+        status, _, err = ppl_vae(*command, *where, "--output", "apart" if where else "here")
+        assert status == 0, err
+    here, apart = ((run.parent / name / "log_likelihood.npz").read_bytes() for name in ("here", "apart"))
+    assert here == apart
+    assert elsewhere.num_calls == 3
+    status, _, err = ppl_vae("evaluate", "run", "--method", "annealed", "--executor", "processes:2")
+    assert status == 2
+    assert "--executor: expected --method ladder or importance beside it; got annealed" in one_line(err)
 
 
 def test_quadrature_is_exact_and_says_so(ppl_vae, run):

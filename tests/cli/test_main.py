@@ -130,6 +130,7 @@ def test_pixels_missing_at_random_are_missing_in_every_channel():
     ("model", "options"),
     [
         ("gated-dense-hvae:hidden=8", ["--prior", "vamp-prior:num_components=3"]),
+        ("dense-ladder:hidden=8,layers=3+2", []),
         ("dense-cvae:hidden=8", ["--likelihood", "categorical"]),
         ("dense-m2:hidden=8", ["--num-labels", "20"]),
         ("residual-conv-m2:channels=4+4", []),
@@ -154,6 +155,21 @@ def test_every_kind_of_model(ppl_vae, tmp_path, model, options):
     assert status == 0, err
     status, _, err = ppl_vae("denoise", "run", "--noise", "masking:fraction=0.3", "--num-images", 12)
     assert status == 0, err
+
+
+@pytest.mark.filterwarnings("default:not refined:RuntimeWarning", "ignore:posterior collapse:RuntimeWarning")
+def test_discrete_latents(ppl_vae, tmp_path):
+    options = ["--objective", "gumbel-softmax:straight_through=true"]
+    status, _, err = ppl_vae("train", "--model", "dense-dvae:categories=3", *options, *TINY, *OWN, "--output", "run")
+    assert status == 0, err
+    evaluate = ["evaluate", "run", "--num-images", 5]
+    status, out, err = ppl_vae(*evaluate, "--method", "ladder", "--tolerance", "0.001", "--num-samples", 30)
+    assert status == 0, err
+    assert "warning: not refined, samples are of the guide: site 'z': expected a continuous latent site" in err
+    assert "log p(x)" in out
+    status, _, err = ppl_vae(*evaluate, "--method", "annealed", "--num-chains", 2, "--num-steps", 3)
+    assert status == 1
+    assert "site 'z': expected a continuous latent site; got one on onehot" in one_line(err)
 
 
 def test_evaluations_compare_where_they_can(ppl_vae, tmp_path):

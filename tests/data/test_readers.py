@@ -1,3 +1,4 @@
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from image_files import assert_raises, pixels, write_images
 from PIL import Image
 
+from ppl_vae.components import UsageError
 from ppl_vae.data.dataset import Rows, select, split
 from ppl_vae.data.loading import load
 from ppl_vae.system.hashing import fingerprint
@@ -227,7 +229,8 @@ def test_one_colour_image_makes_all_of_them_rgb(tmp_path: Path) -> None:
     grey, colour = pixels(11, 5, 4), pixels(5, 4, 3, seed=1)
     write_images(tmp_path, [f"{i:02}.png" for i in range(11)], grey)
     write_images(tmp_path, ["11.png"], colour[None])
-    dataset = load(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"11\.png: in colour, where 11 of 12 images are grey.*--channels 1"):
+        dataset = load(str(tmp_path))
     whole = together(dataset.train, dataset.test, 12).numpy()
     assert whole.shape == (12, 3, 5, 4)
     assert np.array_equal(whole[:11], np.repeat(grey[:, None], 3, axis=1))
@@ -322,9 +325,12 @@ def test_bad_folders(tmp_path: Path) -> None:
     write_images(tmp_path, [f"{i:02}.png" for i in range(9)], pixels(9, 5, 4))
     assert_raises(tmp_path, ValueError, str(tmp_path), "at least 10", "got 9")
     write_images(tmp_path, ["09.png"], pixels(1, 4, 5))
-    assert_raises(tmp_path, ValueError, "09.png", "00.png", "5x4", "4x5")
-    write_images(tmp_path, ["09.png"], pixels(1, 5, 4).astype(np.uint16))
-    assert_raises(tmp_path, ValueError, str(tmp_path / "09.png"), "I;16")
+    expected = "5x4 as in ", "00.png and 8 others; got 4x5 of ", "09.png. To make them one size: --resize 5 4"
+    assert_raises(tmp_path, ValueError, *expected)
+    (tmp_path / "09.png").unlink()
+    Image.fromarray(pixels(5, 4).astype(np.float32)).save(tmp_path / "09.tif")
+    assert_raises(tmp_path, ValueError, str(tmp_path / "09.tif"), "got Pillow's mode 'F'")
+    (tmp_path / "09.tif").unlink()
     write_images(tmp_path, ["09.png"], pixels(1, 5, 4))
     whole = (tmp_path / "09.png").read_bytes()
     size = b"IHDR" + struct.pack(">2I", 60_000, 60_000) + whole[24:29]
@@ -364,3 +370,73 @@ def test_a_picture_is_no_program(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n")
     with pytest.raises(ValueError, match=r"0\.png: expected an image; got UnidentifiedImageError"):
         load(str(tmp_path))
+
+
+def test_images_are_made_one_size_and_grey(tmp_path: Path) -> None:
+    """What is constant stays so, a half of black and white has its mean at half the size, and a photograph that lies
+    on its side is turned before."""
+    grey = np.array([[0, 100], [200, 100]], np.uint8)
+    write_images(tmp_path, [f"{i:02}.png" for i in range(10)], np.stack([grey] * 10))
+    write_images(tmp_path, ["10.png"], np.full((1, 9, 7, 3), (255, 0, 0), np.uint8))
+    with pytest.raises(ValueError, match=r"got 9x7 of .*10\.png\. To make them one size: --resize 2 2"):
+        load(str(tmp_path))
+    dataset = load(str(tmp_path), resize=(1, 3), channels=1)
+    whole = together(dataset.train, dataset.test, 11)
+    assert whole.shape == (11, 1, 1, 3)
+    assert (whole[:10, 0, 0, 1] == 100).all()
+    assert (whole[10] == 76).all()  # 0.299 of red
+    assert load(str(tmp_path), resize=(2, 2), channels=3).image_shape == (3, 2, 2)
+    with pytest.raises(UsageError, match=r"label: expected data that take it \(table, h5ad, hugging face\); got "):
+        load(str(tmp_path), label="x")
+    with pytest.raises(UsageError, match=r"resize: expected data that take it .*folder\); got 'mnist-mini'"):
+        load("mnist-mini", resize=(8, 8))
+
+
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path: Path) -> None:
+    levels = np.array([[0, 128, 129, 257, 65535 - 128, 65535]], np.uint16)
+    for i in range(10):
+        Image.fromarray(levels).save(tmp_path / f"{i}.{'png' if i % 2 else 'tif'}")
+    whole = load(str(tmp_path)).train
+    assert whole.shape[1:] == (1, 1, 6)
+    assert (whole[:, 0, 0] == torch.tensor([0, 0, 1, 1, 255, 255])).all()
+
+
+def test_folders_give_their_names_to_the_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, [f"{'dog' if i % 3 else 'cat'}/{i}.png" for i in range(12)], pixels(12, 5, 4))
+    assert load(str(tmp_path)).classes == ("cat", "dog")
+
+
+def test_a_zarr_folder_is_read_by_rows(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    images = pixels(60, 5, 4)
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=images.shape, chunks=(7, 5, 4), dtype="uint8")
+    array[:] = images
+    group = zarr.open_group(str(tmp_path / "b.zarr"), mode="w", zarr_format=2)
+    group.create_array("images", data=images.astype(np.float32) / 255, chunks=(7, 5, 4))
+    group.create_array("labels", data=np.arange(60))
+    np.save(tmp_path / "c.npy", images)
+    expected, (one, two) = load(str(tmp_path / "c.npy")), (load(str(tmp_path / f"{n}.zarr")) for n in "ab")
+    for dataset in (one, two):
+        assert type(dataset.train) is Rows
+        assert fingerprint(dataset.train, dataset.test) == fingerprint(expected.train, expected.test)
+        assert torch.equal(dataset.train[torch.tensor([9, 2])], expected.train[[9, 2]])
+    assert two.test_labels is not None
+    assert torch.equal(two.test[:, 0], torch.from_numpy(images)[two.test_labels])
+
+
+@pytest.mark.parametrize("change", ["codec", "object", "chunks", "damaged", "inner"])
+def test_a_zarr_folder_runs_nothing_and_claims_nothing(tmp_path: Path, change: str) -> None:
+    zarr = pytest.importorskip("zarr")
+    kind = {"zarr_format": 3, "shards": (12, 5)} if change == "inner" else {"zarr_format": 2}
+    zarr.create_array(str(tmp_path / "a.zarr"), data=np.ones((12, 5)), chunks=(3, 5), **kind)
+    path = tmp_path / "a.zarr" / ("zarr.json" if change == "inner" else ".zarray")
+    metadata = json.loads(path.read_text())
+    if change == "inner":
+        metadata["codecs"][0]["configuration"]["codecs"].append({"name": "numcodecs.pickle", "configuration": {}})
+    metadata |= {
+        "codec": {"filters": [{"id": "pickle", "protocol": 5}]},
+        "object": {"dtype": "|O"},
+        "chunks": {"chunks": [10**6, 10**6], "shape": [10**6, 10**6]},
+    }.get(change, {})
+    path.write_text("{" if change == "damaged" else json.dumps(metadata))
+    assert_raises(tmp_path / "a.zarr", ValueError, "a.zarr")

@@ -402,10 +402,11 @@ def test_from_a_refined_guide_few_steps_do(ppca: Build) -> None:
     assert better.mc_se.mean() < plain.mc_se.mean() / 3
 
 
-def test_compiled_is_the_same(ppca: Build) -> None:
+def test_compiled_is_the_same(ppca: Build, graphs: list[Any]) -> None:
     pair, x = ppca(5, 2, 3, width=0.6)
     sizes = {"num_chains": 4, "num_steps": 6, "leapfrog_steps": 2}
     eager, compiled = (
         annealed_log_likelihood(pair.model, pair.guide, x, compiled=compiled, **sizes) for compiled in (False, True)
     )
     torch.testing.assert_close(eager.log_p, compiled.log_p)
+    assert graphs

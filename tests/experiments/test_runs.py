@@ -1,8 +1,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from image_files import pixels, write_images
 from small_runs import CONFIG, corrupt, quiet_train
 
 from ppl_vae.data.dataset import Dataset
@@ -119,3 +121,24 @@ def test_a_run_scores_arrays_and_tensors_of_new_data(tmp_path, dataset, quick_la
     ae = quiet_train(dataclasses.replace(CONFIG, model="dense-ae"), tmp_path / "ae", dataset)
     with pytest.raises(ValueError, match="dense-ae: expected a VAE; got an autoencoder, which has no log p"):
         ae.score(images)
+
+
+def test_a_run_reads_its_own_data_as_it_was_trained_on_them(tmp_path):
+    """The config has how; and other data are read without what they don't take."""
+    rows = "".join(f"{i % 5}.5,{i},{'ab'[i % 2]}\n" for i in range(60))
+    (tmp_path / "own.csv").write_text("x,y,kind\n" + rows)
+    config = {"dataset": str(tmp_path / "own.csv"), "label": "kind", "model": "dense-cvae", "likelihood": "laplace"}
+    quiet_train(TrainConfig(**config, epochs=1, hidden=(4,), standardize=True), tmp_path / "run", None)
+    run = load_run(tmp_path / "run")
+    assert (run.config.label, run.dataset.columns, run.dataset.classes) == ("kind", ("x", "y"), ("a", "b"))
+    assert run.test_labels(3)[0].tolist() == run.dataset.test_labels[:3].tolist()
+    assert load_run(tmp_path / "run", dataset=str(tmp_path / "own.csv")).dataset.classes == ("a", "b")
+    np.save(tmp_path / "other.npy", np.ones((12, 2), np.float32))
+    assert load_run(tmp_path / "run", dataset=str(tmp_path / "other.npy")).dataset.test_labels is None
+    write_images(tmp_path / "images", [f"{i}.png" for i in range(60)], pixels(60, 5, 4))
+    config = TrainConfig(
+        dataset=str(tmp_path / "images"), resize=(8, 8), channels=3, model="dense-vae", hidden=(4,), epochs=1
+    )
+    quiet_train(config, tmp_path / "of-images", None)
+    run = load_run(tmp_path / "of-images")
+    assert (run.config.resize, run.dataset.image_shape) == ((8, 8), (3, 8, 8))

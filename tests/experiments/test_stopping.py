@@ -12,7 +12,7 @@ from stopping import IN_TRAINING, TRAIN, one_line, raising_at, results
 from ppl_vae.cli import training as cli_training
 from ppl_vae.data.loading import load
 from ppl_vae.data.observation import Observe
-from ppl_vae.experiments import study, swaps, training
+from ppl_vae.experiments import batch, study, training
 from ppl_vae.experiments.runs import Run, unfinished
 from ppl_vae.system.files import locked
 from ppl_vae.system.signals import SIGNALS
@@ -190,7 +190,7 @@ def test_an_experiment_goes_on_in_the_midst_of_what_it_was_at(ppl_vae, few_swaps
 
 
 def test_parts_that_fail_are_named_at_the_end(ppl_vae, few_swaps, tmp_path, monkeypatch):
-    trained = swaps.trained
+    trained = batch.trained
 
     def failing(config, *args, **kwargs):
         if config.prior == "laplace":
@@ -199,7 +199,7 @@ def test_parts_that_fail_are_named_at_the_end(ppl_vae, few_swaps, tmp_path, monk
 
     datasets = ["--dataset", "mnist-mini", "./nowhere.npz"]
     with monkeypatch.context() as patch:
-        patch.setattr(swaps, "trained", failing)
+        patch.setattr(batch, "trained", failing)
         status, err = ppl_vae(*few_swaps[:2], *datasets, *few_swaps[4:], "--output", ".")
     assert status == 1
     message = one_line(err)

@@ -51,6 +51,27 @@ def test_differences_stand_beside_zero(ax: Axes) -> None:
     assert "bits" in ax.get_xlabel()
 
 
+def test_values_of_a_setting_have_a_mean_of_seeds_each(ax: Axes) -> None:
+    first = ([-90.0, -80.0], [1.0, 0.0], [[-91.0, -89.0], [-80.0, np.nan]])
+    plots.by_setting(ax, "latent-size", [10, 40], {"a": first, "b": ([np.nan, -85.0], [0, 0], [[np.nan], [-85.0]])})
+    assert list(ax.lines[0].get_ydata()) == [-90, -80]
+    assert ax.lines[0].get_linestyle() == "-"
+    assert ax.containers[0][2][0].get_segments()[0][:, 1].tolist() == [-92, -88]
+    seeds = next(line for line in ax.lines if line.get_marker() == ".")
+    assert list(seeds.get_ydata())[:3] == [-91, -89, -80]
+    assert list(seeds.get_xdata())[:2] == [ax.lines[0].get_xdata()[0]] * 2
+    assert ticks(ax.xaxis) == {"10": 0, "40": 1}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_values_that_are_no_numbers_have_no_line_between(ax: Axes) -> None:
+    plots.by_setting(ax, "prior", ["normal", "flow"], {"": ([-90.0, -80.0], [1.0, 0.0], [[-90.0], [-80.0]])})
+    assert ax.lines[0].get_linestyle() == "None"
+    assert ax.get_legend() is None
+    with pytest.raises(ValueError, match=r"expected means, errors \(1,\) and seeds \(1, \*\); got \(2,\)"):
+        plots.by_setting(ax, "prior", ["normal"], {"": ([-90.0, -80.0], [1.0, 0.0], [[-90.0], [-80.0]])})
+
+
 def test_per_datum_differences_rise_and_say_who_is_better(ax: Axes) -> None:
     plots.per_datum_differences(ax, [1.0, -3.0, 2.0, 4.0], ("a", "b"))
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]

@@ -18,6 +18,8 @@ OF_A_SPACE = ["interpolations", "latent-grid", "latent-codes"]
         ("dense-m2", ["samples"]),
         ("dense-vae", ["samples", *OF_A_SPACE]),
         ("dense-hvae", ["samples", *OF_A_SPACE]),
+        ("dense-dvae:categories=3", ["samples"]),
+        ("dense-ladder:layers=3+2", ["samples", *OF_A_SPACE, "layers"]),
     ],
 )
 def test_the_figures_of_each_kind_of_model(tmp_path, undrawn, model, more):

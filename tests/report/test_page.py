@@ -23,9 +23,11 @@ from ppl_vae.experiments.folders import PANEL
 from ppl_vae.experiments.runs import load_run
 from ppl_vae.experiments.settings import StudyConfig
 from ppl_vae.experiments.training import train
-from ppl_vae.report.explorer import GRID, plane
-from ppl_vae.report.page import Rerun, Section, _environment, command_of, html_of, write_page
+from ppl_vae.report.embedding import Figure, address
+from ppl_vae.report.explorer import GRID, explorer, plane
+from ppl_vae.report.page import Rerun, RunPart, Section, _environment, command_of, html_of, write_page
 from ppl_vae.report.panel import panel
+from ppl_vae.report.walk import STEPS
 from ppl_vae.system.files import write_checked, write_json
 
 
@@ -81,9 +83,8 @@ def test_the_explorer_shows_what_the_model_decodes(folder):
     png = base64.b64decode(explorer["src"].partition(",")[2])
     sprite = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("L"))).float()
     run = load_run(folder)
-    shown_plane = plane(run)
-    z = shown_plane.z
-    assert z[3, 20].tolist() == pytest.approx([shown_plane.right[20], shown_plane.up[3]])
+    axis, z = plane()
+    assert z[3, 20].tolist() == [axis[20], axis[3]]
     expected = (run.decode(z[3, 20]) * 255).round()[0]
     shown = sprite[(GRID - 4) * 6 : (GRID - 3) * 6, 20 * 6 : 21 * 6]  # upwards
     assert (shown - expected).abs().max() <= 1  # alone or in a batch, products round differently
@@ -251,6 +252,84 @@ def test_in_a_browser_the_explorer_reacts_to_mouse_and_keyboard(folder, browser)
     page.close()
 
 
+@pytest.mark.parametrize("model", ["dense-vae:hidden=8", "conv-vae:hidden=8"])
+def test_in_a_browser_a_walk_shows_what_the_run_decodes(folder, tmp_path, browser, model):
+    """By the decoder in the page, to a level or two of its rounded weights, or from images decoded beforehand."""
+    config = TrainConfig(
+        model=model,
+        dataset=load_run(folder).config.dataset,
+        latent_size=3,
+        epochs=20,
+        batch_size=16,
+        learning_rate=0.01,
+        kl_weight="constant:beta=0",
+    )
+    run = train(config, tmp_path / "run", show_progress=False)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    page_of(tmp_path / "run", tmp_path / "other")  # whose choices are their own
+    page, wrong, _ = opened(browser, tmp_path / "page.html")
+    page.locator("input[name=To]").nth(3).check()
+    page.locator(".share").first.focus()
+    page.keyboard.press("ArrowRight")
+    z = run.encode(run.dataset.test[:6])
+    latent = (1 - 1 / (STEPS - 1)) * z[0] + z[3] / (STEPS - 1)
+    levels = "Array.from(document.querySelector('.shown').getContext('2d').getImageData(0, 0, 6, 6).data)"
+
+    def difference(latent):
+        shown = torch.tensor(page.evaluate(levels)).view(6, 6, 4)[..., 0]
+        return ((run.decode(latent)[0] * 255) - shown).abs().max()
+
+    assert page.locator("output").first.text_content().startswith("13 % of the way")
+    assert difference(latent) < 2.5
+    page.locator(".offset").first.focus()
+    page.keyboard.press("End")
+    found = explorer(tmp_path / "run", lambda name, **reading: run.dataset)
+    latent = latent if found.decoder else z[0].clone()  # one move at a time
+    assert difference(latent) > 5
+    latent[found.latents[0]] += 3 * found.scale[0]
+    assert difference(latent) < 2.5
+    assert wrong == []
+    page.close()
+
+
+def test_in_a_browser_tables_sort_figures_grow_and_contents_stay(folder, browser):
+    rows = "\n".join(
+        f"| {name} | {value} |"
+        for name, value in [("b", "\u221294.93 ± 0.2"), ("c", "1,010"), ("a", "none"), ("d", "7")]
+    )
+    rerun = Rerun("ppl-vae run", "python", "beef")
+    run = RunPart("one", "### inner", [Figure(address(Image.new("L", (4, 4))), "a figure")], rerun, None, 3)
+    text = f"### A heading\n\n| name | log p(x) |\n|---|---|\n{rows}\n" + "\n\nA line." * 200
+    template = _environment().get_template("page.html.jinja")
+    html = template.render(sections=[Section("study", [run], [text], rerun)], warnings=[], comparison="")
+    path = folder.parent / "sorted.html"
+    path.write_text(html)
+    page, wrong, _ = opened(browser, path, ready="true", viewport={"width": 1600, "height": 900})
+    column = "[...document.querySelectorAll('td:nth-child(1)')].map(cell => cell.textContent).join('')"
+    assert page.evaluate(column) == "bcad"
+    page.get_by_role("button", name="log p(x)").click()
+    assert page.evaluate(column) == "bdca"
+    page.keyboard.press("Enter")  # the other way round; what has no number stays last
+    assert page.evaluate(column) == "cdba"
+    assert page.locator("th").nth(1).get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="name").click()
+    assert page.evaluate(column) == "abcd"
+    links = page.locator("nav a")
+    assert links.all_text_contents() == ["study", "A heading", "To run it again", "one"]
+    assert not page.locator("details .figures").is_visible()
+    links.nth(3).click()  # opens the run, and the contents are still there
+    assert page.evaluate("scrollY") > 500
+    assert links.first.is_visible()
+    page.locator(".enlarge").click()
+    large = page.locator("dialog img")
+    assert large.is_visible()
+    assert large.get_attribute("alt") == "a figure"
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+    assert wrong == []
+    page.close()
+
+
 @pytest.fixture
 def study(folder, tmp_path):
     """An experiment with restored images alone: two corruptions of three images, in two stages."""
@@ -286,13 +365,15 @@ def test_in_a_browser_a_corruption_and_an_image_are_picked(study, browser):
     """By mouse and by keyboard; the stages that are shown are those of the sprite."""
     template = _environment().get_template("page.html.jinja")
     rerun = Rerun("ppl-vae run", "python", "beef")
-    html = template.render(sections=[Section("study", [], [], rerun, panel(study))], warnings=[], comparison="")
+    sections = [Section(name, [], [], rerun, panel(study)) for name in ("study", "other")]
+    html = template.render(sections=sections, warnings=[], comparison="")
     (study / "page.html").write_text(html)
     shade = "document.querySelectorAll('.stage')[1].getContext('2d').getImageData(1, 1, 1, 1).data[0]"
     page, wrong, asked = opened(browser, study / "page.html", ready=f"{shade} == 60")  # corruption a, image 1, restored
     page.locator("input[value='1']").first.check()
     page.wait_for_function(f"{shade} == 180")  # corruption b
-    page.locator("input[name=image0]").first.focus()
+    assert page.evaluate(shade.replace("[1]", "[3]")) == 60  # the other panel has its own choice
+    page.locator("input[name=image]").first.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function(f"{shade} == 200")  # image 2
     assert wrong == []

@@ -14,10 +14,10 @@ def test_warnings_are_at_the_top(folder, tmp_path):
     write_json(copy / "metrics.json", metrics)
     (copy / "checksums.json").unlink()
     summary = json.loads((copy / "log_likelihood.json").read_text())
-    changed = {"khat_over_limit": 2, "bound": "lower (interrupted before the tolerance was met)"}
+    changed = {"khat_over_limit": 2, "errors_hold": False, "bound": "lower (interrupted before the tolerance was met)"}
     write_json(copy / "log_likelihood.json", summary | changed)
     found = " ".join(warnings_of(copy))
-    for words in ("posterior collapse", "(2 of 3)", "interrupted", "one training run"):
+    for words in ("posterior collapse", "(2 of 3)", "interrupted", "errors are too small", "one training run"):
         assert words in found
     write_page([copy], tmp_path / "page.html", say=lambda text: None)
     page = (tmp_path / "page.html").read_text()

@@ -17,7 +17,7 @@ from ppl_vae.experiments.preparation import build
 from ppl_vae.programs import seeded
 from ppl_vae.training.fitting import fit
 from ppl_vae.training.history import DivergedError
-from ppl_vae.training.monitoring import elbo_parts, first_nonfinite, warn_of_end
+from ppl_vae.training.monitoring import blame, elbo_parts, first_nonfinite, warn_of_end
 from ppl_vae.training.optimizers import OneOptimizer, adam
 
 SHAPE = (1, 6, 6)
@@ -74,6 +74,11 @@ CASES = {
         r"Try standardised data, .*by dimension .--standardize.: x has a standard deviation of 1,[0-9]00\.",
         (Exponential, (LARGE - LARGE.mean(0)) / LARGE.std(0), {}),
     ),
+    "data far from 0": (
+        (Exponential, LARGE / 1000 + 2000, {}),
+        r"Try standardised data, .*: x has a mean of 2,000\.",
+        (Exponential, (LARGE - LARGE.mean(0)) / LARGE.std(0), {}),
+    ),
 }
 
 
@@ -126,6 +131,21 @@ def test_a_collapsed_posterior_is_told():
             learning_rate=1e-4,
             show_progress=False,
         )
+
+
+def test_of_data_that_are_too_small_to_be_seen_it_is_told_and_what_is_advised_helps():
+    z, noise = torch.randn(2, 60, 6, generator=torch.Generator().manual_seed(0))
+    x = z[:, :1] + 0.1 * noise  # one latent tells of all six
+
+    def run(x):
+        pair = Exponential()
+        return fit(pair.model, pair.guide, x, epochs=80, learning_rate=0.03, show_progress=False)
+
+    with pytest.warns(RuntimeWarning, match=r"posterior collapse: .* Try standardised data, .* deviation of 0\.0009"):
+        run(x / 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run((x - x.mean(0)) / x.std(0))["train_kl"][-1] > 0.1
 
 
 def test_the_learning_rate_to_try_is_below_the_optimisers():
@@ -208,6 +228,17 @@ def test_a_run_on_data_of_a_larger_scale_is_told_and_what_is_advised_helps(sprea
         warnings.simplefilter("error")
         history = run(config, True)
     assert history["train_elbo"][-1] > -1000
+
+
+@pytest.mark.parametrize(
+    ("x", "likelihood", "standardize"), [(LARGE, "gaussian", True), (LARGE.abs().round(), "poisson", False)]
+)
+def test_what_the_model_does_already_is_not_advised(x, likelihood, standardize):
+    vae = build(TrainConfig(model="dense-vae:hidden=4", likelihood=likelihood, standardize=standardize), (6,))
+    rows = [{"loss": 1e9, "train_elbo": -1e30, "train_kl": 1.0}]
+    with pytest.warns(RuntimeWarning, match="Try a smaller learning rate"):
+        warn_of_end(rows, x, vae.model, vae.guide)
+    assert blame(None, None, (x,), 0.1, vae.model, vae.guide) == ". Try a smaller learning rate than 0.1"
 
 
 def test_an_outlier_is_told():

@@ -1,4 +1,4 @@
-"""M2: the class summed out, by hand, by enumeration and in the marginal programs."""
+"""Labels, given and latent. M2: the class summed out, by hand, by enumeration and in the marginal programs."""
 
 import math
 
@@ -7,7 +7,10 @@ import pytest
 import torch
 from linear_models import (
     CLASSES,
+    EVENT,
     PROBS,
+    Bayes,
+    classes,
     partly_labelled,
     semi_supervised,
 )
@@ -18,7 +21,7 @@ from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import ConditionalVAE, JointEncoder, SemiSupervisedVAE
 from ppl_vae.networks import DenseDecoder, DenseEncoder
-from ppl_vae.objectives import Elbo
+from ppl_vae.objectives import DoublyReparameterized, Elbo
 from ppl_vae.posteriors import DiagonalNormal
 from ppl_vae.priors import StandardNormal
 from ppl_vae.programs import seeded
@@ -114,3 +117,64 @@ def test_pyros_own_svi_takes_the_same_programs():
         for elbo in (TraceEnum_ELBO(max_plate_nesting=1), Elbo()):
             svi = SVI(*case.pair, adam(1e-3), loss=elbo)
             assert math.isfinite(svi.step(*case.data))
+
+
+def test_labels_choose_what_is_generated():
+    vae, p_x = classes()
+    y = torch.arange(3 * 2000) % CLASSES
+    with seeded(0), torch.no_grad():
+        x = vae.generate(y).sample().flatten(1)
+    for k in range(CLASSES):
+        error = x[y == k].mean(0) - p_x.loc[k]
+        assert bool((error.abs() < 5 * (p_x.covariance_matrix.diagonal(dim1=-2, dim2=-1) / 2000).sqrt()).all())
+    in_turn, one_by_one = [], torch.arange(2 * CLASSES + 1) % CLASSES
+    for labels in (2 * CLASSES + 1, one_by_one):
+        with seeded(0), torch.no_grad():
+            in_turn.append(vae.generate(labels).mean)
+    assert torch.equal(*in_turn)
+    m2 = semi_supervised().module
+    with seeded(0), torch.no_grad():
+        x = m2.generate(3000).sample()
+    log_p = semi_supervised().exact
+    assert x.shape == (3000, *EVENT)
+    share = (x.flatten(1).mean(0) - PROBS @ p_x.loc).abs()
+    assert bool((share < 5 * x.flatten(1).std(0) / math.sqrt(3000)).all())
+    assert log_p.isfinite().all()
+
+
+def test_what_is_refused():
+    vae, p_x = classes()
+    x = torch.zeros(2, *EVENT)
+    for y in (torch.tensor([0, 3]), torch.tensor([-1, 1])):
+        with pytest.raises(ValueError, match=r"y: expected labels 0 to 2; got (0 to 3|-1 to -1)\Z"):
+            log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
+    for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 4)):
+        message = r"y: expected integer labels \(data,\), or floats \(data, 3\); got torch.* \(labels: y.*\)\Z"
+        with pytest.raises(ValueError, match=message):
+            log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
+        with pytest.raises(ValueError, match=message):
+            fit(vae.model, vae.guide, x, y, epochs=1, show_progress=False)
+        with pytest.raises(ValueError, match=message):
+            vae.reconstruct(x, y)
+    m2 = SemiSupervisedVAE(vae, Bayes(p_x, 1.0))
+    for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match=r"y: expected integer labels \(data,\); got torch.* \(labels: y.*\)\Z"):
+            log_likelihood(m2.model, m2.guide, x, y, num_samples=2)
+    torch.testing.assert_close(m2.class_logits.exp(), torch.full((3,), 1 / 3))
+    with pytest.raises(ValueError, match="y: expected labels 0 to 2; got 0 to 3"):
+        log_likelihood(m2.model, m2.guide, x, torch.tensor([0, 3]), num_samples=2)
+    with pytest.raises(ValueError, match="class_probs: expected 3 numbers above 0; got"):
+        SemiSupervisedVAE(vae, Bayes(p_x, 1.0), class_probs=torch.tensor([1.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match="alpha: expected a number of at least 0; got -1"):
+        SemiSupervisedVAE(vae, Bayes(p_x, 1.0), alpha=-1)
+    with pytest.raises(ValueError, match="num_classes: expected at least 1; got 0"):
+        ConditionalVAE(
+            nn.Identity(),
+            nn.Identity(),
+            num_classes=0,
+            prior=StandardNormal(1),
+            likelihood=Gaussian(),
+            posterior=DiagonalNormal(1),
+        )
+    with seeded(0), pyro.get_param_store().scope(), pytest.raises(ValueError, match="'y': expected a reparameterised"):
+        DoublyReparameterized().loss(m2.model, m2.guide, x)

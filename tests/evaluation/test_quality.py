@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from ppl_vae.evaluation.sample_quality import (
+from ppl_vae.evaluation.quality import (
     SampleQuality,
     frechet_distance,
     kernel_distances,

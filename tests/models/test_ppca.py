@@ -79,3 +79,12 @@ def test_ppca_as_the_oracle_and_under_svi():
     z = best.encode(x).mean
     torch.testing.assert_close(best.reconstruct(x), best.decode(z))
     assert (x - best.reconstruct(x)).square().mean() < x.var()
+
+
+def test_sizes_and_data_without_a_solution_are_refused():
+    with pytest.raises(ValueError, match="latent_size: expected at least 1; got 0"):
+        PPCA((3,), 0)
+    with pytest.raises(ValueError, match="latent_size: expected less than the 4 dimensions of x; got 4"):
+        PPCA.maximum_likelihood(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), 4)
+    with pytest.raises(ValueError, match="x: expected data that spread over more than 2 dimensions"):
+        PPCA.maximum_likelihood(torch.eye(2).repeat(3, 1) @ torch.ones(2, 4), 2)

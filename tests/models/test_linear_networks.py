@@ -17,6 +17,7 @@ from linear_models import (
     conditional,
     hierarchical,
     labelled_data,
+    ladder,
     linear_gaussian,
     marginalised,
     semi_supervised,
@@ -74,7 +75,7 @@ def test_a_marginal_pair_against_quadrature():
     torch.testing.assert_close(by_quadrature, case.exact.double(), atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.parametrize("make", [hierarchical, conditional, linear_gaussian])
+@pytest.mark.parametrize("make", [hierarchical, ladder, conditional, linear_gaussian])
 def test_gradients_are_those_of_every_path(make):
     """Against differences of the loss on the same noise, in which a path that is cut off would show."""
     case = make()
@@ -126,7 +127,7 @@ def test_the_bound_of_a_hierarchy_rises_with_its_particles():
     assert bounds[-1][0] < case.exact.sum() + 5 * bounds[-1][1]
 
 
-@pytest.mark.parametrize("make", [hierarchical, conditional, linear_gaussian])
+@pytest.mark.parametrize("make", [hierarchical, ladder, conditional, linear_gaussian])
 def test_a_graph_is_the_program(make, monkeypatch):
     graphs = []
     monkeypatch.setattr(torch, "compile", lambda graph, **kwargs: graphs.append(graph) or graph)
@@ -145,10 +146,11 @@ def test_a_graph_is_the_program(make, monkeypatch):
     assert len(graphs) == 1
 
 
-def test_what_a_hierarchy_generates_and_reconstructs():
+@pytest.mark.parametrize("make", [hierarchical, ladder])
+def test_what_a_hierarchy_generates_and_reconstructs(make):
     """x ~ p(x), so that z1 is drawn and not its mean; and E[W z + b | x] = m + (S - scale^2 I) S^-1 (x - m), p(x) =
     N(m, S), so that z1 is the posterior's and not the prior's."""
-    case = hierarchical()
+    case = make()
     p, n = case.p_x, 20_000
     with torch.no_grad(), seeded(0):
         x = case.module.generate(n).sample().flatten(1)

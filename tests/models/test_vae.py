@@ -1,4 +1,4 @@
-"""Every network x likelihood as a Pyro pair; a hierarchy of images; labels; what is refused."""
+"""Every network x likelihood as a Pyro pair."""
 
 import math
 
@@ -6,34 +6,21 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_models import (
-    CLASSES,
-    EVENT,
-    PROBS,
-    Bayes,
-    classes,
-    semi_supervised,
-)
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.distributions import kl_divergence
 
 from ppl_vae.components import choices
-from ppl_vae.evaluation.checking import check_model
-from ppl_vae.evaluation.importance import log_likelihood
 from ppl_vae.experiments.architectures import model_names
 from ppl_vae.experiments.config import TrainConfig
 from ppl_vae.experiments.preparation import build
 from ppl_vae.likelihoods import Bernoulli, Gaussian, Likelihood
-from ppl_vae.models import PPCA, VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, JointEncoder, SemiSupervisedVAE
-from ppl_vae.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
-from ppl_vae.objectives import DoublyReparameterized
+from ppl_vae.models import VAE, Autoencoder
+from ppl_vae.networks import DenseDecoder, DenseEncoder
 from ppl_vae.posteriors import DiagonalNormal
-from ppl_vae.priors import StandardNormal, VampPrior
+from ppl_vae.priors import StandardNormal
 from ppl_vae.programs import seeded
-from ppl_vae.training.fitting import fit
 from ppl_vae.training.monitoring import elbo_parts
 from ppl_vae.training.optimizers import adam
 
@@ -178,109 +165,3 @@ def test_plain_vectors_need_no_image():
     assert "Gaussian(scale=1.0)" in repr(vae)
     assert isinstance(make("dense-ae", "bernoulli"), Autoencoder)
     assert isinstance(make("conv-vae", "bernoulli").likelihood, Bernoulli)
-
-
-def image_hierarchy():
-    with seeded(0):
-        shape, q2, q1 = (1, 8, 8), DiagonalNormal(2), DiagonalNormal(3)
-        encoder2 = ConvEncoder(shape, q2.num_params, (4,), (8,))
-        return HierarchicalVAE(
-            encoder2,
-            JointEncoder(DenseEncoder(shape, 6, (8,)), nn.Sequential(nn.Linear(6 + 2, 8), nn.ReLU(), nn.Linear(8, 6))),
-            nn.Linear(2, 6),
-            ConvDecoder(3 + 2, shape, 1, (4,)),
-            prior=VampPrior(2, encoder2, q2, shape, 5),
-            likelihood=Bernoulli(),
-            posterior2=q2,
-            posterior1=q1,
-        )
-
-
-def test_a_hierarchy_of_images_under_a_vamp_prior(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda graph, **kwargs: graph)
-    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
-    vae, again = image_hierarchy(), image_hierarchy()
-    vae.prior.initialise(x)
-    again.prior.initialise(x)
-    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
-    for model, compiled in ((vae, True), (again, False)):
-        fit(model.model, model.guide, x, epochs=3, batch_size=6, compiled=compiled, show_progress=False)
-    torch.testing.assert_close(vae.state_dict(), again.state_dict())
-    assert not [name for name, p in vae.named_parameters() if torch.equal(p, before[name])]
-    assert check_model(vae.model, vae.guide, x).ok
-    assert log_likelihood(vae.model, vae.guide, x, num_samples=50).log_p.isfinite().all()
-    with torch.no_grad(), seeded(0), pyro.get_param_store().scope():
-        assert vae.reconstruct(x).shape == x.shape
-        z2 = vae.encode(x).mean
-        torch.testing.assert_close(vae.decode(z2), vae.decode(z2, vae.decoder2(z2)[:, :3]))
-        assert vae.generate(7).sample().shape == (7, 1, 8, 8)
-        # the guide sees what is given, the model scores x
-        trace = poutine.trace(vae.guide).get_trace(x, 1 - x)
-    assert torch.equal(trace.nodes["z2"]["fn"].base_dist.loc, vae.encode(1 - x).mean)
-
-
-def test_labels_choose_what_is_generated():
-    vae, p_x = classes()
-    y = torch.arange(3 * 2000) % CLASSES
-    with seeded(0), torch.no_grad():
-        x = vae.generate(y).sample().flatten(1)
-    for k in range(CLASSES):
-        error = x[y == k].mean(0) - p_x.loc[k]
-        assert bool((error.abs() < 5 * (p_x.covariance_matrix.diagonal(dim1=-2, dim2=-1) / 2000).sqrt()).all())
-    in_turn, one_by_one = [], torch.arange(2 * CLASSES + 1) % CLASSES
-    for labels in (2 * CLASSES + 1, one_by_one):
-        with seeded(0), torch.no_grad():
-            in_turn.append(vae.generate(labels).mean)
-    assert torch.equal(*in_turn)
-    m2 = semi_supervised().module
-    with seeded(0), torch.no_grad():
-        x = m2.generate(3000).sample()
-    log_p = semi_supervised().exact
-    assert x.shape == (3000, *EVENT)
-    share = (x.flatten(1).mean(0) - PROBS @ p_x.loc).abs()
-    assert bool((share < 5 * x.flatten(1).std(0) / math.sqrt(3000)).all())
-    assert log_p.isfinite().all()
-
-
-def test_what_is_refused():
-    vae, p_x = classes()
-    x = torch.zeros(2, *EVENT)
-    for y in (torch.tensor([0, 3]), torch.tensor([-1, 1])):
-        with pytest.raises(ValueError, match=r"y: expected labels 0 to 2; got (0 to 3|-1 to -1)\Z"):
-            log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
-    for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 4)):
-        message = r"y: expected integer labels \(data,\), or floats \(data, 3\); got torch.* \(labels: y.*\)\Z"
-        with pytest.raises(ValueError, match=message):
-            log_likelihood(vae.model, vae.guide, x, y, num_samples=2)
-        with pytest.raises(ValueError, match=message):
-            fit(vae.model, vae.guide, x, y, epochs=1, show_progress=False)
-        with pytest.raises(ValueError, match=message):
-            vae.reconstruct(x, y)
-    m2 = SemiSupervisedVAE(vae, Bayes(p_x, 1.0))
-    for y in (torch.zeros(2), torch.tensor([True, False]), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 3)):
-        with pytest.raises(ValueError, match=r"y: expected integer labels \(data,\); got torch.* \(labels: y.*\)\Z"):
-            log_likelihood(m2.model, m2.guide, x, y, num_samples=2)
-    torch.testing.assert_close(m2.class_logits.exp(), torch.full((3,), 1 / 3))
-    with pytest.raises(ValueError, match="y: expected labels 0 to 2; got 0 to 3"):
-        log_likelihood(m2.model, m2.guide, x, torch.tensor([0, 3]), num_samples=2)
-    with pytest.raises(ValueError, match="class_probs: expected 3 numbers above 0; got"):
-        SemiSupervisedVAE(vae, Bayes(p_x, 1.0), class_probs=torch.tensor([1.0, 0.0, 1.0]))
-    with pytest.raises(ValueError, match="alpha: expected a number of at least 0; got -1"):
-        SemiSupervisedVAE(vae, Bayes(p_x, 1.0), alpha=-1)
-    with pytest.raises(ValueError, match="num_classes: expected at least 1; got 0"):
-        ConditionalVAE(
-            nn.Identity(),
-            nn.Identity(),
-            num_classes=0,
-            prior=StandardNormal(1),
-            likelihood=Gaussian(),
-            posterior=DiagonalNormal(1),
-        )
-    with pytest.raises(ValueError, match="latent_size: expected at least 1; got 0"):
-        PPCA((3,), 0)
-    with pytest.raises(ValueError, match="latent_size: expected less than the 4 dimensions of x; got 4"):
-        PPCA.maximum_likelihood(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), 4)
-    with pytest.raises(ValueError, match="x: expected data that spread over more than 2 dimensions"):
-        PPCA.maximum_likelihood(torch.eye(2).repeat(3, 1) @ torch.ones(2, 4), 2)
-    with seeded(0), pyro.get_param_store().scope(), pytest.raises(ValueError, match="'y': expected a reparameterised"):
-        DoublyReparameterized().loss(m2.model, m2.guide, x)
