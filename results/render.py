@@ -159,18 +159,21 @@ def quality_lines(results: Path) -> list[str]:
         of = quality["features"]["fingerprint"], quality["dataset_fingerprint"]
         key = *of, path.name == QUALITY[1], quality["num_data"]
         run = path.parent.relative_to(results).as_posix()
-        tables.setdefault(key, {})[run] = quality | {"log_p": best_evaluation(path.parent)}
+        experiment = path.parents[1] / "metrics.json"
+        known = read_json(experiment).get("log_likelihood", {}) if experiment.is_file() else {}
+        log_p = best_evaluation(path.parent, known.get(path.parent.name))
+        tables.setdefault(key, {})[run] = quality | {"log_p": log_p}
     lines = []
     for (_, _, draws, number), rows in tables.items():
         first = next(iter(rows.values()))
         kind = "x ~ p(x|z), beside data as the likelihood sees them" if draws else "E[x|z]"
         likelihoods = {name: row["log_p"] for name, row in rows.items() if row["log_p"]}
-        log_p = {name: f"{of['log_p']:.2f} ({of['measure']})" for name, of in likelihoods.items()}
+        shown = {name: f"{of['log_p']:.2f} ({of['measure']})" for name, of in likelihoods.items()}
         classifier = first["features"]
         lines += [
             f"### {first['dataset']}: {'draws' if draws else 'means'}",
             "",
-            quality_table(rows, log_p),
+            quality_table(rows, shown),
             "",
             f"{number:,} samples, {kind}, against as many test images, on features of {classifier['name']} (right for "
             f"{classifier['accuracy']:.1%} of test images, fingerprint {classifier['fingerprint']}); {versions(first)}."

@@ -54,7 +54,7 @@ def test_it_is_trained_once_and_for_one_dataset(tmp_path, monkeypatch):
     for content in (b"", path.read_bytes()[:500]):
         path.write_bytes(content)
         with pytest.raises(
-            ValueError, match="expected a classifier of corners, or torchvision's Inception v3; got another file"
+            ValueError, match="expected a classifier of corners, or torchvision's Inception v3; got another"
         ):
             features_of(corners(), path)
 

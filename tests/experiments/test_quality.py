@@ -69,6 +69,8 @@ def test_runs_are_assessed_once_on_the_same_features(run, tmp_path, dataset):
     again = quality_runs([tmp_path / "run"], load, say=said.append, **SIZES)
     assert again == {tmp_path / "run": one}
     assert said == []
+    (tmp_path / "run" / "quality.json").write_text(json.dumps(one | {"weights": "of another run"}))
+    assert quality_runs([tmp_path / "run"], load, say=said.append, **SIZES)[tmp_path / "run"]["weights"] == run.weights
     more = quality_runs([tmp_path / "run"], load, say=said.append, num_samples=50, num_neighbours=3)
     assert more[tmp_path / "run"]["quality"] != one["quality"]
     with pytest.raises(ValueError, match="expected a VAE; got an autoencoder"):
