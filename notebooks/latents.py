@@ -99,8 +99,8 @@ ax.legend()
 figure
 
 # %% [markdown]
-# log p(x) of the same models, by importance sampling from the guide. A guide of discrete latents leaves out codes that it
-# takes for impossible, and there is no posterior to refine: these are loose lower bounds, and they say so.
+# log p(x) of the same models, by importance sampling from the guide. A guide of discrete latents leaves out codes that
+# it takes for impossible, and there is no posterior to refine: these are loose lower bounds, and they say so.
 
 # %%
 log_p = {n: pv.log_likelihood(vae.model, vae.guide, x, num_samples=SAMPLES) for n, (vae, _) in discrete.items()}
