@@ -105,17 +105,18 @@ class LadderVAE(PyroPair):
     def num_layers(self) -> int:
         return len(self.layers) + 1
 
-    def model(self, x: Tensor, given: Tensor | None = None) -> None:
-        """p(x, z). It scores x, whatever the guide is given."""
+    def model(self, x: Tensor, given: Tensor | None = None, *index: Tensor) -> None:
+        """p(x, z). It scores x, whatever the guide is given. With an exemplar prior, `index` says which training data
+        they are."""
         pyro.module("ladder_vae", self)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", self._p_x(pyro.sample).to_event(x.dim() - 1), obs=x)
+            pyro.sample("x", self._p_x(pyro.sample, (), *index).to_event(x.dim() - 1), obs=x)
 
-    def guide(self, x: Tensor, given: Tensor | None = None) -> None:
+    def guide(self, x: Tensor, given: Tensor | None = None, *index: Tensor) -> None:
         """q(z | given), where given is x if left out."""
         pyro.module("ladder_vae", self)
         with pyro.plate("data", len(x), dim=-1):
-            self._descend(pyro.sample, self.features(x if given is None else given))
+            self._descend(pyro.sample, self.features(x if given is None else given), *index)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """d_1, ..., d_L, each (*, features), of x (*, *event)."""
@@ -124,18 +125,25 @@ class LadderVAE(PyroPair):
             d.append(up(d[-1]))
         return d
 
-    def _descend(self, draw: Callable[[str, TorchDistribution], Tensor], d: Sequence[Tensor] = ()) -> Tensor:
+    def _descend(
+        self, draw: Callable[[str, TorchDistribution], Tensor], d: Sequence[Tensor] = (), *index: Tensor
+    ) -> Tensor:
         """[h_1, z_1], for z_l as `draw(name, distribution)` gives them, from the top down: of q(z_l|h_l, d_l) in as
         many layers as there are features, the last of which are the top's, and of p(z_l|h_l) below."""
         d, h = list(d), None
-        z = draw(f"z{self.num_layers}", self.posterior(self.head(d.pop())) if d else self.prior())
+        top = self.posterior(self.head(d.pop())) if d else None
+        if top is not None and index:
+            self.prior.remember(index[0], top.mean)
+        z = draw(f"z{self.num_layers}", self.prior(*index) if top is None else top)
         for number, layer in zip(range(self.num_layers - 1, 0, -1), self.layers, strict=True):
             h = layer(h, z)
             z = draw(f"z{number}", layer.q(h, d.pop()) if d else layer.p(h))
         return z if h is None else concatenate(h, z)
 
-    def _p_x(self, draw: Callable[[str, TorchDistribution], Tensor], d: Sequence[Tensor] = ()) -> TorchDistribution:
-        return self.likelihood(self.decoder(self._descend(draw, d)))
+    def _p_x(
+        self, draw: Callable[[str, TorchDistribution], Tensor], d: Sequence[Tensor] = (), *index: Tensor
+    ) -> TorchDistribution:
+        return self.likelihood(self.decoder(self._descend(draw, d, *index)))
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z_L|x), of the top layer, batch shape (data,) and event shape (size of z_L,), of x (data, *event)."""

@@ -53,10 +53,11 @@ def test_training_never_looks_at_test_images(tmp_path, dataset, prior):
     assert runs[0].metrics["dataset_fingerprint"] == runs[1].metrics["dataset_fingerprint"]
 
 
-def test_exemplars_are_trained_resumed_and_loaded(tmp_path, dataset):
+@pytest.mark.parametrize("model", ["gated-dense-hvae:hidden=8", "dense-ladder:layers=3+2,hidden=8"])
+def test_exemplars_are_trained_resumed_and_loaded(tmp_path, dataset, model):
     """Bit for bit, and each where the encoder of the last epoch has it."""
     config = TrainConfig(
-        model="gated-dense-hvae:hidden=8",
+        model=model,
         prior="exemplar-prior:num_exemplars=50",
         epochs=3,
         latent_size=2,
