@@ -27,7 +27,7 @@ from ppl_vae.experiments.preparation import assemble
 from ppl_vae.programs import evaluating, guide_trace_of, model_trace_of, sample_sites, seeded
 
 SHORT = "PPL_VAE_SHORT" in os.environ  # a form that only shows that every cell runs
-EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 20, 10) if SHORT else (12, 5000, 200, 500)
+EPOCHS, IMAGES, TEST, SAMPLES = (1, 200, 10, 100) if SHORT else (12, 5000, 200, 500)
 
 data = pv.load("mnist-mini")
 train, test = data.train[:IMAGES], data.test[:TEST]
@@ -75,7 +75,8 @@ figure
 # log p(x) refines the posterior of all layers together, where samples of the guide can't be trusted.
 
 # %%
-print(pv.log_likelihood_within(ladder.model, ladder.guide, x[:20], num_samples=SAMPLES))
+score = pv.log_likelihood if SHORT else pv.log_likelihood_within
+print(score(ladder.model, ladder.guide, x[: TEST // 10], num_samples=SAMPLES))
 
 # %% [markdown]
 # ## Discrete latents
@@ -99,8 +100,8 @@ ax.legend()
 figure
 
 # %% [markdown]
-# log p(x) of the same models, by importance sampling from the guide. A guide of discrete latents leaves out codes that it
-# takes for impossible, and there is no posterior to refine: these are loose lower bounds, and they say so.
+# log p(x) of the same models, by importance sampling from the guide. A guide of discrete latents leaves out codes that
+# it takes for impossible, and there is no posterior to refine: these are loose lower bounds, and they say so.
 
 # %%
 log_p = {n: pv.log_likelihood(vae.model, vae.guide, x, num_samples=SAMPLES) for n, (vae, _) in discrete.items()}

@@ -52,12 +52,16 @@ def moved(module, device):
 
 @pytest.mark.parametrize(("kind", "name"), PARTS)
 def test_every_part_stays_on_the_device_of_the_parameters(kind, name):
+    options = {"model": "dense-vae:hidden=8", "latent_size": 4, kind: name}
+    if name.endswith("ladder"):
+        options = {"model": f"{name}:layers=3+2"}
     with seeded(0):
-        vae = build(TrainConfig(**{"model": "dense-vae:hidden=8", "latent_size": 4, kind: name}), SHAPE)
+        vae = build(TrainConfig(**options), SHAPE)
     with FakeTensorMode(allow_non_fake_inputs=True), seeded(0):
         moved(vae, "cuda")
         x = torch.zeros(3, *SHAPE, device="cuda")
-        loss = Elbo().differentiable_loss(vae.model, vae.guide, x)
+        own = (x, torch.arange(3, device="cuda")) if name == "exemplar-prior" else ()  # which of them each datum is
+        loss = Elbo().differentiable_loss(vae.model, vae.guide, x, *own)
         assert loss.device.type == "cuda"
         if vae.has_log_p:
             assert log_weights(vae.model, vae.guide, x, num_samples=2).device.type == "cuda"

@@ -31,11 +31,13 @@ from torch import nn
 from ppl_vae.components import choices
 from ppl_vae.evaluation.chunks import seed_of
 from ppl_vae.evaluation.importance import log_likelihood, log_weights
+from ppl_vae.experiments.config import TrainConfig
+from ppl_vae.experiments.preparation import assemble
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.objectives import Elbo
 from ppl_vae.posteriors import Posterior
 from ppl_vae.priors import Prior
-from ppl_vae.programs import guide_trace_of, model_trace_of, sample_sites, seeded
+from ppl_vae.programs import guide_trace_of, model_trace_of, part_of, sample_sites, seeded
 
 SHAPE, N, K = (1, 2, 2), 3, 3  # of x; how many data and samples
 SEED = 5
@@ -215,6 +217,45 @@ def test_programs_run_where_they_were_moved(names):
             sites = (sample_sites(trace, observed=False) | sample_sites(trace, observed=True)).values()
             assert {site["log_prob"].device.type for site in sites} == {"meta"}
             assert {site["log_prob"].dtype for site in sites} == {torch.float64}
+
+
+LADDER, DISCRETE = "dense-ladder:layers=3+2,hidden=8", "dense-dvae:hidden=8,categories=3"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "name"),
+    [
+        *itertools.product([LADDER, DISCRETE], ["likelihood"], LIKELIHOODS),
+        *itertools.product([LADDER], ["prior"], PRIORS),
+        *itertools.product([LADDER], ["posterior"], POSTERIORS),
+    ],
+)
+def test_other_models_take_every_component(model, kind, name):
+    """With the log-weights that one datum and one sample have alone, and gradients to every parameter."""
+    config = TrainConfig(model=model, latent_size=2, **{kind: f"{name}:{SMALL.get(name, '')}"})
+    assembly = assemble(config, of_images=False)
+    vae = assembly.build((4,)).double().eval()
+    with seeded(1), torch.no_grad():
+        x = vae.generate(N).sample()
+
+    def log_prob(program, part, x):
+        """Of all sites, at latents of one sample of one datum."""
+        trace = model_trace_of(program, part, x, num_samples=1)
+        sites = sample_sites(trace, observed=False) | sample_sites(trace, observed=True)
+        return sum(site["fn"].log_prob(site["value"]) for site in sites.values())
+
+    expected = torch.empty(K, N, dtype=torch.float64)
+    with seeded(2):
+        log_w = log_weights(vae.model, vae.guide, x, num_samples=K)
+    with seeded(2), pyro.get_param_store().scope(), torch.no_grad(), pyro.validation_enabled(False):
+        draws = guide_trace_of(vae.guide, x, num_samples=K)
+        for k, n in itertools.product(range(K), range(N)):
+            part, datum = part_of(draws, slice(k, k + 1), slice(n, n + 1)), x[n : n + 1]
+            expected[k, n] = log_prob(vae.model, part, datum) - log_prob(vae.guide, part, datum)
+    torch.testing.assert_close(log_w, expected, rtol=1e-6, atol=1e-6)
+    with seeded(0), pyro.get_param_store().scope():
+        assembly.objective.loss_and_grads(vae.model, vae.guide, x)
+    assert [k for k, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 def test_a_fresh_process_has_the_same_log_p_bit_for_bit(tmp_path):

@@ -92,7 +92,7 @@ def tensor_of(array: Array | StoredArray, convert: Convert, dtype: Any) -> Tenso
         return Rows(Stored(lambda index: convert(array[index]), torch.Size(shape), of_dtype), torch.arange(shape[0]))
     if array.dtype == dtype:
         return torch.from_numpy(
-            np.require(convert(array), requirements="CW")
+            np.require(convert(array), requirements=["C", "W"])
         )  # what may be written to, as torch wants it
     converted, start = np.empty(shape, dtype), 0
     for block in blocks(array):

@@ -7,6 +7,7 @@ loads them runs no code of yours.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def from_pretrained(
     if missing or not {*NEEDED} <= {*checksums(folder)}:
         why = f"one without {missing[0]}" if missing else "one without their checksums"
         raise ValueError(f"{repo_id}: expected a repository that ppl_vae wrote; got {why}")
-    return load_run(folder, **options)
+    return dataclasses.replace(load_run(folder, **options), folder=None)  # a part of one, and the cache's
 
 
 def folder_of(run: Run | Path | str) -> Path:

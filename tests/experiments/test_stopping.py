@@ -119,8 +119,8 @@ def test_other_data_are_refused(ppl_vae, tmp_path, monkeypatch):
     assert ppl_vae(*TRAIN)[0] == 0
     load = training.load
 
-    def other(*args):
-        dataset = load(*args)
+    def other(*args, **options):
+        dataset = load(*args, **options)
         dataset.train[0, 0, 0, 0] += 1
         return dataset
 

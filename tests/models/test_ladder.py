@@ -29,9 +29,8 @@ SPEC = "dense-ladder:layers=4+3+2,hidden=8"
 
 def test_all_layers_are_refined_together():
     case = ladder(width=4.0)
-    x = case.data[0][:3]
-    case.data, case.exact = (x,), case.exact[:3]
-    refined = refine(*case.pair, *case.data)
+    case.data, case.exact = (case.data[0][:2],), case.exact[:2]
+    refined = refine(*case.pair, *case.data, num_steps=40, num_draws=4)
     assert (refined.num_kept, refined.loc.shape[-1]) == (0, 4)  # of z3, z2 and z1
     result = log_likelihood(case.pair[0], refined, *case.data, num_samples=500)
     assert result.khat.max() < 0.5
@@ -114,13 +113,13 @@ def test_settings_are_the_layers_sizes():
         assemble(TrainConfig(model=SPEC, latent_size=7))
 
 
-@pytest.mark.parametrize("model", ["dense-ladder:layers=4+3+2+2+2,hidden=8", "conv-ladder:layers=3+2,hidden=8"])
+@pytest.mark.parametrize("model", ["dense-ladder:layers=4+3+2+2,hidden=8", "conv-ladder:layers=3+2,hidden=8"])
 def test_a_ladder_learns_with_gradients_everywhere(model):
     vae = build(TrainConfig(model=model), (1, 8, 8))
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
     assert check_model(vae.model, vae.guide, x).ok
-    history = fit(vae.model, vae.guide, x, epochs=5, batch_size=6, compiled=False, show_progress=False)
+    history = fit(vae.model, vae.guide, x, epochs=3, batch_size=6, compiled=False, show_progress=False)
     assert history["loss"][-1] < history["loss"][0]
     assert not [name for name, p in vae.named_parameters() if torch.equal(p, before[name])]
 

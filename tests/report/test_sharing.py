@@ -78,6 +78,7 @@ def test_a_run_goes_to_the_hub_and_back(folder, hub, tmp_path):
     assert hub["me/two"]["weights.safetensors"] == (folder / "weights.safetensors").read_bytes()
     run = from_pretrained("me/two", token="hf_mine", cache_dir=tmp_path)
     same(run, load_run(folder))
+    assert run.folder is None
     assert len(list(tmp_path.rglob("*.npz"))) == 0  # only what a run is made of is downloaded
 
     weights = hub["me/two"]["weights.safetensors"]
