@@ -147,7 +147,8 @@ def fit(
     began.
     """
     if isinstance(x, DataLoader):
-        batch_size, drop_last = batch_size or x.batch_size, drop_last or x.drop_last
+        batch_size = x.batch_size if batch_size is None else batch_size
+        drop_last = drop_last or x.drop_last
     batch_size = 128 if batch_size is None else batch_size
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
     ranks = Ranks(process_group)
