@@ -144,6 +144,10 @@ def outcome(call: bytes, threads: int, setup: Setup | None) -> bytes:
                 setup()
             function, args, kwargs = pickle.loads(call)
             return pickle.dumps((function(*args, **kwargs), None))
+        except KeyboardInterrupt:
+            if threading.current_thread() is threading.main_thread():
+                os._exit(128 + signal.SIGTERM)  # a worker whose training has written a checkpoint
+            raise
         except Exception as error:
             try:
                 content = pickle.dumps((None, error))

@@ -3,11 +3,12 @@
 import contextlib
 import operator
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from apart_calls import call, die, die_once, end_by_signal, look, outlive, set_up, wait_for
+from apart_calls import call, die, die_once, end_by_signal, look, outlive, set_up, stop_once, wait_for
 
 from ppl_vae.system.executors import apart, check_executor, executor_of, num_threads
 
@@ -66,6 +67,11 @@ def test_the_part_of_a_worker_that_is_killed_is_done_again_and_no_other(executor
 
 
 @pytest.mark.parametrize("executor", ["processes:2"], indirect=True)
+def test_a_part_that_a_signal_has_stopped_is_gone_on_with(executor, tmp_path):
+    assert of_one(executor, stop_once, str(tmp_path)) == "lives"
+
+
+@pytest.mark.parametrize("executor", ["processes:2"], indirect=True)
 def test_one_that_is_killed_twice_fails_and_the_others_go_on(executor):
     parts = {f"{a} + 1": (operator.add, a, 1) for a in (1, 2)} | {"death": (die,)}
     results = dict(apart(executor, call, parts))
@@ -87,6 +93,23 @@ def test_an_interrupt_terminates_the_workers(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / "ended").exists()
     assert futures[1].cancelled()
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from apart_calls import end_by_signal;"
+        "from ppl_vae.system.executors import executor_of\n"
+        "if __name__ == '__main__':\n"
+        "    with executor_of('processes:1', Path()) as executor: executor.submit(end_by_signal, '.').result()"
+    )
+    where = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])}
+    (tmp_path / "parent.py").write_text(code)
+    with subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=tmp_path, env=os.environ | where, stderr=subprocess.DEVNULL
+    ) as parent:
+        wait_for(tmp_path / "begun")
+        parent.kill()
+    wait_for(tmp_path / "ended")
 
 
 @pytest.mark.parametrize("spec", ["", "process", "processes:", "processes:0", "processes:a", "dask:0", "slurm:2"])
