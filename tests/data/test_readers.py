@@ -1,4 +1,5 @@
 import json
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -424,8 +425,17 @@ def test_a_zarr_folder_is_read_by_rows(tmp_path: Path) -> None:
     assert torch.equal(two.test[:, 0], torch.from_numpy(images)[two.test_labels])
 
 
-@pytest.mark.parametrize("change", ["codec", "object", "chunks", "damaged", "inner"])
-def test_a_zarr_folder_runs_nothing_and_claims_nothing(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ("codec", "the codec 'pickle'"),
+        ("inner", "the codec 'numcodecs.pickle'"),
+        ("chunks", "chunks of (1000000, 1000000)"),
+        ("object", "got "),
+        ("damaged", "got "),
+    ],
+)
+def test_a_zarr_folder_runs_nothing_and_claims_nothing(tmp_path: Path, change: str, fragment: str) -> None:
     zarr = pytest.importorskip("zarr")
     kind = {"zarr_format": 3, "shards": (12, 5)} if change == "inner" else {"zarr_format": 2}
     zarr.create_array(str(tmp_path / "a.zarr"), data=np.ones((12, 5)), chunks=(3, 5), **kind)
@@ -434,9 +444,22 @@ def test_a_zarr_folder_runs_nothing_and_claims_nothing(tmp_path: Path, change: s
     if change == "inner":
         metadata["codecs"][0]["configuration"]["codecs"].append({"name": "numcodecs.pickle", "configuration": {}})
     metadata |= {
-        "codec": {"filters": [{"id": "pickle", "protocol": 5}]},
+        "codec": {"filters": [{"id": "pickle", "protocol": 5}], "compressor": None},
         "object": {"dtype": "|O"},
         "chunks": {"chunks": [10**6, 10**6], "shape": [10**6, 10**6]},
     }.get(change, {})
     path.write_text("{" if change == "damaged" else json.dumps(metadata))
-    assert_raises(tmp_path / "a.zarr", ValueError, "a.zarr")
+    for chunk in (tmp_path / "a.zarr").glob("?.?"):
+        chunk.write_bytes(pickle.dumps(Payload(tmp_path / "bait")))
+    assert_raises(tmp_path / "a.zarr", ValueError, "a.zarr", fragment)
+    assert not (tmp_path / "bait").exists()
+
+
+class Payload:
+    """What leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")

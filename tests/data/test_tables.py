@@ -60,6 +60,10 @@ def test_whole_numbers_are_counts_and_labels(tmp_path: Path) -> None:
     assert y is not None
     assert y.tolist() == [0, -1, 2] * 4
     assert load(str(tmp_path / "a.csv"), label="age_group").classes == ()
+    frame.assign(age_group=["x", None, "y"] * 4).to_csv(tmp_path / "a.csv", index=False)
+    _, y = together(load(str(tmp_path / "a.csv"), label="age_group"))
+    assert y is not None
+    assert y.tolist() == [0, -1, 1] * 4
 
 
 def test_missing_values_are_named_or_taken(tmp_path: Path) -> None:
@@ -144,8 +148,16 @@ def test_cells_and_their_labels(tmp_path: Path) -> None:
     assert_raises(tmp_path / "a.h5ad", ValueError, "cell", "got 'cel'", label="cel")
 
 
-@pytest.mark.parametrize("change", ["link", "claim", "no file", "shape"])
-def test_bad_cells(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ("link", "expected what is in this file; got a link"),
+        ("claim", "bytes, unpacked"),
+        ("no file", "an AnnData file (.h5ad)"),
+        ("shape", "expected numbers (12, 5)"),
+    ],
+)
+def test_bad_cells(tmp_path: Path, change: str, fragment: str) -> None:
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "a.h5ad"
     write_h5ad(path)
@@ -154,6 +166,8 @@ def test_bad_cells(tmp_path: Path, change: str) -> None:
     else:
         with h5py.File(path, "a") as file:
             if change == "link":
+                with h5py.File(tmp_path / "other.h5", "w") as other:
+                    other["data"] = file["X/data"][:]
                 del file["X/data"]
                 file["X/data"] = h5py.ExternalLink("other.h5", "/data")
             if change == "claim":
@@ -161,7 +175,7 @@ def test_bad_cells(tmp_path: Path, change: str) -> None:
                 file["X"].create_dataset("data", (10**12,), "f4", chunks=(10**6,), compression="gzip")
             if change == "shape":
                 file["X"].attrs["shape"] = (12, 10**9)
-    assert_raises(path, ValueError, "a.h5ad")
+    assert_raises(path, ValueError, "a.h5ad", fragment)
 
 
 def test_hugging_face_datasets(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from array_files import npy
 
 from ppl_vae.data.loading import load
+from ppl_vae.system.arrays import read_npy
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +48,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("x.npy", "x.npz"):
         with pytest.raises(ValueError, match="no regular file"):
             load(str(tmp_path / name))
+
+
+def test_a_mapped_file_counts_for_no_memory(tmp_path: Path) -> None:
+    """What could be written to would be counted, and a file larger than memory refused."""
+    np.save(tmp_path / "a.npy", np.arange(3))
+    assert not read_npy(tmp_path / "a.npy", mapped=True).flags.writeable

@@ -130,7 +130,8 @@ def test_a_sampler_of_ones_own_is_followed():
 def test_rows_in_another_precision():
     (x,) = rows_of(Pairs([np.array([i, i / 2]) for i in range(4)]))
     assert x.dtype == torch.float64
-    assert Rows(x.source, x.at, torch.float32)[1:3].tolist() == [[1, 0.5], [2, 1]]
+    assert torch.equal(Rows(x.source, x.at, torch.float32)[1:3], torch.tensor([[1, 0.5], [2, 1]]))
+    assert Rows(x.source, x.at, torch.float32)[1:3].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

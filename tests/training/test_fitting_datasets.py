@@ -31,6 +31,7 @@ def test_a_dataset_trains_as_its_tensor_does():
 def test_a_stream_trains_in_its_own_order(monkeypatch):
     """As a tensor does whose rows are taken in their order."""
     streamed = fitted(Stream(X)), fitted(DataLoader(Stream(X), batch_size=7))
+    assert streamed[0] != fitted(X)
     monkeypatch.setattr("ppl_vae.training.fitting._Steps.are_streamed", True)
     assert streamed == (fitted(X), fitted(X))
     assert fitted(Items(X)) == streamed[0]
