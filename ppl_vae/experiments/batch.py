@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.evaluating import evaluate_once
+from ppl_vae.experiments.evaluating import evaluate_once, evaluated
+from ppl_vae.experiments.runs import finished
 from ppl_vae.experiments.sampling import save_samples
 from ppl_vae.experiments.training import trained
 from ppl_vae.system.executors import apart
@@ -23,6 +25,23 @@ from ppl_vae.system.signals import attempted
 
 Sizes = Mapping[str, Mapping[str, int]]
 """Of an evaluation (num_samples, num_images, seed), by its method."""
+
+
+def of_seeds(
+    models: Mapping[str, TrainConfig], seeds: Iterable[int], output: Path
+) -> dict[str, tuple[TrainConfig, Path]]:
+    """Each model with each seed, and its folder, by name/seed-SEED: all models of the first seed before any of the
+    second."""
+    return {
+        f"{name}/seed-{seed}": (dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}")
+        for seed in seeds
+        for name, model in models.items()
+    }
+
+
+def is_done(folder: Path, model: TrainConfig, sizes: Sizes) -> bool:
+    """Whether the folder has just this model, and its evaluations."""
+    return finished(folder, model) and all(evaluated(folder, method=m, **s) is not None for m, s in sizes.items())
 
 
 def train_and_evaluate(

@@ -19,12 +19,12 @@ from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit
 from ppl_vae.evaluation.results import PerDatum
-from ppl_vae.experiments.batch import Sizes, run_batch
+from ppl_vae.experiments.batch import Sizes, is_done, of_seeds, run_batch
 from ppl_vae.experiments.comparing import mean_over_seeds
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.evaluating import evaluated, evaluation_files, load_evaluation
+from ppl_vae.experiments.evaluating import evaluation_files, load_evaluation
 from ppl_vae.experiments.folders import SAMPLES, checked_json
-from ppl_vae.experiments.runs import finished, history_of, versions
+from ppl_vae.experiments.runs import history_of, versions
 from ppl_vae.experiments.settings import ReferenceConfig
 from ppl_vae.system.files import read_json, write_json
 from ppl_vae.system.hashing import fingerprint
@@ -151,12 +151,8 @@ def run_reference(
     dataset, options = load(dataset_name, data_dir), options | {"data_dir": data_dir}
     output.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
-    runs: dict[str, tuple[TrainConfig, Path, Sizes]] = {}
-    for seed in config.seeds:
-        for name, model in models.items():
-            model, folder = dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}"
-            if not _is_done(folder, model, config, dataset):
-                runs[f"{name}/seed-{seed}"] = model, folder, _sizes(config, dataset)
+    sizes, found = _sizes(config, dataset), of_seeds(models, config.seeds, output).items()
+    runs = {name: (model, folder, sizes) for name, (model, folder) in found if not _is_done(folder, model, sizes)}
 
     def tables() -> None:
         summarise(dataset, dataset_name, config, output, failed)
@@ -175,23 +171,19 @@ def _sizes(config: ReferenceConfig, dataset: Dataset) -> Sizes:
     }
 
 
-def _is_done(folder: Path, model: TrainConfig, config: ReferenceConfig, dataset: Dataset) -> bool:
-    """Whether the folder has just this model, and its evaluations."""
-    return (
-        finished(folder, model)
-        and (folder / SAMPLES).is_file()
-        and all(evaluated(folder, method=m, **sizes) is not None for m, sizes in _sizes(config, dataset).items())
-    )
+def _is_done(folder: Path, model: TrainConfig, sizes: Sizes) -> bool:
+    """Whether the folder has just this model, its evaluations and its samples."""
+    return is_done(folder, model, sizes) and (folder / SAMPLES).is_file()
 
 
 def summarise(
     dataset: Dataset, dataset_name: str, config: ReferenceConfig, output: Path, failed: dict[str, str]
 ) -> dict[str, Any]:
     """`metrics.json` from the run folders that are there, of rows in the order of the table."""
-    rows = {}
+    rows, sizes = {}, _sizes(config, dataset)
     for name, model in models_of(dataclasses.replace(config, rows=()), dataset_name).items():
-        folders = {output / name / f"seed-{seed}": dataclasses.replace(model, seed=seed) for seed in config.seeds}
-        if done := [folder for folder, of_seed in folders.items() if _is_done(folder, of_seed, config, dataset)]:
+        found = of_seeds({name: model}, config.seeds, output).values()
+        if done := [folder for of_seed, folder in found if _is_done(folder, of_seed, sizes)]:
             row = ROWS[dataset.name][name]
             rows[name] = _summary(row, done, dataset)
     metrics = {

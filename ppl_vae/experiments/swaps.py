@@ -17,7 +17,7 @@ from ppl_vae.components import choices
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
 from ppl_vae.evaluation.comparison import Unit, compare
-from ppl_vae.experiments.batch import Sizes, run_batch
+from ppl_vae.experiments.batch import Sizes, of_seeds, run_batch
 from ppl_vae.experiments.comparing import mean_over_seeds, rows_over_seeds
 from ppl_vae.experiments.config import TrainConfig, read_config
 from ppl_vae.experiments.evaluating import evaluated, load_evaluation
@@ -95,12 +95,8 @@ def run_swaps(
     output.mkdir(parents=True, exist_ok=True)
     models = models_of(config, dataset_name)
     failed: dict[str, str] = {}
-    runs: dict[str, tuple[TrainConfig, Path, Sizes]] = {}
-    for seed in config.seeds:
-        for name, model in models.items():
-            c, folder = dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}"
-            if not _evaluated(folder, c, config, dataset):
-                runs[f"{name}/seed-{seed}"] = c, folder, sizes_of(config, dataset)
+    sizes, found = sizes_of(config, dataset), of_seeds(models, config.seeds, output).items()
+    runs = {name: (c, folder, sizes) for name, (c, folder) in found if not _evaluated(folder, c, sizes)}
 
     def tables() -> None:
         with attempted("tables", failed, say):
@@ -120,9 +116,9 @@ def sizes_of(config: SwapsConfig, dataset: Dataset) -> Sizes:
     return {"importance": sizes, "ladder": sizes}
 
 
-def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Dataset) -> bool:
+def _evaluated(folder: Path, c: TrainConfig, sizes: Sizes) -> bool:
     """Whether the folder has the evaluation of just this model, whose weights may be elsewhere."""
-    if any(evaluated(folder, method=m, **sizes) is None for m, sizes in sizes_of(config, dataset).items()):
+    if any(evaluated(folder, method=m, **s) is None for m, s in sizes.items()):
         return False
     try:
         check(folder, "config.json", "metrics.json", SAMPLES)  # what is damaged is made again
@@ -134,17 +130,15 @@ def _evaluated(folder: Path, c: TrainConfig, config: SwapsConfig, dataset: Datas
 
 def summarise(dataset: Dataset, config: SwapsConfig, output: Path, failed: dict[str, str]) -> dict[str, Any]:
     """`metrics.json` and the figures from the evaluations in the run folders."""
-    models = models_of(config, dataset.name)
+    models, sizes = models_of(config, dataset.name), sizes_of(config, dataset)
     groups: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {}
     for group in GROUPS:
         names = [name for name in models if name.startswith(group) or (name == BASE and group != "likelihood")]
         runs: dict[str, list[Path]] = {}
         for name in names:
-            folders = [output / name / f"seed-{seed}" for seed in config.seeds]
-            done = [f for f, seed in zip(folders, config.seeds, strict=True)
-                    if _evaluated(f, dataclasses.replace(models[name], seed=seed), config, dataset)]  # fmt: skip
-            if done:
+            found = of_seeds({name: models[name]}, config.seeds, output).values()
+            if done := [folder for c, folder in found if _evaluated(folder, c, sizes)]:
                 runs[name] = done
                 seconds[name] = [read_json(folder / "metrics.json")["seconds"] for folder in done]
         if runs:

@@ -17,11 +17,11 @@ from typing import Any
 from ppl_vae.components import UsageError
 from ppl_vae.data.dataset import Dataset
 from ppl_vae.data.loading import load
-from ppl_vae.experiments.batch import Sizes, run_batch
+from ppl_vae.experiments.batch import Sizes, is_done, of_seeds, run_batch
 from ppl_vae.experiments.comparing import compare_all, mean_over_seeds, rows_over_seeds
 from ppl_vae.experiments.config import TrainConfig
-from ppl_vae.experiments.evaluating import evaluated, load_evaluation
-from ppl_vae.experiments.runs import finished, versions
+from ppl_vae.experiments.evaluating import load_evaluation
+from ppl_vae.experiments.runs import versions
 from ppl_vae.experiments.settings import ONCE, SweepConfig
 from ppl_vae.system.files import read_json, write_json
 from ppl_vae.system.hashing import fingerprint
@@ -83,12 +83,8 @@ def run_sweep(
     output.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     sizes = _sizes(config, dataset)
-    runs: dict[str, tuple[TrainConfig, Path, Sizes]] = {}
-    for seed in config.grid.seed:
-        for name, model in models.items():
-            model, folder = dataclasses.replace(model, seed=seed), output / name / f"seed-{seed}"
-            if not _is_done(folder, model, sizes):
-                runs[f"{name}/seed-{seed}"] = model, folder, sizes
+    found = of_seeds(models, config.grid.seed, output).items()
+    runs = {name: (model, folder, sizes) for name, (model, folder) in found if not is_done(folder, model, sizes)}
 
     def tables() -> None:
         with attempted("tables", failed, say):
@@ -107,11 +103,6 @@ def _sizes(config: SweepConfig, dataset: Dataset) -> Sizes:
     return {"ladder": {"num_samples": config.sizes.num_samples, "num_images": num_images, "seed": 0}}
 
 
-def _is_done(folder: Path, model: TrainConfig, sizes: Sizes) -> bool:
-    """Whether the folder has just this model, and its evaluation."""
-    return finished(folder, model) and all(evaluated(folder, method=m, **s) is not None for m, s in sizes.items())
-
-
 def summarise(config: SweepConfig, dataset: Dataset, output: Path, failed: dict[str, str]) -> dict[str, Any]:
     """`metrics.json` from the run folders that are there: a table for each group of models that can be compared, such
     as those of one measure. Densities of images are bounds on the mass of their levels there."""
@@ -119,15 +110,15 @@ def summarise(config: SweepConfig, dataset: Dataset, output: Path, failed: dict[
     runs: dict[str, list[Path]] = {}
     chosen: dict[str, dict[str, Any]] = {}
     for name, model in models_of(config).items():
-        of_seeds = {output / name / f"seed-{seed}": dataclasses.replace(model, seed=seed) for seed in config.grid.seed}
-        if done := [folder for folder, of_seed in of_seeds.items() if _is_done(folder, of_seed, sizes)]:
+        found = of_seeds({name: model}, config.grid.seed, output).values()
+        if done := [folder for of_seed, folder in found if is_done(folder, of_seed, sizes)]:
             runs[name], chosen[name] = done, {setting: getattr(model, setting) for setting in settings}
     num_dims = math.prod(dataset.event_shape)
     means = {name: mean_over_seeds([load_evaluation(f, "ladder") for f in folders]) for name, folders in runs.items()}
     is_of_images = len(dataset.event_shape) == 3
-    found = compare_all(means, num_dims=dict.fromkeys(means, num_dims), levels=is_of_images)
+    compared = compare_all(means, num_dims=dict.fromkeys(means, num_dims), levels=is_of_images)
     titles = {name: title_of(of_model) or name for name, of_model in chosen.items()}
-    tables = [rows_over_seeds(table, runs, titles, num_dims) for table in found.tables]
+    tables = [rows_over_seeds(table, runs, titles, num_dims) for table in compared.tables]
     metrics = {
         "dataset": dataset.name,
         "dataset_fingerprint": fingerprint(dataset.train, dataset.test),
@@ -136,7 +127,7 @@ def summarise(config: SweepConfig, dataset: Dataset, output: Path, failed: dict[
             "tables": [
                 {"unit": "nats", "rows": [row | {"settings": chosen[row["name"]]} for row in rows]} for rows in tables
             ],
-            "left_out": found.left_out,
+            "left_out": compared.left_out,
         },
         "config": {**vars(config.grid), **vars(config.sizes), "seeds": config.grid.seed},
         "failed": failed,
