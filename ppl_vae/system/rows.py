@@ -75,6 +75,11 @@ class Rows(Tensor):
         """Whether to read them in another order than theirs is to begin again."""
         return isinstance(self.source, _Part) and isinstance(self.source.items, _Stream)
 
+    def read_anew(self) -> None:
+        """Begins another pass: what was read in the last one is not kept for it."""
+        if isinstance(self.source, _Part):
+            self.source.items.forget()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         match func, args:
@@ -161,6 +166,9 @@ class _Reader(ABC):
             self.last = index, self._read(index)
         return self.last[1]
 
+    def forget(self) -> None:
+        self.last = None
+
 
 class _Items(_Reader):
     """Of a map-style dataset."""
@@ -217,6 +225,9 @@ class _Stream(_Reader):
         self.start += len(self.batch[0]) if self.batch else 0
         self.batch = () if read is None else _checked(self.name, read)
         return read is not None
+
+    def forget(self) -> None:
+        self.last, self.batch = None, ()  # so that the next read begins again
 
     def _count(self) -> int:
         """Of a pass: that of a dataset that knows its length, else counted in one."""

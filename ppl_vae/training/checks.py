@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -29,8 +29,9 @@ def check_batches(model: Program, guide: Program, data: Batch, encode: Callable[
     Where each datum has its own support, and where an argument beside x is read lazily, they run on all.
     """
     args = data[1:]
+    extreme: Container[int]  # numbers of batches
     if any(isinstance(t, Rows) for t in args):
-        extreme = {*range(len(data[0]))}
+        extreme = range(len(data[0]))
     else:
         extreme = {row // batch_size for t in args for row in _extremes(t)}
     supports: list[tuple[int, tuple[int, ...], Constraint]] | None = []

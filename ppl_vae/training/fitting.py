@@ -146,10 +146,7 @@ def fit(
     `RuntimeWarning` of a posterior that has collapsed, with a KL next to 0, and of a run that ends far below where it
     began.
     """
-    if isinstance(x, DataLoader):
-        batch_size = x.batch_size if batch_size is None else batch_size
-        drop_last = drop_last or x.drop_last
-    batch_size = 128 if batch_size is None else batch_size
+    batch_size, drop_last = _batching(x, batch_size, drop_last)
     _check(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
     ranks = Ranks(process_group)
     with seeded(seed):  # items of a dataset may be random
@@ -171,35 +168,20 @@ def fit(
     ):
         generator, modules = Generator().manual_seed(seed), all_modules(model, guide, objective)
         keeping: dict[str, Any] = {"ema_decay": ema_decay, "keep_best": patience is not None}
-        state = TrainingState(modules, optim, generator, num_steps, device, bare, **keeping)
-        ranks.give(t for tensors in state.weights for t in tensors.values())
-        state.restore(state.weights)
+        state = _of_first(ranks, TrainingState(modules, optim, generator, num_steps, device, bare, **keeping))
         _plan(objective, optim, epochs, state)
         make_step = Step if ranks.size == 1 else partial(ParallelStep, ranks=ranks)
         step = make_step(model, guide, objective, optim, compiled=bool(compiled))
         steps = _Steps(step, state, data, encode, batch_size, epochs * num_steps if compiled is None else None)
-        steps.check(first, held_out, seed)
-        check_parallel(model, guide, objective, ranks, steps.fewest)
+        steps.check(first, held_out, seed, ranks)
         settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "compiled": compiled}
         saving = _Saving(checkpoints, steps, {**settings, "ema_decay": ema_decay, "patience": patience})
-        if ranks.size > 1:
-            ranks.agree({**saving.settings, "optimiser": repr(optim), "data": fingerprint(*data, *held_out)})
-        if (saved := ranks.first(lambda: saving.load(resume, (*data, *held_out)))) is not None:
+        if (saved := saving.load(resume, (*data, *held_out), ranks)) is not None:
             steps.resume(saved)
             report((state.epoch - 1) * num_steps + state.step, f"resumes {_place(state, epochs)}")
         while state.epoch <= epochs and not is_over(state.rows, patience, state.since):
             start = time.perf_counter() - state.seconds
-            batches = steps.batches()
-            with mode(model, guide, training=True):
-                for rows in batches[state.step :]:
-                    state.end_step(steps.take(rows, first=state.num_steps == 0), start)
-                    report()
-                    if state.num_steps == 1 and not state.losses[0].isfinite():
-                        break  # no step can make it better: the rest of the epoch is spared
-                    if reason := ranks.agreed(stop()):
-                        saving.save()
-                        raise Stopped(f"stopped {_place(state, epochs)}", reason, History(state.rows))
-                    saving.save_if_due()
+            batches = _run_epoch(saving, lambda: ranks.agreed(stop()), report, start)
             row = steps.measured(batches, monitored, seed) | {"seconds": time.perf_counter() - start}
             row = ranks.first(partial(dict, row))  # to the last bit, for what it decides
             state.end_epoch(row)
@@ -216,6 +198,40 @@ def fit(
     if ranks.is_first:
         warn_of_end(state.rows[: state.kept_epoch], first[0], model, guide)
     return History(state.rows)
+
+
+def _batching(x: Any, batch_size: int | None, drop_last: bool) -> tuple[int, bool]:
+    """Those that are asked for, or a `DataLoader`'s own."""
+    if isinstance(x, DataLoader):
+        batch_size = x.batch_size if batch_size is None else batch_size
+        drop_last = drop_last or x.drop_last
+    return 128 if batch_size is None else batch_size, drop_last
+
+
+def _of_first(ranks: Ranks, state: TrainingState) -> TrainingState:
+    """The state, with the weights of the first rank."""
+    ranks.give(t for tensors in state.weights for t in tensors.values())
+    state.restore(state.weights)
+    return state
+
+
+def _run_epoch(
+    saving: _Saving, stop: Callable[[], object], report: Callable[[], object], start: float
+) -> Sequence[Tensor]:
+    """The steps of an epoch that are left. Returns the rows of its batches. Raises `Stopped` when `stop` says so."""
+    steps, state = saving.steps, saving.steps.state
+    batches = steps.batches()
+    with mode(steps.step.model, steps.step.guide, training=True):
+        for rows in batches[state.step :]:
+            state.end_step(steps.take(rows, first=state.num_steps == 0), start)
+            report()
+            if state.num_steps == 1 and not state.losses[0].isfinite():
+                break  # no step can make it better: the rest of the epoch is spared
+            if reason := stop():
+                saving.save()
+                raise Stopped(f"stopped {_place(state, saving.settings['epochs'])}", reason, History(state.rows))
+            saving.save_if_due()
+    return batches
 
 
 def _plan(objective: ELBO, optim: PyroOptim, epochs: int, state: TrainingState) -> None:
@@ -273,6 +289,9 @@ class _Steps:
     def batches(self) -> Sequence[Tensor]:
         """The rows of the batches of this epoch."""
         order = self.state.order(len(self.data[0])).to(self.data[0].device)
+        for t in self.data:
+            if isinstance(t, Rows):
+                t.read_anew()
         if self.are_streamed:
             order = order.sort().values
         return order.split(self.batch_size)[: len(self.state.losses)]
@@ -307,14 +326,16 @@ class _Steps:
             self.step.compiled = repays(self.num_planned, self.step.flops)
         return loss
 
-    def check(self, first: tuple[Tensor, ...], held_out: tuple[Tensor, ...], seed: int) -> None:
+    def check(self, first: tuple[Tensor, ...], held_out: tuple[Tensor, ...], seed: int, ranks: Ranks) -> None:
         """Raises `ValueError` for data that the programs can't score, all of them looked at, and for a last batch of
-        one that BatchNorm can't take. `first` are the first data, encoded."""
+        one that BatchNorm can't take; on several ranks for what takes a batch together. `first` are the first
+        data, encoded."""
         for part in (self.data, held_out) if held_out else (self.data,):
             encode = partial(self.encoded, generator=Generator(part[0].device).manual_seed(seed))
             check_batches(self.step.model, self.step.guide, part, encode, self.batch_size)
         if self.fewest == 1:
             self._check_single(tuple(t[:1] for t in first))
+        check_parallel(self.step.model, self.step.guide, self.step.objective, ranks, self.fewest)
 
     def _check_single(self, datum: tuple[Tensor, ...]) -> None:
         """Leaves buffers as they were."""
@@ -395,8 +416,13 @@ class _Saving:
     steps: _Steps
     settings: dict[str, Any]
 
-    def load(self, resume: bool, data: tuple[Tensor, ...]) -> dict[str, Any] | None:
-        """The state to resume from, if there is one."""
+    def load(self, resume: bool, data: tuple[Tensor, ...], ranks: Ranks) -> dict[str, Any] | None:
+        """The state to resume from, if there is one, the same on all ranks."""
+        if ranks.size > 1:
+            ranks.agree({**self.settings, "optimiser": repr(self.steps.step.optim), "data": fingerprint(*data)})
+        return ranks.first(lambda: self._load(resume, data))
+
+    def _load(self, resume: bool, data: tuple[Tensor, ...]) -> dict[str, Any] | None:
         if self.checkpoints is None:
             return None
         optim = self.steps.step.optim

@@ -78,3 +78,17 @@ def test_labels_that_the_model_does_not_take():
     ):
         fitted(labelled)
     assert fitted(labelled, encode=lambda x, y, generator: (x,)) == fitted(X)
+
+
+def test_a_stream_that_fits_into_a_batch_is_read_anew_in_each_epoch():
+    class Counted(Stream):
+        passes = 0
+
+        def __iter__(self):
+            Counted.passes += 1
+            return super().__iter__()
+
+    fitted(Counted(X), batch_size=50, epochs=1)
+    one = Counted.passes
+    fitted(Counted(X), batch_size=50, epochs=4)
+    assert Counted.passes - one == one + 3
