@@ -22,6 +22,7 @@ from ppl_vae.experiments.config import MOST_CLASSES
 from ppl_vae.experiments.runs import versions
 from ppl_vae.networks import ConvEncoder, Shape
 from ppl_vae.programs import evaluating, seeded
+from ppl_vae.system.errors import one_line
 from ppl_vae.system.files import writable, write_whole
 from ppl_vae.system.hashing import fingerprint
 from ppl_vae.system.progress import progress
@@ -171,9 +172,9 @@ def _load(path: Path, dataset: Dataset) -> Features:
             classifier = Classifier(dataset.image_shape, len(weights["logits.bias"]))
         classifier.load_state_dict(weights)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:100]
         raise ValueError(
-            f"{path}: expected a classifier of {dataset.name}, or torchvision's Inception v3; got another ({reason})"
+            f"{path}: expected a classifier of {dataset.name}, or torchvision's Inception v3; got another "
+            f"({one_line(error, foreign=True)})"
         ) from None
     if about.get("dataset_fingerprint") != fingerprint(dataset.train):
         raise ValueError(

@@ -12,7 +12,6 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ppl_vae.components import UsageError
@@ -21,7 +20,7 @@ from ppl_vae.experiments.runs import Run, load_run
 from ppl_vae.experiments.sampling import picture_of_samples
 from ppl_vae.report.card import model_card
 from ppl_vae.system.archives import NAME, to_zip
-from ppl_vae.system.errors import one_line
+from ppl_vae.system.errors import needed, one_line
 from ppl_vae.system.files import CHECKSUMS, check, checksums, to_checksums, write_whole
 
 NEEDED = ("config.json", "weights.safetensors", "metrics.json")
@@ -127,14 +126,10 @@ def contents_of(folder: Path, *, load: str) -> dict[str, bytes]:
     return {CARD: card.encode(), **contents}
 
 
-def _hub(repo_id: str) -> ModuleType:
+def _hub(repo_id: str) -> Any:
     if not REPO_ID.fullmatch(repo_id):
         raise UsageError(f"repo_id: expected OWNER/NAME; got {repo_id[:100]!r}")
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError:
-        raise ImportError("Hub: expected huggingface_hub; got none (pip install 'ppl-vae[hub]')") from None
-    return huggingface_hub
+    return needed("huggingface_hub", "hub", repo_id)
 
 
 @contextlib.contextmanager

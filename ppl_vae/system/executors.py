@@ -21,7 +21,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppl_vae.system.errors import one_line
+from ppl_vae.system.errors import needed, one_line
 
 T = TypeVar("T")
 
@@ -228,10 +228,7 @@ def _begin() -> None:
 
 @contextmanager
 def _dask(rest: str, folder: Path, threads: int, setup: Setup | None) -> Iterator[Executor]:
-    try:
-        import distributed
-    except ModuleNotFoundError:
-        raise ImportError("executor dask: expected dask; got none (pip install 'ppl-vae[dask]')") from None
+    distributed = needed("distributed", "dask", "executor dask")
     with ExitStack() as stack:
         cluster: Any = rest
         if not rest or rest.isdecimal():
@@ -252,10 +249,7 @@ def _dask(rest: str, folder: Path, threads: int, setup: Setup | None) -> Iterato
 
 @contextmanager
 def _slurm(rest: str, folder: Path, threads: int, setup: Setup | None) -> Iterator[Executor]:
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise ImportError("executor slurm: expected submitit; got none (pip install 'ppl-vae[slurm]')") from None
+    submitit = needed("submitit", "slurm", "executor slurm")
     is_here = rest in ("local", "debug")
     cluster = rest if is_here else "slurm"
     try:
