@@ -44,7 +44,7 @@ def evaluate(options: EvaluateCommand) -> None:
     output = writable(options.output or output_of(run, options.run))
     with executor_of(options.executor, output.absolute(), setup_of(options.plugin)) as executor:
         _evaluate(options, run, output, {} if executor is None else {"executor": executor})
-    if tracker and options.method != "sandwich":
+    if tracker:
         tell(tracker, options.run)
 
 

@@ -396,7 +396,7 @@ class QualityCommand(WithModels):
         for folder in self.runs:
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: expected the folder of a finished run; got nothing there")
-        from ppl_vae.cli.sampling import assess
+        from ppl_vae.cli.quality import assess
 
         assess(self)
 
